@@ -1,0 +1,164 @@
+"""Density of a sampler with independent noise by importance sampling over its noise inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayeshnet.entropy.sampler import Draw, NoisySampler, chunks
+
+__all__ = ["ImportanceEstimate", "importance_log_density"]
+
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportanceEstimate:
+    """An estimate of ``q(w) = int N(w; h(z), diag sigma^2) N(z; 0, I) dz`` for S weight vectors.
+
+    Attributes:
+        log_prob: Its logarithm ``[S]``.
+        effective_share: Effective sample size over the number of importance samples ``[S]``, in 0..1.
+    """
+
+    log_prob: Tensor
+    effective_share: Tensor
+
+
+@torch.no_grad()
+def importance_log_density(
+    sampler: NoisySampler, draw: Draw, *, num_inner: int = 64, num_starts: int = 5, num_steps: int = 12
+) -> ImportanceEstimate:
+    """Importance sampling with a mixture of linearisations as the proposal.
+
+    One component is the sampler linearised at the z that made w; the others are linearised at modes of p(z | w) found
+    by Gauss-Newton steps from random starts, so that a sampler that folds is seen to fold. If it is linear, all
+    components agree and all importance weights are equal: the proposal is its own control variate.
+
+    Args:
+        sampler: A sampler with independent noise.
+        draw: S draws of it.
+        num_inner: Importance samples per component.
+        num_starts: Random starts per draw.
+        num_steps: Gauss-Newton steps from each.
+    """
+    compressed = _compress(sampler)
+    num = draw.z.shape[0]
+    rows_at_once = max(1, 20_000_000 // (compressed.size * num_inner * (num_starts + 1)))
+    parts: list[ImportanceEstimate] = []
+    for rows in chunks(num, rows_at_once):
+        part = Draw(draw.weights[rows], draw.z[rows], draw.noise[rows])
+        parts.append(_estimate(compressed, part, num_inner, num_starts, num_steps))
+    log_prob = torch.cat([p.log_prob for p in parts]) - sampler.log_sigma().double().sum()
+    return ImportanceEstimate(log_prob, torch.cat([p.effective_share for p in parts]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Compressed:
+    """The likelihood of z in as few coordinates as it has: ``|(w - h(z)) / sigma|^2 = |t(w) - a(z)|^2 + c(w)``.
+
+    With a linear head ``h(z) = W f(z) + b`` and ``diag(1 / sigma) W = Q R`` these are ``a = R f``, ``t = Q^T (w - b) /
+    sigma``, q numbers instead of D.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    jacobian: Callable[[Tensor], Tensor]
+    target: Callable[[Tensor], tuple[Tensor, Tensor]]
+    size: int
+
+
+def _compress(sampler: NoisySampler) -> _Compressed:
+    sigma = sampler.sigma.double()
+    dtype = sampler.sigma.dtype
+    head = sampler.linear_head
+    weight, bias = (None, None) if head is None else head.head()
+    if head is None or weight is None or weight.shape[1] >= weight.shape[0]:
+
+        def target(weights: Tensor) -> tuple[Tensor, Tensor]:
+            return weights.double() / sigma, torch.zeros(weights.shape[0], dtype=torch.double, device=sigma.device)
+
+        return _Compressed(
+            lambda z: sampler.generate(z.to(dtype)).double() / sigma,
+            lambda z: sampler.jacobian(z.to(dtype)).double() / sigma,
+            target,
+            sampler.event_dim,
+        )
+    q, r = torch.linalg.qr(weight.double() / sigma.unsqueeze(1))
+    offset = torch.zeros_like(sigma) if bias is None else bias.double()
+
+    def target_of_head(weights: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = (weights.double() - offset) / sigma
+        inner = scaled @ q
+        return inner, scaled.square().sum(-1) - inner.square().sum(-1)
+
+    return _Compressed(
+        lambda z: sampler.features(z.to(dtype)).double() @ r.T,
+        lambda z: sampler.feature_jacobian(z.to(dtype)).double() @ r.T,
+        target_of_head,
+        weight.shape[1],
+    )
+
+
+def _estimate(
+    compressed: _Compressed, draw: Draw, num_inner: int, num_starts: int, num_steps: int
+) -> ImportanceEstimate:
+    num, n = draw.z.shape
+    target, rest = compressed.target(draw.weights)
+    # Components: the noise that made the draw, and modes reached from elsewhere.
+    own = draw.z.double().unsqueeze(1)
+    starts = torch.randn(num, num_starts, n, dtype=torch.double, device=own.device)
+    k = num_starts + 1
+    modes = torch.cat([own, _gauss_newton(compressed, target, starts, num_steps)], 1).reshape(-1, n)
+    mean, precision = _linearise(compressed, target.repeat_interleave(k, 0), modes)
+    chol = torch.linalg.cholesky(precision)
+    e = torch.randn(num * k, n, num_inner, dtype=torch.double, device=own.device)
+    z = mean.unsqueeze(1) + torch.linalg.solve_triangular(chol.transpose(1, 2), e, upper=True).transpose(1, 2)
+    z = z.reshape(num, k * num_inner, n)
+    a = compressed.embed(z.reshape(-1, n)).reshape(num, k * num_inner, -1)
+    misfit = (a - target.unsqueeze(1)).square().sum(-1) + rest.unsqueeze(1) + draw.weights.shape[1] * _LOG_2PI
+    log_joint = -0.5 * (misfit + z.square().sum(-1) + n * _LOG_2PI)
+    # Density of the whole mixture at every sample, whichever component drew it.
+    offset = z.unsqueeze(1) - mean.reshape(num, k, 1, n)
+    scaled = offset @ chol.reshape(num, k, n, n)
+    log_det = chol.diagonal(dim1=-2, dim2=-1).log().sum(-1).reshape(num, k, 1)
+    log_parts = -0.5 * (scaled.square().sum(-1) + n * _LOG_2PI) + log_det
+    log_weight = log_joint - (torch.logsumexp(log_parts, 1) - math.log(k))
+    total = log_weight.shape[1]
+    share = 1.0 / torch.softmax(log_weight, 1).square().sum(1) / total
+    return ImportanceEstimate(torch.logsumexp(log_weight, 1) - math.log(total), share)
+
+
+def _linearise(compressed: _Compressed, target: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and precision of p(z | w) for the sampler linearised at z."""
+    jacobian = compressed.jacobian(z)
+    curvature = jacobian @ jacobian.transpose(1, 2)
+    precision = curvature + torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    pull = (jacobian @ (target - compressed.embed(z)).unsqueeze(-1)) + curvature @ z.unsqueeze(-1)
+    return torch.linalg.solve(precision, pull).squeeze(-1), precision
+
+
+def _gauss_newton(compressed: _Compressed, target: Tensor, starts: Tensor, num_steps: int) -> Tensor:
+    """Modes of p(z | w) from each start, by Gauss-Newton steps shortened where they do not help."""
+    num, k, n = starts.shape
+    goal = target.repeat_interleave(k, 0)
+
+    def cost_of(z: Tensor) -> Tensor:
+        return (compressed.embed(z) - goal).square().sum(-1) + z.square().sum(-1)
+
+    z = starts.reshape(-1, n)
+    cost = cost_of(z)
+    for _ in range(num_steps if k else 0):
+        mean, _ = _linearise(compressed, goal, z)
+        for length in (1.0, 0.3, 0.1, 0.03):
+            trial = z + length * (mean - z)
+            trial_cost = cost_of(trial)
+            better = trial_cost < cost
+            z = torch.where(better.unsqueeze(1), trial, z)
+            cost = torch.where(better, trial_cost, cost)
+            if bool(better.all()):
+                break
+    return z.reshape(num, k, n)

@@ -1,0 +1,83 @@
+"""The protocol of an estimator of log q."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from bayeshnet.entropy.sampler import Draw, NoisySampler
+from bayeshnet.errors import ArgumentError, BayeshnetWarning
+
+__all__ = ["Diagnosis", "LogDensity"]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a check of an estimator found.
+
+    Attributes:
+        values: Numbers by name.
+        advice: One sentence per problem: what was found and what to do; empty if none was found.
+        category: The warning class that fits the problems.
+    """
+
+    values: dict[str, float]
+    advice: list[str] = field(default_factory=list[str])
+    category: type[BayeshnetWarning] = BayeshnetWarning
+
+    @property
+    def healthy(self) -> bool:
+        """Whether no problem was found."""
+        return not self.advice
+
+
+class LogDensity(ABC):
+    """Estimates log q of a sampler's draws.
+
+    An estimator is stateless: one object serves any number of samplers.
+    """
+
+    noise: str
+    """The kind of perturbation noise that it applies to, ``"shared"`` or ``"independent"``."""
+
+    @abstractmethod
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+        """Log-density of each sample of a draw ``[S]``, differentiable with respect to everything in it."""
+
+    @abstractmethod
+    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
+        """Log-density at weights ``[S, D]`` that this sampler did not just draw, ``[S]``.
+
+        Raises:
+            RuntimeError: If the estimator needs the noise that made the weights.
+        """
+
+    @abstractmethod
+    def diagnose(self, sampler: NoisySampler, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
+        """Measure how far the estimate can be trusted for the sampler as it is now.
+
+        Args:
+            sampler: The sampler.
+            num_samples: Number of draws to look at.
+            thorough: Search; otherwise only what costs no more than a few training steps.
+        """
+
+    def check(self, sampler: NoisySampler) -> None:
+        """Raise unless the estimator applies to the sampler.
+
+        Raises:
+            ValueError: If the kind of noise differs.
+            RuntimeError: If the sampler has no density per sample.
+        """
+        kind = "shared" if sampler.shared else "independent"
+        if kind != self.noise:
+            raise ArgumentError(
+                f"estimator: {type(self).__name__} applies to {self.noise} noise, the hypernetwork has {kind} noise; "
+                f"build the wrapper with HPerturbWrapper(..., noise={self.noise!r}) or choose another estimator."
+            )
+        sampler.check_density()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"

@@ -1,0 +1,189 @@
+"""What the estimators of log q need to know of a sampler: its draws, and the Jacobian of its generator.
+
+A sampler is a hypernetwork h with perturbation noise, the distribution of
+
+* ``w = h(z[:n]) + sigma * z``, z in R^D (shared noise), or
+* ``w = h(z) + sigma * e``, z in R^n, e in R^D (independent noise),
+
+with standard normal z and e, n << D. Where h is linear in its last layer, h(z) = W phi(z) + b, derivatives are taken of
+the small features phi only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
+from bayeshnet.hnets.hnet_interface import HyperNetInterface
+from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
+from bayeshnet.hnets.jacobian import row_jacobian
+from bayeshnet.hnets.linear_head import LinearHeadHyperNet
+from bayeshnet.layers.batch_norm import BatchNormLayer
+
+__all__ = ["Draw", "NoisySampler"]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Samples and what made them.
+
+    Attributes:
+        weights: The samples ``[S, D]``.
+        z: Input of the generator ``[S, n]``.
+        noise: Standard normal perturbation ``[S, D]``; for shared noise its first n columns are ``z``.
+    """
+
+    weights: Tensor
+    z: Tensor
+    noise: Tensor
+
+
+class NoisySampler:
+    """The sampling side of a perturbed hypernetwork, for one condition.
+
+    Args:
+        hnet: A perturbation wrapper with its default handlers, around any hypernetwork.
+        cond_id: The condition, for a conditional hypernetwork that keeps its conditions.
+        cond_input: The conditional input ``[E]`` or ``[1, E]`` instead.
+
+    Raises:
+        TypeError: If ``hnet`` is not a perturbation wrapper.
+        ValueError: If both ``cond_id`` and ``cond_input`` are given, or the wrapper has handlers of its own.
+    """
+
+    def __init__(
+        self, hnet: HyperNetInterface, *, cond_id: int | None = None, cond_input: Tensor | None = None
+    ) -> None:
+        if not isinstance(hnet, HPerturbWrapper):
+            raise ArgumentTypeError(
+                f"hnet: is a {type(hnet).__name__}, whose outputs fill only a surface in weight space and have no "
+                "density; wrap it: HPerturbWrapper(hnet, learn_sigma='per_weight')."
+            )
+        if hnet.input_handler is not None or hnet.output_handler is not None:
+            raise ArgumentError(
+                "hnet: the wrapper has an input_handler or output_handler, so how noise becomes weights is unknown; use "
+                "noise='shared' or noise='independent' instead of handlers."
+            )
+        if cond_id is not None and cond_input is not None:
+            raise ArgumentError("cond_id, cond_input: both were given; they exclude each other.")
+        if hnet.log_sigma_noise is None and not bool(hnet.sigma > 0):
+            raise ArgumentError("hnet: its sigma_noise is 0, so its weights have no density; pass a positive sigma_noise.")
+        self.hnet = hnet
+        self.cond_id = cond_id
+        self.cond_input = cond_input if cond_input is None or cond_input.dim() == 2 else cond_input.reshape(1, -1)
+        self.shared = hnet.noise == "shared"
+        self.event_dim = hnet.num_outputs
+        self.latent_dim = hnet.hnet_uncond_in_size or 0
+        self._density_checked = False
+        generator = self.generator
+        self.linear_head: LinearHeadHyperNet | None = None
+        """The generator if it is linear in its last layer, else None."""
+        if isinstance(generator, LinearHeadHyperNet) and generator.has_linear_head:
+            self.linear_head = generator
+
+    @property
+    def generator(self) -> HyperNetInterface:
+        """The hypernetwork h inside the wrapper."""
+        return self.hnet.internal_hnet
+
+    @property
+    def sigma(self) -> Tensor:
+        """Standard deviations of the perturbation ``[D]``."""
+        return self.hnet.sigma.expand(self.event_dim)
+
+    def log_sigma(self, count: int | None = None) -> Tensor:
+        """Logarithm of the first ``count`` (all) standard deviations."""
+        learned = self.hnet.log_sigma_noise
+        log_sigma = self.hnet.sigma.log() if learned is None else learned
+        return log_sigma.expand(self.event_dim)[:count]
+
+    # ------------------------------------------------------------------ sampling
+
+    def generate(self, z: Tensor) -> Tensor:
+        """``h(z)`` for inputs ``[S, n]``: ``[S, D]``."""
+        condition = self._condition()
+        uncond = z if self.latent_dim else None
+        out = self.generator.forward(uncond_input=uncond, ret_format="flattened", **condition)
+        # Without noise inputs there is one row for all samples.
+        return out if out.shape[0] == z.shape[0] else out.expand(z.shape[0], -1)
+
+    def draw(self, num: int) -> Draw:
+        """``num`` independent samples."""
+        like = self.hnet.sigma
+        size = self.event_dim if self.shared else self.event_dim + self.latent_dim
+        # One call draws all noise, so that the stream of random numbers does not depend on the noise's kind or form.
+        base = torch.randn(num, size, dtype=like.dtype, device=like.device)
+        z = base[:, : self.latent_dim]
+        noise = base if self.shared else base[:, self.latent_dim :]
+        return self.place(z, noise)
+
+    def place(self, z: Tensor, noise: Tensor) -> Draw:
+        """The samples made by given noise: ``z [S, n]``, ``noise [S, D]``."""
+        return Draw(torch.addcmul(self.generate(z), self.hnet.sigma, noise), z, noise)
+
+    def _condition(self) -> dict[str, Any]:
+        if self.cond_id is not None:
+            return {"cond_id": self.cond_id}
+        return {} if self.cond_input is None else {"cond_input": self.cond_input}
+
+    # ------------------------------------------------------------------ derivatives
+
+    def check_density(self) -> None:
+        """Raise unless each sample is a function of its own noise alone.
+
+        Raises:
+            RuntimeError: If the hypernetwork has batch norm or dropout.
+        """
+        generator = self.generator
+        if self._density_checked or not isinstance(generator, nn.Module):
+            return
+        for name, module in generator.named_modules():
+            if isinstance(module, BatchNormLayer | nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+                kind = "batch norm, which makes a sample depend on the others in its batch"
+            elif isinstance(module, nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
+                kind = "dropout, whose random masks are no part of the noise z"
+            else:
+                continue
+            raise DensityError(
+                f"hnet: the hypernetwork has {kind} (module {name!r}); such samples have no density of their own. Build "
+                "it with use_batch_norm=False and dropout_rate=-1, or use it only for sampling."
+            )
+        self._density_checked = True  # modules do not change; this is called at every step
+
+    def features(self, z: Tensor) -> Tensor:
+        """The generator's features phi(z) ``[S, q]``, if it has a linear head."""
+        if self.linear_head is None:
+            raise DensityError("hnet: the generator has no linear head; its features have no meaning.")
+        return self.linear_head.features(uncond_input=z, **self._condition())
+
+    def feature_jacobian(self, z: Tensor) -> Tensor:
+        """Derivatives of the features, ``J[s, i, :] = d phi(z_s) / d z_i``: ``[S, n, q]``."""
+        head = self.linear_head
+        if head is None:
+            raise DensityError("hnet: the generator has no linear head; its features have no meaning.")
+        return head.feature_jacobian(uncond_input=z, **self._condition())
+
+    def jacobian(self, z: Tensor, rows: int | None = None) -> Tensor:
+        """Derivatives of the weights, ``J[s, i, j] = d h_j(z_s) / d z_i`` for the first ``rows`` (all) j: ``[S, n, rows]``."""
+        head = self.linear_head
+        if head is None:
+            return row_jacobian(self.generate, z)[..., :rows]
+        weight, _ = head.head(rows=rows)
+        return self.feature_jacobian(z) @ weight.T
+
+    def log_base_density(self, noise: Tensor) -> Tensor:
+        """Log-density of standard normal rows: ``[S]``."""
+        return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * _LOG_2PI)
+
+
+_LOG_2PI = 1.8378770664093453
+
+
+def chunks(total: int, size: int) -> Sequence[slice]:
+    """Slices of at most ``size`` that cover ``range(total)``."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]

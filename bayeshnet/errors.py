@@ -1,0 +1,83 @@
+"""Errors and warnings of the package, each family under one base.
+
+Every error is also the built-in error that fits it, so ``except ValueError`` keeps working::
+
+    BayeshnetError
+    ├── ArgumentError          (ValueError)    a value that is not accepted
+    ├── ArgumentTypeError      (TypeError)     a type that is not accepted
+    ├── UsageError             (RuntimeError)  a call that is not possible now, in this state
+    │   ├── DensityError                       a density that the sampler does not have
+    │   └── NonFiniteLossError                 a loss that became NaN or infinite while fitting
+    └── CheckpointError        (ValueError)    a file that does not belong to the objects given
+
+    BayeshnetWarning           (UserWarning)
+    ├── DatasetSizeWarning                     a minibatch is taken for the whole data set
+    ├── FoldingWarning                         a sampler folds: its density is not exact
+    ├── EntropyGapWarning                      an entropy estimate is far from importance sampling
+    └── ConvergenceWarning                     a fit ended before its stopping rule was met
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "BayeshnetError",
+    "BayeshnetWarning",
+    "CheckpointError",
+    "ConvergenceWarning",
+    "DatasetSizeWarning",
+    "DensityError",
+    "EntropyGapWarning",
+    "FoldingWarning",
+    "NonFiniteLossError",
+    "UsageError",
+]
+
+
+class BayeshnetError(Exception):
+    """Base of every error that the package raises on purpose."""
+
+
+class ArgumentError(BayeshnetError, ValueError):
+    """An argument has a value that is not accepted."""
+
+
+class ArgumentTypeError(BayeshnetError, TypeError):
+    """An argument has a type that is not accepted."""
+
+
+class UsageError(BayeshnetError, RuntimeError):
+    """A call is not possible in the state the object is in."""
+
+
+class DensityError(UsageError):
+    """The density asked for does not exist or cannot be computed for this sampler."""
+
+
+class NonFiniteLossError(UsageError):
+    """The loss became NaN or infinite while fitting."""
+
+
+class CheckpointError(BayeshnetError, ValueError):
+    """A checkpoint is damaged or belongs to other objects than those given."""
+
+
+class BayeshnetWarning(UserWarning):
+    """Base of every warning that the package issues."""
+
+
+class DatasetSizeWarning(BayeshnetWarning):
+    """A minibatch is taken for the whole data set because its size was not given."""
+
+
+class FoldingWarning(BayeshnetWarning):
+    """The sampler maps several noise vectors to one weight vector: its entropy is over-estimated."""
+
+
+class EntropyGapWarning(BayeshnetWarning):
+    """The entropy estimate differs from an importance-sampling estimate by more than its error."""
+
+
+class ConvergenceWarning(BayeshnetWarning):
+    """A fit used up its steps before its stopping rule was met."""

@@ -1,0 +1,51 @@
+"""Derivatives of activation functions, for Jacobians without automatic differentiation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from bayeshnet.typing import Activation
+
+__all__ = ["elementwise_derivative"]
+
+Derivative: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def elementwise_derivative(activation: Activation) -> Derivative | None:
+    """The derivative as a function of input and output, or None if it is not known for this activation.
+
+    Example:
+        >>> derivative = elementwise_derivative(nn.Tanh())
+        >>> derivative(torch.zeros(1), torch.zeros(1))
+        tensor([1.])
+    """
+    # The exact class: a subclass may compute something else.
+    kind = type(activation) if isinstance(activation, nn.Module) else activation
+    return _KNOWN.get(kind)
+
+
+def _tanh(_: Tensor, out: Tensor) -> Tensor:
+    return 1.0 - out * out
+
+
+def _sigmoid(_: Tensor, out: Tensor) -> Tensor:
+    return out * (1.0 - out)
+
+
+def _relu(inp: Tensor, _: Tensor) -> Tensor:
+    return (inp > 0).to(inp.dtype)
+
+
+_KNOWN: dict[object, Derivative] = {
+    nn.Tanh: _tanh,
+    torch.tanh: _tanh,
+    nn.Sigmoid: _sigmoid,
+    torch.sigmoid: _sigmoid,
+    nn.ReLU: _relu,
+    torch.relu: _relu,
+    nn.functional.relu: _relu,
+}

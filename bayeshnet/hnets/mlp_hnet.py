@@ -1,0 +1,241 @@
+"""A fully-connected hypernetwork that makes all weights at once."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayeshnet.errors import ArgumentError, BayeshnetWarning, UsageError
+from bayeshnet.hnets.arguments import HyperInputs, expand_rows, read_target_shapes
+from bayeshnet.hnets.mlp_features import MLPFeatures
+from bayeshnet.layers.batch_norm import BatchNormLayer
+from bayeshnet.mnets.param_table import ParamRecord, num_weights
+from bayeshnet.typing import Activation, Shapes
+
+__all__ = ["HMLP"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class HMLP(MLPFeatures):
+    """A multi-layer perceptron from an input, an embedding or both to the weights of a target network.
+
+    With ``x = [uncond_input, cond_input]`` and L hidden layers
+    ``f_l = activation(dropout(batch_norm(W_l f_{l-1} + b_l)))``, ``f_0 = x``, the output is ``W f_L + b``: one linear
+    head per target tensor, stacked in the rows of one matrix ``[num_outputs, q]``. Without hidden layers it is linear
+    in x. Spectral norm follows Miyato et al. 2018 (https://arxiv.org/abs/1802.05957).
+
+    Parameter table: the embeddings; a scale and a shift per batch-norm layer (layers 2, 4, ...); weight and bias of
+    each fully-connected layer (layers 1, 3, ...); the weight of the skip connection.
+
+    Args:
+        target_shapes: Shapes of the weights to produce.
+        uncond_in_size: Size of the unconditional input, such as noise.
+        cond_in_size: Size of the conditional input.
+        layers: Width of each hidden layer; empty for a linear hypernetwork.
+        verbose: Log the size of the network at INFO.
+        activation_fn: Nonlinearity of the hidden layers; None for the identity.
+        use_bias: Give the fully-connected layers bias vectors.
+        no_uncond_weights: Do not keep the weights; ``forward`` receives them.
+        no_cond_weights: Do not keep the embeddings; ``forward`` receives them.
+        num_cond_embs: Number of embeddings, the conditions of ``cond_id``. With 0 conditional inputs come as
+            ``cond_input`` only.
+        dropout_rate: Dropout of the hidden layers; -1 for none.
+        use_spectral_norm: Divide each weight matrix by its largest singular value.
+        use_batch_norm: Normalise the hidden layers over the batch.
+        linear_skip: Add a linear map of the input: ``W f_L + b + A x``.
+
+    Raises:
+        ValueError: If a size or a rate is out of range, or there is neither kind of input.
+
+    Example:
+        >>> import torch
+        >>> hnet = HMLP([[10, 5], [10]], uncond_in_size=4, cond_in_size=3, num_cond_embs=2, layers=(16, 16))
+        >>> weight, bias = hnet(torch.randn(1, 4), cond_id=0)
+        >>> weight.shape, bias.shape
+        (torch.Size([10, 5]), torch.Size([10]))
+    """
+
+    def __init__(
+        self,
+        target_shapes: Shapes,
+        uncond_in_size: int = 0,
+        cond_in_size: int = 8,
+        layers: Sequence[int] = (100, 100),
+        verbose: bool = True,
+        activation_fn: Activation | None = nn.ReLU(),  # noqa: B008 - the API's default; it has no state
+        use_bias: bool = True,
+        no_uncond_weights: bool = False,
+        no_cond_weights: bool = False,
+        num_cond_embs: int = 1,
+        dropout_rate: float = -1,
+        use_spectral_norm: bool = False,
+        use_batch_norm: bool = False,
+        *,
+        linear_skip: bool = False,
+    ) -> None:
+        super().__init__()
+        target_shapes = read_target_shapes(target_shapes)
+        _check_sizes(
+            uncond_in_size=uncond_in_size,
+            cond_in_size=cond_in_size,
+            layers=layers,
+            num_cond_embs=num_cond_embs,
+            dropout_rate=dropout_rate,
+        )
+        if cond_in_size == 0:
+            if num_cond_embs > 1:
+                warnings.warn(
+                    f"num_cond_embs: {num_cond_embs} embeddings were asked for, but cond_in_size is 0: none are kept.",
+                    BayeshnetWarning,
+                    stacklevel=2,
+                )
+            num_cond_embs = 0
+        self.activation_fn = activation_fn
+        self.dropout = nn.Dropout(dropout_rate) if dropout_rate != -1 else None
+        self._has_bias = use_bias
+        self._has_fc_out = self._mask_fc_out = self._has_linear_out = True
+        self._linear_skip = linear_skip
+
+        in_size = uncond_in_size + cond_in_size
+        keep, keep_cond = not no_uncond_weights, not no_cond_weights
+        records = [
+            ParamRecord((cond_in_size,), "embedding", 0, conditional=True, internal=keep_cond)
+            for _ in range(num_cond_embs)
+        ]
+        self._bn_refs: list[int] = []
+        for i, width in enumerate(layers if use_batch_norm else ()):
+            self._bn_refs.append(len(records))
+            records += [ParamRecord((width,), name, 2 * i + 2, internal=keep) for name in ("bn_scale", "bn_shift")]
+        num_outputs = num_weights(target_shapes)
+        widths = [in_size, *layers, num_outputs]
+        self._fc_refs: list[tuple[int, int | None]] = []
+        for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
+            layer = 2 * i + 1
+            self._fc_refs.append((len(records), len(records) + 1 if use_bias else None))
+            records.append(ParamRecord((fan_out, fan_in), "weight", layer, internal=keep))
+            if use_bias:
+                records.append(ParamRecord((fan_out,), "bias", layer, internal=keep))
+        if linear_skip:
+            records.append(ParamRecord((num_outputs, in_size), "weight", 2 * len(layers) + 1, internal=keep))
+        self._describe(
+            records,
+            target_shapes,
+            num_known_conds=num_cond_embs,
+            uncond_in_size=uncond_in_size,
+            cond_in_size=cond_in_size,
+            embedding_refs=range(num_cond_embs),
+        )
+        self._create_params()
+        if self._bn_refs:
+            # The affine parameters are in the table, so that they may be external too.
+            self._batchnorm_layers = nn.ModuleList([BatchNormLayer(width, affine=False) for width in layers])
+        if use_spectral_norm:
+            self._normalise([i for i, record in enumerate(records) if record.name == "weight"])
+        self._reset_parameters()
+        if verbose:
+            uncond = sum(records[ref].numel for ref in self._layout.uncond)
+            _LOGGER.info(
+                "Created HMLP: %d outputs, %d unconditional and %d conditional weights.",
+                num_outputs,
+                uncond,
+                self.num_params - uncond,
+            )
+
+    @torch.no_grad()
+    def _reset_parameters(self) -> None:
+        """PyTorch's default for linear layers; embeddings N(0, 1); batch norm the identity."""
+        for ref, param in zip(self._layout.internal, self._internal_list(), strict=True):
+            record = self._layout.records[ref]
+            if record.name == "embedding":
+                nn.init.normal_(param)
+            elif record.name == "weight":
+                nn.init.kaiming_uniform_(param, a=math.sqrt(5))
+            elif record.name == "bias":
+                bound = 1 / math.sqrt(self._layout.shapes[ref - 1][1])  # fan-in of the weight just before
+                nn.init.uniform_(param, -bound, bound)
+            else:
+                nn.init.constant_(param, 1.0 if record.name == "bn_scale" else 0.0)
+
+    # ------------------------------------------------------------------ the map
+
+    def _generate(self, inputs: HyperInputs, weights: list[Tensor]) -> Tensor:
+        rows = [inputs.uncond_input, self._conditional_rows(inputs, weights)]
+        parts = [expand_rows(part, inputs.batch_size) for part in rows if part is not None]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        hidden = self._hidden(x, weights, inputs.condition)
+        ref, bias_ref = self._fc_refs[-1]
+        out = F.linear(hidden, self._kernel(weights, ref), None if bias_ref is None else weights[bias_ref])
+        # addmm: no second [B, num_outputs] in memory.
+        return torch.addmm(out, x, self._kernel(weights, len(weights) - 1).t()) if self._linear_skip else out
+
+    # ------------------------------------------------------------------ interface
+
+    @property
+    def uncond_in_size(self) -> int:
+        """Size of the unconditional input."""
+        return self._uncond_in_size or 0
+
+    @property
+    def cond_in_size(self) -> int:
+        """Size of the conditional input."""
+        return self._cond_in_size or 0
+
+    def get_cond_in_emb(self, cond_id: int) -> nn.Parameter:
+        """The embedding ``[cond_in_size]`` of a condition.
+
+        Args:
+            cond_id: From 0 to ``num_cond_embs - 1``.
+
+        Raises:
+            ValueError: If there is no such embedding.
+            RuntimeError: If the embeddings are not kept.
+        """
+        ids = self._parse_cond_id(cond_id)
+        if len(ids) != 1:
+            raise ArgumentError(f"cond_id: one condition is expected, not {len(ids)}.")
+        params = self.conditional_params
+        if params is None:
+            raise UsageError("get_cond_in_emb: with no_cond_weights=True the embeddings are kept by the caller.")
+        return params[ids[0]]
+
+    def get_output_weight_mask(
+        self, out_inds: Sequence[int] | None = None, device: torch.device | str | int | None = None
+    ) -> list[Tensor | None]:
+        """See :meth:`~bayeshnet.mnets.mnet_interface.MainNetInterface.get_output_weight_mask`."""
+        masks = super().get_output_weight_mask(out_inds, device)
+        last = masks[-1]
+        if self._linear_skip and last is not None:
+            # The skip is a part of the output layer: its rows are masked with the others.
+            ref, bias_ref = self._fc_refs[-1]
+            masks[ref] = last[:, :1].expand(self._layout.shapes[ref]).clone()
+            if bias_ref is not None:
+                masks[bias_ref] = last[:, 0].clone()
+        return masks
+
+
+def _check_sizes(
+    *,
+    uncond_in_size: int,
+    cond_in_size: int,
+    layers: Sequence[int],
+    num_cond_embs: int,
+    dropout_rate: float,
+) -> None:
+    sizes = {"uncond_in_size": uncond_in_size, "cond_in_size": cond_in_size, "num_cond_embs": num_cond_embs}
+    for name, size in sizes.items():
+        if size < 0:
+            raise ArgumentError(f"{name}: {size} was given; 0 or more is expected.")
+    if uncond_in_size + cond_in_size == 0:
+        raise ArgumentError("uncond_in_size: and cond_in_size are both 0; a hypernetwork needs an input of some kind.")
+    if any(width < 1 for width in layers):
+        raise ArgumentError(f"layers: {list(layers)} has a width below 1; leave the entry out or make it positive.")
+    if dropout_rate != -1 and not 0 <= dropout_rate <= 1:
+        raise ArgumentError(f"dropout_rate: {dropout_rate} was given; -1 (none) or a number in [0, 1] is expected.")

@@ -1,0 +1,74 @@
+"""How data become the arguments of a Pyro model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["call_arguments", "refuse_nan_data"]
+
+
+def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments: a tuple or list of the former, a mapping of the latter, or one tensor.
+
+    Raises:
+        TypeError: If ``data`` is none of these.
+    """
+    if isinstance(data, Tensor):
+        return (data,), {}
+    if isinstance(data, Mapping):
+        return (), dict(data)
+    if isinstance(data, tuple | list):
+        return tuple(data), {}
+    raise ArgumentTypeError(
+        f"{argument}: is a {type(data).__name__}; pass the model's arguments as a tuple (x, y), a dict of keyword "
+        "arguments, or a tensor. For a DataLoader pass one batch: next(iter(loader))."
+    )
+
+
+def refuse_nan_data(trace: Trace, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise if an observed site's log-probability is NaN because the data are.
+
+    A model may mask NaN data away; then its log-probability is finite and nothing is raised.
+
+    Raises:
+        ValueError: Naming the site, and the argument that holds NaN.
+    """
+    where = list(_nan_places(args, kwargs))
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or not site["is_observed"] or site_is_subsample(site):
+            continue
+        try:
+            log_prob = site["fn"].log_prob(site["value"])
+        except ValueError as error:  # Pyro's validation of the value or of the parameters
+            if where:
+                raise ArgumentError(_nan_message(name, where)) from error
+            raise
+        mask = site["mask"]
+        if isinstance(mask, Tensor):
+            log_prob = torch.where(mask, log_prob, torch.zeros_like(log_prob))
+        if mask is not False and bool(torch.isnan(log_prob).any()):
+            raise ArgumentError(_nan_message(name, where))
+
+
+def _nan_places(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in [*enumerate(args), *kwargs.items()]:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            count = int(torch.isnan(value).sum())
+            if count:
+                yield f"example[{key!r}] ({count} of {value.numel()} entries)"
+
+
+def _nan_message(site: str, where: Sequence[str]) -> str:
+    source = f"NaN in {', '.join(where)}" if where else "NaN parameters of its distribution"
+    return (
+        f"example: the log-probability of the observed site {site!r} is NaN, from {source}. Remove or impute the missing "
+        "values, or mask them in the model (poutine.mask)."
+    )

@@ -1,0 +1,57 @@
+"""The hypernetwork that a guide gets when the user names none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
+from bayeshnet.hnets.mlp_hnet import HMLP
+from bayeshnet.typing import Shapes
+
+__all__ = ["default_hnet"]
+
+
+@torch.no_grad()
+def default_hnet(
+    target_shapes: Shapes,
+    *,
+    noise_dim: int,
+    hidden_layers: Sequence[int] = (64, 64),
+    noise: Literal["shared", "independent"] = "shared",
+    start: Tensor,
+    start_scale: float = 0.1,
+) -> HPerturbWrapper:
+    r"""A perturbed MLP that starts as a narrow Gaussian and bends from there.
+
+    .. math:: h(z) = \mu + A z + W \varphi(z), \quad A_{ij} \sim N(0, 0.1^2 / n), \quad W = 0
+
+    with tanh layers :math:`\varphi` and one learned noise scale per weight.
+
+    Args:
+        target_shapes: Shapes of what is generated, D numbers in all.
+        noise_dim: Number n of inputs.
+        hidden_layers: Widths of the MLP.
+        noise: Kind of the perturbation.
+        start: The mean's start ``[D]``; its dtype and device are those of the result.
+        start_scale: Start of the noise scales.
+    """
+    hnet = HMLP(
+        [list(shape) for shape in target_shapes],
+        uncond_in_size=noise_dim,
+        cond_in_size=0,
+        layers=tuple(hidden_layers),
+        activation_fn=nn.Tanh(),
+        verbose=False,
+        linear_skip=True,
+    )
+    head_weight, head_bias, skip_weight = list(hnet.internal_params or [])[-3:]
+    head_weight.zero_()
+    head_bias.copy_(start)
+    skip_weight.normal_(0.0, 0.1 / math.sqrt(noise_dim))
+    wrapper = HPerturbWrapper(hnet, sigma_noise=start_scale, noise=noise, learn_sigma="per_weight", verbose=False)
+    return wrapper.to(dtype=start.dtype, device=start.device)

@@ -1,0 +1,200 @@
+"""Where the latent variables of a Pyro model live: their sites, and the scale of their prior."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import init_to_feasible
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Size, Tensor
+from torch.distributions import biject_to, constraints
+from torch.distributions.transforms import Transform
+
+from bayeshnet.errors import ArgumentError
+
+__all__ = ["LatentSite", "PriorStart", "latent_sites", "prior_draw", "prior_start"]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSite:
+    """A continuous latent site, in unconstrained coordinates.
+
+    Attributes:
+        name: The site's name.
+        shape: Shape of its unconstrained value at the prototype.
+        event_dim: Number of event dimensions of the unconstrained value.
+        value_event_dim: The same of the constrained value.
+        transform: From unconstrained to constrained values; None for the identity.
+        plates: Names of the plates it is in.
+    """
+
+    name: str
+    shape: Size
+    event_dim: int
+    value_event_dim: int
+    transform: Transform | None
+    plates: tuple[str, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of unconstrained coordinates."""
+        return math.prod(self.shape)
+
+    def constrain(self, value: Tensor) -> Tensor:
+        """The site's value for unconstrained coordinates."""
+        return value if self.transform is None else self.transform(value)
+
+    def unconstrain(self, value: Tensor) -> Tensor:
+        """Unconstrained coordinates of the site's value."""
+        return value if self.transform is None else self.transform.inv(value)
+
+
+def latent_sites(trace: Trace) -> list[LatentSite]:
+    """The latent sites of a model's trace.
+
+    Raises:
+        ValueError: If a latent is discrete, or there is none.
+    """
+    sites: list[LatentSite] = []
+    for name, site in trace.iter_stochastic_nodes():
+        if site_is_subsample(site):
+            continue
+        fn, value = site["fn"], site["value"]
+        if fn.support is not None and fn.support.is_discrete:
+            raise ArgumentError(
+                f"model: its latent site {name!r} ({type(fn).__name__}) is discrete; only continuous latents have a "
+                "weight posterior. Sum it out in the model, or hide it, guide = AutoHypernet(poutine.block(model, "
+                f"hide=[{name!r}]), ...), and enumerate it with TraceEnum_ELBO."
+            )
+        transform = biject_to(_plain_support(fn.support))
+        unconstrained = transform.inv(value)
+        sites.append(
+            LatentSite(
+                name,
+                unconstrained.shape,
+                fn.event_dim + unconstrained.dim() - value.dim(),
+                fn.event_dim,
+                None if _is_real(fn.support) else transform,
+                tuple(frame.name for frame in site["cond_indep_stack"]),
+            )
+        )
+    if sum(site.numel for site in sites) == 0:
+        raise ArgumentError(
+            "model: has no latent variables for these example arguments, so there is nothing to infer; check that the "
+            "sites to infer are not observed (obs=...) or blocked."
+        )
+    return sites
+
+
+def _plain_support(support: Any) -> Any:
+    """The constraint that torch knows a bijection for: that of the components, for a mixture."""
+    while type(support).__name__ == "MixtureSameFamilyConstraint":
+        support = support.base_constraint
+    return support
+
+
+def _is_real(support: Any) -> bool:
+    support = _plain_support(support)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def prior_draw(site: Any) -> Tensor:
+    """Value of a site for the prototype: a prior draw, or a feasible value where the prior cannot be drawn from."""
+    try:
+        return site["fn"].sample()
+    except NotImplementedError:
+        return init_to_feasible(site)
+
+
+@dataclass(frozen=True, slots=True)
+class PriorStart:
+    """Centre and spread of the prior in unconstrained coordinates.
+
+    Attributes:
+        loc: Centre ``[D]``.
+        scale: Spread ``[D]``, positive.
+        gaussian: Where the prior is a Normal with known location and scale ``[D]``, as for network weights.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    gaussian: Tensor
+
+
+def prior_start(
+    model: Callable[..., Any],
+    sites: Sequence[LatentSite],
+    prototype: Tensor,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    num_draws: int = 48,
+) -> PriorStart:
+    """Centre and spread of each latent coordinate under the prior.
+
+    Exact for Normal priors that do not depend on other latents; median and interquartile range of prior draws
+    elsewhere; the prototype's value and 1 where the prior cannot be drawn from.
+
+    Args:
+        model: The Pyro model.
+        sites: Its latent sites.
+        prototype: A feasible unconstrained point ``[D]``.
+        args: Arguments of the model.
+        kwargs: Keyword arguments of the model.
+        num_draws: Runs of the model, if not all priors are plain Normals.
+    """
+    loc, scale = prototype.clone(), torch.ones_like(prototype)
+    gaussian = torch.zeros_like(prototype, dtype=torch.bool)
+    traces: list[Trace] = []
+    # Drawing from an improper or fragile prior may fail in any way; the prototype serves then.
+    with contextlib.suppress(Exception), torch.no_grad():
+        traces.extend(_prior_trace(model, args, kwargs) for _ in range(2))
+        known = [_constant_normal(traces, site) for site in sites]
+        if any(moments is None for moments in known):
+            traces.extend(_prior_trace(model, args, kwargs) for _ in range(num_draws - 2))
+        parts: list[tuple[Tensor, Tensor, bool]] = []
+        for site, moments in zip(sites, known, strict=True):
+            parts.append((*_empirical(traces, site), False) if moments is None else (*moments, True))
+        loc = torch.cat([part[0] for part in parts]).to(prototype)
+        scale = torch.cat([part[1] for part in parts]).to(prototype)
+        gaussian = torch.cat([torch.full(part[0].shape, part[2]) for part in parts]).to(prototype.device)
+    usable = torch.isfinite(loc) & torch.isfinite(scale) & (scale > 0)
+    return PriorStart(
+        torch.where(usable, loc, prototype), torch.where(usable, scale, torch.ones_like(scale)), gaussian & usable
+    )
+
+
+def _prior_trace(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
+    return poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+
+
+def _constant_normal(traces: Sequence[Trace], site: LatentSite) -> tuple[Tensor, Tensor] | None:
+    """Location and scale of a Normal prior that is the same in every run."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for trace in traces[:2]:
+        fn = trace.nodes[site.name]["fn"]
+        while not isinstance(fn, torch.distributions.Normal):
+            fn = getattr(fn, "base_dist", None)
+            if fn is None:
+                return None
+        found.append((fn.loc, fn.scale))
+    (loc, scale), (loc_again, scale_again) = found
+    if not (torch.equal(loc, loc_again) and torch.equal(scale, scale_again)):
+        return None
+    return loc.expand(site.shape).reshape(-1), scale.expand(site.shape).reshape(-1)
+
+
+def _empirical(traces: Sequence[Trace], site: LatentSite) -> tuple[Tensor, Tensor]:
+    values = [trace.nodes[site.name]["value"] for trace in traces]
+    draws = torch.stack([site.unconstrain(value).reshape(-1) for value in values])
+    quartiles = torch.quantile(draws, torch.tensor([0.25, 0.5, 0.75], dtype=draws.dtype, device=draws.device), dim=0)
+    return quartiles[1], ((quartiles[2] - quartiles[0]) / 1.349).clamp(1e-3, 1e3)

@@ -1,0 +1,113 @@
+"""Posterior predictions of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro.infer import Predictive
+from torch import Tensor
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.infer.prediction import Prediction
+from bayeshnet.models.bayesian_model import BayesianModel
+
+__all__ = ["posterior_draws", "predict"]
+
+
+@torch.no_grad()
+def predict(
+    model: BayesianModel,
+    guide: Callable[..., Any] | Mapping[str, Tensor],
+    x: Any,
+    num_samples: int = 500,
+    *,
+    batch_size: int | None = None,
+    parallel: bool = True,
+) -> Prediction:
+    """Evaluate many sampled networks on inputs.
+
+    The same networks are used for all inputs, so ``draws[s]`` is one function. The network is evaluated in the mode it
+    is in; the model is put into evaluation mode for the call.
+
+    Args:
+        model: The Bayesian network. For another Pyro model use ``pyro.infer.Predictive``.
+        guide: A fitted guide, any of Pyro's; or draws ``[S, *shape]`` by site, from NUTS for instance.
+        x: Inputs ``[B, ...]``, or a tuple of the network's arguments.
+        num_samples: Number S of sampled networks; draws given as ``guide`` are all used.
+        batch_size: Inputs evaluated at once, to bound memory; all by default.
+        parallel: Draw the guide's samples in one vectorised call; False for a guide that cannot be vectorised.
+
+    Returns:
+        The prediction: draws, mean, std, intervals, epistemic and aleatoric parts.
+
+    Raises:
+        TypeError: If ``model`` is not a :class:`~bayeshnet.BayesianModel`.
+        ValueError: If a number is not positive, or draws lack a site.
+
+    Example:
+        >>> from bayeshnet import AutoHypernet, likelihoods
+        >>> x, y = torch.randn(8, 2), torch.randn(8)
+        >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.5))
+        >>> guide = AutoHypernet(model, example=(x, y))
+        >>> predict(model, guide, x, num_samples=10).draws.shape
+        torch.Size([10, 8])
+    """
+    if not isinstance(model, BayesianModel):
+        raise ArgumentTypeError(
+            f"model: is a {type(model).__name__}; predict evaluates a BayesianModel. For any other Pyro model use "
+            "pyro.infer.Predictive(model, guide=guide, num_samples=..., parallel=True)."
+        )
+    if num_samples < 1:
+        raise ArgumentError(f"num_samples: is {num_samples}; pass a positive number.")
+    if batch_size is not None and batch_size < 1:
+        raise ArgumentError(f"batch_size: is {batch_size}; pass a positive number, or None for all at once.")
+    training = model.training
+    model.eval()
+    try:
+        draws = guide if isinstance(guide, Mapping) else posterior_draws(model, guide, x, num_samples, parallel=parallel)
+        draws = _checked_draws(model, draws)
+        parts = [model.conditional(part, draws) for part in _parts(x, batch_size)]
+        f = torch.cat([part[0] for part in parts], dim=1)
+        conditional = parts[0][1] if len(parts) == 1 else model.conditional_of(f, draws)
+        return Prediction(f, conditional.sample(), conditional)
+    finally:
+        model.train(training)
+
+
+def posterior_draws(
+    model: BayesianModel, guide: Callable[..., Any], x: Any, num_samples: int, *, parallel: bool = True
+) -> dict[str, Tensor]:
+    """Draws of every latent site from any guide: ``[num_samples, *shape]`` by site name."""
+    own = getattr(guide, "sample_posterior", None)
+    if own is not None:
+        return own(num_samples)
+    shapes = model.latent_shapes
+    predictive = Predictive(guide, num_samples=num_samples, return_sites=tuple(shapes), parallel=parallel)
+    found: Mapping[str, Tensor] = predictive(x)
+    return {name: value.reshape((num_samples, *shapes[name])) for name, value in found.items()}
+
+
+def _checked_draws(model: BayesianModel, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    shapes = model.latent_shapes
+    missing = [name for name in shapes if name not in draws]
+    if missing:
+        raise ArgumentError(
+            f"guide: gives no draws of the model's sites {missing}; it gives {list(draws)}. Was it made for this model?"
+        )
+    return {name: draws[name].reshape((draws[name].shape[0], *shape)) for name, shape in shapes.items()}
+
+
+def _parts(x: Any, batch_size: int | None) -> Iterator[Any]:
+    first = x[0] if isinstance(x, tuple) else x
+    rows = first.shape[0]
+    if batch_size is None or batch_size >= rows:
+        yield x
+        return
+    for start in range(0, rows, batch_size):
+        chosen = slice(start, start + batch_size)
+        if isinstance(x, tuple):
+            yield tuple(arg[chosen] if isinstance(arg, Tensor) and arg.shape[:1] == (rows,) else arg for arg in x)
+        else:
+            yield x[chosen]

@@ -1,0 +1,36 @@
+"""The mean of a score over the rows of many batches, as a torchmetrics ``Metric``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = ["MeanMetric"]
+
+
+class MeanMetric(Metric):
+    """Adds up one number for each entry of a batch; the result is their mean.
+
+    A subclass calls :meth:`add` in its ``update``. The sum has the precision of what is added: float64 stays float64.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", default=torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def add(self, values: Tensor) -> None:
+        """Take the scores of a batch in."""
+        # Not in place: `+=` would round a float64 sum to the float32 of the initial state.
+        self.total = self.total + values.sum()
+        self.count = self.count + values.numel()
+
+    def compute(self) -> Tensor:
+        """The mean of everything added so far."""
+        return self.total / self.count

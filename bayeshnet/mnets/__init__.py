@@ -1,0 +1,11 @@
+"""Networks that receive weights, and their evaluation for many weight samples at once."""
+
+from __future__ import annotations
+
+from bayeshnet.mnets.batched import batched_forward
+from bayeshnet.mnets.mlp import MLP
+from bayeshnet.mnets.mnet_interface import MainNetInterface
+from bayeshnet.mnets.module_mainnet import ModuleMainNet, functional_copy
+from bayeshnet.mnets.param_table import ParamRecord
+
+__all__ = ["MLP", "MainNetInterface", "ModuleMainNet", "ParamRecord", "batched_forward", "functional_copy"]

@@ -1,0 +1,176 @@
+"""Many weight samples of one network in one call."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.mnets.mnet_interface import MainNetInterface
+from bayeshnet.mnets.module_mainnet import ModuleMainNet
+from bayeshnet.mnets.module_state import restored_on_failure, vectorising
+from bayeshnet.mnets.param_table import ParamRecord, num_weights, split_sizes
+
+__all__ = ["batched_forward"]
+
+WeightSamples: TypeAlias = "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
+
+# What was learned about a network in one training / evaluation state: whether it can be vectorised. The networks are
+# held weakly, and nothing depends on the entries but speed.
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
+
+
+def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_size: int | None = None) -> Any:
+    """Evaluate a network for S samples of its weights.
+
+    One vectorised call (``torch.func.vmap``, or batched matrix products for chains of linear layers); a loop over the
+    samples where a module cannot be vectorised (LSTM, batch norm that updates running statistics, control flow that
+    depends on data). Both give the same numbers. Dropout masks differ between samples. The network itself is left
+    alone, apart from statistics that a module updates in training mode, once per sample.
+
+    Args:
+        net: A main network or any ``nn.Module``.
+        weights: A matrix ``[S, D]`` of flat weights in table order (that of ``named_parameters()`` for a plain module);
+            or per tensor ``[S, *shape]``, as a list in table order or a dict by parameter name. Only views of it are
+            taken. For a main network that keeps some of its weights, those it keeps may be left out.
+        x: Inputs, the same for all samples: a tensor ``[B, ...]``, a tuple of arguments or a dict of keyword arguments.
+        chunk_size: At most so many samples are evaluated at once, which bounds the memory; all by default.
+
+    Returns:
+        What the network returns, each tensor of it with a first dimension S: ``[S, B, ...]``.
+
+    Raises:
+        ValueError: If sizes, names or numbers of the weights do not fit the network.
+        TypeError: If an argument is of another type.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> batched_forward(net, torch.randn(100, 3 * 8 + 8 + 8 * 2 + 2), torch.randn(5, 3)).shape
+        torch.Size([100, 5, 2])
+    """
+    if not isinstance(net, nn.Module):
+        raise ArgumentTypeError(f"net: is a {type(net).__name__}; pass an nn.Module or a network of bayeshnet.mnets.")
+    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ArgumentError(f"chunk_size: is {chunk_size!r}; pass the number of samples at once, at least 1, or None.")
+    mainnet: Any = net if isinstance(net, MainNetInterface) else ModuleMainNet(net)
+    chunks = _chunks(mainnet, weights, chunk_size)
+    if hasattr(mainnet, "as_chain") and len(chunks[0]) == len(mainnet.param_table):
+        chain = mainnet.as_chain()
+        outputs = [None] if chain is None else [chain.forward(chunk, x) for chunk in chunks]
+        if outputs[0] is not None:
+            return _join(outputs, torch.cat)
+    known = _KNOWN.setdefault(net, {})
+    key = tuple(module.training for module in net.modules())
+    single = len(chunks) == 1 and len(chunks[0][0]) == 1
+    if known.get(key, True) and not single:
+        call = vmap(lambda tensors: mainnet(x, weights=list(tensors)), randomness="different")
+        outputs = _attempt(net, lambda: [call(tuple(chunk)) for chunk in chunks], first=key not in known)
+        if outputs is not None:
+            known[key] = True
+            return _join(outputs, torch.cat)
+    outputs = [mainnet(x, weights=list(sample)) for chunk in chunks for sample in zip(*chunk, strict=True)]
+    if not single:
+        known[key] = False  # only now: what fails in the loop as well is an error of the call, not of the method
+    return _join(outputs, torch.stack)
+
+
+def _attempt(net: nn.Module, run: Callable[[], list[Any]], *, first: bool) -> list[Any] | None:
+    """The outputs, or None if the network cannot be vectorised; then its state is what it was."""
+    try:
+        with vectorising(), restored_on_failure(net, buffers=first):
+            return run()
+    except torch.OutOfMemoryError:
+        raise  # the caller should know: chunk_size helps, and a loop may only hide it
+    except Exception:  # whatever was raised: the loop shows whether the call itself is valid
+        return None
+
+
+# ---------------------------------------------------------------------- weights
+
+
+def _chunks(net: MainNetInterface, weights: WeightSamples, chunk_size: int | None) -> list[list[Tensor]]:
+    """Views of the weights, ``[s, *shape]`` per tensor, for each chunk of samples."""
+    if isinstance(weights, Tensor):
+        records = _records_of_flat(net, weights)
+        sizes = split_sizes(record.shape for record in records)
+        # Rows first: the gradients of the chunks are then put together once, instead of being added up.
+        rows = weights.split(chunk_size or len(weights))
+        return [
+            [part.view(-1, *record.shape) for part, record in zip(row.split(sizes, dim=1), records, strict=True)]
+            for row in rows
+        ]
+    tensors = _check_tensors(net, weights)
+    return [list(parts) for parts in zip(*(t.split(chunk_size or len(t)) for t in tensors), strict=True)]
+
+
+def _records_of_flat(net: MainNetInterface, weights: Tensor) -> Sequence[ParamRecord]:
+    table = net.param_table
+    external = [record for record in table if not record.internal]
+    if weights.dim() == 2 and len(weights) > 0:
+        for records in (table, external):
+            if records and weights.shape[1] == num_weights(record.shape for record in records):
+                return records
+    parts = ", ".join(f"{name} {list(r.shape)}" for name, r in zip(net.param_names, table, strict=True))
+    hint = ""
+    if weights.dim() == 1:
+        hint = " For one sample pass weights.unsqueeze(0)."
+    raise ArgumentError(
+        f"weights: has shape {list(weights.shape)}, expected [S, {net.num_params}] with S >= 1: {parts}.{hint}"
+    )
+
+
+def _check_tensors(net: MainNetInterface, weights: Sequence[Tensor] | Mapping[str, Tensor]) -> list[Tensor]:
+    table, names = net.param_table, net.param_names
+    external = [i for i, record in enumerate(table) if not record.internal]
+    if isinstance(weights, Mapping):
+        unknown = [name for name in weights if name not in names]
+        chosen = [i for i, name in enumerate(names) if name in weights]
+        if unknown or len(chosen) not in (len(table), len(external) or -1):
+            missing = [name for name in names if name not in weights]
+            raise ArgumentError(
+                f"weights: unknown names {unknown}, missing names {missing}; the parameters are {names}."
+            )
+        tensors = [weights[names[i]] for i in chosen]
+    elif isinstance(weights, Sequence):
+        tensors = list(weights)
+        chosen = external if len(tensors) == len(external) else list(range(len(table)))
+        if len(tensors) != len(chosen):
+            raise ArgumentError(f"weights: {len(tensors)} tensors were given, expected {len(table)}: {names}.")
+    else:
+        raise ArgumentTypeError(
+            f"weights: is a {type(weights).__name__}; pass a matrix [S, D], or a list or dict of [S, *shape] tensors."
+        )
+    for i, tensor in zip(chosen, tensors, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise ArgumentTypeError(f"weights: {names[i]!r} is a {type(tensor).__name__}; pass a tensor [S, *shape].")
+        if tensor.dim() == 0 or tensor.shape[0] < 1 or tuple(tensor.shape[1:]) != table[i].shape:
+            expected = ", ".join(["S", *map(str, table[i].shape)])
+            raise ArgumentError(
+                f"weights: {names[i]!r} has shape {list(tensor.shape)}, expected [{expected}] with S >= 1."
+            )
+    counts = {names[i]: len(tensor) for i, tensor in zip(chosen, tensors, strict=True)}
+    if len(set(counts.values())) > 1:
+        raise ArgumentError(f"weights: the numbers of samples differ: {counts}; pass the same S for all tensors.")
+    return tensors
+
+
+# ---------------------------------------------------------------------- outputs
+
+
+def _join(outputs: Sequence[Any], how: Callable[[list[Tensor]], Tensor]) -> Any:
+    """Concatenate or stack the outputs of chunks or samples, whatever structure of tensors they are."""
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        return first if how is torch.cat and len(outputs) == 1 else how(list(outputs))
+    make: Any = type(first)
+    if isinstance(first, Mapping):
+        return make({key: _join([out[key] for out in outputs], how) for key in first})
+    if isinstance(first, tuple | list):
+        parts = [_join(list(column), how) for column in zip(*outputs, strict=True)]
+        return make(*parts) if hasattr(first, "_fields") else make(parts)
+    return first  # None, numbers, strings: the same for all samples

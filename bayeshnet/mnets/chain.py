@@ -1,0 +1,173 @@
+"""Chains of linear layers and element-wise functions, evaluated for many weight samples by batched matrix products.
+
+The plainest networks are also those where the overhead of ``torch.func.vmap`` weighs most: it takes a linear layer
+apart into four operations. Here it is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Chain", "LinearStep", "chain_of_modules", "has_hooks", "is_elementwise"]
+
+_ELEMENTWISE_MODULES = {
+    nn.CELU,
+    nn.ELU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.Identity,
+    nn.LeakyReLU,
+    nn.LogSigmoid,
+    nn.Mish,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.SELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Tanh,
+    nn.Tanhshrink,
+}
+_ELEMENTWISE_FUNCTIONS: set[Any] = {
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+    torch.sin,
+    torch.cos,
+    F.elu,
+    F.gelu,
+    F.leaky_relu,
+    F.relu,
+    F.selu,
+    F.silu,
+    F.softplus,
+}
+# Activations of so many bytes stay in the cache of a core from one layer to the next.
+_CACHE_BYTES = 2 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LinearStep:
+    """A linear layer, by the places of its weight and bias in the parameter table."""
+
+    weight: int
+    bias: int | None
+
+
+Step: TypeAlias = "LinearStep | nn.Dropout | Callable[[Tensor], Tensor]"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Steps to be taken one after the other.
+
+    Attributes:
+        steps: Linear layers, dropout, element-wise functions; before the first linear layer any function.
+    """
+
+    steps: tuple[Step, ...]
+
+    def forward(self, weights: Sequence[Tensor], x: Any) -> Tensor | None:
+        """Evaluate the chain for all weight samples.
+
+        Args:
+            weights: ``[S, *shape]`` for each parameter.
+            x: Inputs ``[B, ...]``.
+
+        Returns:
+            Outputs ``[S, B, n]``, or None if the inputs are not those of a chain: the caller then takes another way.
+        """
+        if not isinstance(x, Tensor):
+            return None
+        first = next(i for i, step in enumerate(self.steps) if isinstance(step, LinearStep | nn.Dropout))
+        for step in self.steps[:first]:
+            x = step(x)  # pyright: ignore[reportCallIssue]
+        linear = next(step for step in self.steps if isinstance(step, LinearStep))
+        num, _, in_size = weights[linear.weight].shape
+        if x.dim() != 2 or x.shape[1] != in_size or any(w.dtype != x.dtype or w.device != x.device for w in weights):
+            return None
+        size = self._samples_in_cache(weights, x)
+        if size >= num:
+            return self._run(self.steps[first:], weights, x, num)
+        parts = zip(*(w.split(size) for w in weights), strict=True)
+        return torch.cat([self._run(self.steps[first:], part, x, len(part[0])) for part in parts])
+
+    def _samples_in_cache(self, weights: Sequence[Tensor], x: Tensor) -> int:
+        recorded = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights))
+        if recorded or x.device.type != "cpu":
+            return len(weights[0])  # activations are kept for the backward pass anyway
+        widest = max(weights[step.weight].shape[1] for step in self.steps if isinstance(step, LinearStep))
+        return max(1, _CACHE_BYTES // (x.shape[0] * widest * x.element_size() or 1))
+
+    @staticmethod
+    def _run(steps: Sequence[Step], weights: Sequence[Tensor], x: Tensor, num: int) -> Tensor:
+        h = x.expand(num, *x.shape)
+        for step in steps:
+            if isinstance(step, LinearStep):
+                weight = weights[step.weight].transpose(1, 2)
+                bias = None if step.bias is None else weights[step.bias].unsqueeze(1)
+                h = torch.bmm(h, weight) if bias is None else torch.baddbmm(bias, h, weight)
+            elif isinstance(step, nn.Dropout):
+                h = F.dropout(h, step.p, step.training)
+            else:
+                h = step(h)
+        return h
+
+
+def is_elementwise(fn: Any) -> bool:
+    """Whether a function is known to act on each element by itself.
+
+    Example:
+        >>> is_elementwise(nn.ReLU()), is_elementwise(torch.tanh), is_elementwise(nn.Softmax(1))
+        (True, True, False)
+    """
+    if isinstance(fn, nn.Module):
+        return type(fn) in _ELEMENTWISE_MODULES and not has_hooks(fn)
+    return fn in _ELEMENTWISE_FUNCTIONS
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything else happens when the module is called."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name, None) for name in hooks)
+
+
+def chain_of_modules(module: nn.Module, index: Mapping[tuple[int, str], int]) -> Chain | None:
+    """A module as a chain, or None if it is not one.
+
+    Only modules of exactly the known classes, without hooks, count: a subclass may do anything.
+
+    Args:
+        module: The module.
+        index: Place in the parameter table of each ``(id(module), key)``.
+    """
+    steps: list[Step] = []
+    for part in _flat(module):
+        if has_hooks(part):
+            return None
+        if type(part) is nn.Linear:
+            bias = index.get((id(part), "bias"))
+            steps.append(LinearStep(index[id(part), "weight"], bias))
+        elif type(part) is nn.Flatten and part.start_dim == 1 and part.end_dim == -1:
+            if any(isinstance(step, LinearStep | nn.Dropout) for step in steps):
+                return None
+            steps.append(part)
+        elif type(part) is nn.Dropout or is_elementwise(part):
+            steps.append(part)
+        else:
+            return None
+    return Chain(tuple(steps)) if any(isinstance(step, LinearStep) for step in steps) else None
+
+
+def _flat(module: nn.Module) -> list[nn.Module]:
+    if type(module) is nn.Sequential and not has_hooks(module):
+        return [part for child in module for part in _flat(child)]
+    return [module]

@@ -1,0 +1,75 @@
+"""Guards around an attempt to vectorise a network: on failure its state is what it was before."""
+
+# A module's buffers are looked at in place.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bayeshnet.errors import UsageError
+
+__all__ = ["restored_on_failure", "vectorising"]
+
+
+@contextmanager
+def restored_on_failure(net: nn.Module, *, buffers: bool) -> Generator[None, None, None]:
+    """Restore random number generators and buffers if the block raises.
+
+    A block that changes buffers counts as failed: vectorised code would write once what a loop writes once per sample,
+    or leave a tensor of vmap behind.
+
+    Args:
+        net: The network.
+        buffers: Watch the buffers, at the cost of a copy.
+
+    Raises:
+        RuntimeError: If the block changed buffers.
+    """
+    cpu_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    saved: list[tuple[nn.Module, str, Tensor, Tensor, int | None]] = []
+    if buffers:
+        for module in net.modules():
+            for key, buffer in module._buffers.items():
+                if buffer is not None:
+                    saved.append((module, key, buffer, buffer.detach().clone(), _version(buffer)))
+    try:
+        yield
+        for module, key, buffer, value, version in saved:
+            changed = _version(buffer) != version if version is not None else not torch.equal(buffer, value)
+            if module._buffers.get(key) is not buffer or changed:
+                raise UsageError(f"buffer {key} of {type(module).__name__} changes while it is evaluated")
+    except BaseException:
+        for module, key, buffer, value, _ in saved:
+            with torch.no_grad():
+                buffer.copy_(value)
+            module._buffers[key] = buffer
+        torch.set_rng_state(cpu_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+        raise
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often it was written to, None where PyTorch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def vectorising() -> Generator[None, None, None]:
+    """Prepare for ``torch.func.vmap``: no fused transformer kernels (no rule exists for them), none of its warnings."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            # An operation without a rule runs sample by sample inside vmap; the result is right.
+            warnings.filterwarnings("ignore", message="There is a performance drop because")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

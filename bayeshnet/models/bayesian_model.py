@@ -1,0 +1,291 @@
+"""A Pyro model made of a network, a prior over its weights and a likelihood."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Size, Tensor, nn
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
+from bayeshnet.mnets.batched import batched_forward
+from bayeshnet.mnets.mnet_interface import MainNetInterface
+from bayeshnet.mnets.module_mainnet import functional_copy
+from bayeshnet.models import priors
+from bayeshnet.models.likelihoods import Likelihood
+
+__all__ = ["BayesianModel"]
+
+PriorLike: TypeAlias = "priors.Prior | Callable[..., TorchDistributionMixin]"
+
+
+class BayesianModel(nn.Module):
+    """A Bayesian neural network as a Pyro model: ``w ~ prior``, ``y ~ likelihood(net(x; w))``.
+
+    Calling it runs the Pyro program, so that every Pyro algorithm accepts it: ``SVI``, ``NUTS``, ``Predictive`` (also
+    in parallel), ``Trace_ELBO(vectorize_particles=True)``. Each parameter of the network is a sample site under its own
+    dotted name; the likelihood's own latents are ``likelihood.NAME``; observations are the site ``obs`` in the plate
+    ``data``. The network is copied and its parameter values are left behind: the network given stays as it is.
+
+    Args:
+        net: Any ``nn.Module``, or a main network of this package.
+        prior: A :class:`~bayeshnet.models.priors.Prior`, or a function ``(name, record, *, like) -> distribution``.
+        likelihood: A :class:`~bayeshnet.models.likelihoods.Likelihood`.
+        dataset_size: Number of rows of the whole data set. Needed when ``y`` comes in minibatches: the likelihood of a
+            minibatch is scaled up to it.
+        flat: Draw all weights as one site ``weights`` of shape ``[D]`` in the order of ``param_names`` rather than one
+            site per parameter. Saves time per step for networks with many tensors.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If the network has no parameters, or the prior does not cover them.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> from bayeshnet.models import likelihoods, priors
+        >>> model = BayesianModel(net, prior=priors.Normal(scale="fan_in"), likelihood=likelihoods.Normal(scale=0.1))
+        >>> list(model.latent_shapes)
+        ['0.weight', '0.bias', '2.weight', '2.bias']
+        >>> model(torch.randn(5, 2)).shape  # a draw from the prior predictive
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        prior: PriorLike | None = None,
+        likelihood: Likelihood | None = None,
+        *,
+        dataset_size: int | None = None,
+        flat: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(net, nn.Module):
+            raise ArgumentTypeError(f"net: is a {type(net).__name__}; pass an nn.Module.")
+        if not isinstance(likelihood, Likelihood):
+            raise ArgumentTypeError(
+                f"likelihood: is a {type(likelihood).__name__}; pass one of bayeshnet.likelihoods, such as "
+                "likelihoods.Normal(scale=0.1) or likelihoods.Categorical()."
+            )
+        if dataset_size is not None and dataset_size < 1:
+            raise ArgumentError(f"dataset_size: is {dataset_size}; pass the number of rows of the whole data set.")
+        prior = priors.Normal(scale="fan_in") if prior is None else prior
+        if not callable(getattr(prior, "distribution", prior)):
+            raise ArgumentTypeError(
+                f"prior: is a {type(prior).__name__}; pass one of bayeshnet.priors, such as "
+                "priors.Normal(scale='fan_in'), or a function (name, record, *, like) -> distribution."
+            )
+        example = next(net.parameters(), None)
+        dtype = torch.get_default_dtype() if example is None else example.dtype
+        self.net = functional_copy(net)
+        self.prior = prior
+        self.likelihood = likelihood
+        self.dataset_size = dataset_size
+        self.flat = flat
+        self.register_buffer("_like", torch.zeros((), dtype=dtype, device=getattr(example, "device", None)), False)
+        self._like: Tensor
+        self._names = list(self.net.param_names)
+        self._shapes = [tuple(shape) for shape in self.net.param_shapes]
+        self._prior_cache: tuple[tuple[torch.dtype, torch.device], dict[str, TorchDistributionMixin]] | None = None
+        self._most_rows = 0
+        self._squeeze_output = False
+        self._indices: Tensor | None = None
+        self.weight_priors()  # an unusable prior is an error here, not at the first step
+
+    # ------------------------------------------------------------------ what is latent
+
+    def weight_priors(self) -> dict[str, TorchDistributionMixin]:
+        """The prior of every weight site, by site name."""
+        key = (self._like.dtype, self._like.device)
+        if self._prior_cache is None or self._prior_cache[0] != key:
+            self._prior_cache = (key, self._build_priors())
+        return self._prior_cache[1]
+
+    def _build_priors(self) -> dict[str, TorchDistributionMixin]:
+        rule = getattr(self.prior, "distribution", self.prior)
+        made: dict[str, TorchDistributionMixin] = {}
+        for name, shape, record in zip(self._names, self._shapes, self.net.param_table, strict=True):
+            fn = rule(name, record, like=self._like)
+            if tuple(fn.batch_shape) != () or tuple(fn.event_shape) != shape:
+                raise ArgumentError(
+                    f"prior: gives parameter {name!r} a distribution with batch shape {tuple(fn.batch_shape)} and event "
+                    f"shape {tuple(fn.event_shape)}; expected () and {shape}. Use .expand(shape).to_event(len(shape))."
+                )
+            made[name] = fn
+        return {"weights": _flat_normal(made)} if self.flat else made
+
+    @property
+    def latent_shapes(self) -> dict[str, Size]:
+        """Event shape of every latent site, by name, in the order in which they are drawn."""
+        shapes = {name: Size(fn.event_shape) for name, fn in self.weight_priors().items()}
+        shapes.update({f"likelihood.{name}": Size(fn.event_shape) for name, fn in self.likelihood.priors().items()})
+        return shapes
+
+    # ------------------------------------------------------------------ the Pyro program
+
+    def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
+        """Draw weights and observations, or score observations.
+
+        Args:
+            x: Inputs ``[B, ...]``, or a tuple of the network's arguments, the first one ``[B, ...]``.
+            y: Targets ``[B, ...]``, of the shape of the network's output (``[B]`` is accepted for ``[B, 1]``) or, for
+                classification, labels ``[B]``. None draws them.
+
+        Returns:
+            The observations ``[..., B, ...]``.
+
+        Raises:
+            ValueError: If shapes do not fit each other, or ``dataset_size`` is smaller than the batch.
+            TypeError: If a dtype does not fit.
+        """
+        self._check_input(x)
+        draws = {name: pyro.sample(name, fn) for name, fn in self.weight_priors().items()}
+        params = self.likelihood.sample_params()
+        f, lead = self.evaluate(x, draws)
+        rows = f.shape[len(lead)]
+        if y is not None:
+            self._check_target(f, lead, y)
+        if self._squeeze_output:
+            f = f.squeeze(-1)
+        conditional = self.likelihood.conditional(f, params, batch_dims=len(lead) + 1)
+        with self._data_plate(rows, observed=y is not None):
+            return pyro.sample("obs", conditional, obs=y)
+
+    def evaluate(self, x: Any, weights: Mapping[str, Tensor]) -> tuple[Tensor, Size]:
+        """Run the network for draws of its weight sites.
+
+        Args:
+            x: Inputs as for :meth:`forward`.
+            weights: A value per weight site, each ``[*samples, *shape]`` with the same or broadcastable ``samples``.
+
+        Returns:
+            Outputs ``[*samples, B, ...]``, and ``samples``. A last sample dimension of size 1 is taken for the place
+            of the data plate and dropped.
+        """
+        if self.flat:
+            values: list[Tensor] = [weights["weights"]]
+            event_dims = [1]
+        else:
+            values = [weights[name] for name in self._names]
+            event_dims = [len(shape) for shape in self._shapes]
+        batches = [value.shape[: value.dim() - dims] for value, dims in zip(values, event_dims, strict=True)]
+        lead = batches[0] if len(set(batches)) == 1 else torch.broadcast_shapes(*batches)
+        num = math.prod(lead)
+        stacked: list[Tensor] = []
+        for value, dims in zip(values, event_dims, strict=True):
+            event = value.shape[value.dim() - dims :]
+            stacked.append(value.expand(lead + event).reshape((num, *event)))
+        f: Any
+        if num == 1:  # no vectorisation needed: the network is called as it is
+            single = [value[0] for value in stacked]
+            if self.flat:
+                single = list(MainNetInterface.flatten_params(single[0], self._shapes, unflatten=True))
+            f = self.net(x, weights=single)
+            f = f.unsqueeze(0) if isinstance(f, Tensor) else f
+        else:
+            f = batched_forward(self.net, stacked[0] if self.flat else stacked, x)
+        if not isinstance(f, Tensor):
+            raise ArgumentTypeError(
+                f"net: returns a {type(f).__name__}; a likelihood needs one tensor. Wrap the network in a module that "
+                "returns the output to be observed."
+            )
+        kept = lead[:-1] if len(lead) and lead[-1] == 1 else lead
+        return f.reshape(kept + f.shape[1:]), kept
+
+    def conditional(self, x: Any, draws: Mapping[str, Tensor]) -> tuple[Tensor, TorchDistributionMixin]:
+        """Outputs, and the distribution of observations, for given draws of all latent sites.
+
+        Args:
+            x: Inputs ``[B, ...]``.
+            draws: A value ``[S, *event]`` per site of :attr:`latent_shapes`.
+
+        Returns:
+            Outputs ``[S, B, ...]`` and the distribution with ``batch_shape`` ``[S, B]``.
+        """
+        self._check_input(x)
+        num = next(iter(draws.values())).shape[0]
+        # An explicit place for the plate keeps one sample apart from none.
+        shapes = self.latent_shapes
+        placed = {name: draws[name].reshape((num, 1, *shape)) for name, shape in shapes.items()}
+        f, _ = self.evaluate(x, placed)
+        if self._squeeze_output:
+            f = f.squeeze(-1)
+        return f, self.conditional_of(f, draws)
+
+    def conditional_of(self, f: Tensor, draws: Mapping[str, Tensor]) -> TorchDistributionMixin:
+        """The distribution of observations given outputs ``f [S, B, ...]`` and draws of the likelihood's latents."""
+        params = {name: draws[f"likelihood.{name}"] for name in self.likelihood.priors()}
+        return self.likelihood.conditional(f, params, batch_dims=2)
+
+    # ------------------------------------------------------------------ parts
+
+    def _data_plate(self, rows: int, *, observed: bool) -> pyro.plate:
+        size = self.dataset_size
+        if not observed or size is None or size == rows:
+            if observed and size is None:
+                self._warn_of_minibatch(rows)
+            return pyro.plate("data", rows, dim=-1)
+        if size < rows:
+            raise ArgumentError(f"dataset_size: is {size}, but a batch of {rows} rows was given; pass the full size.")
+        if self._indices is None or len(self._indices) != rows:
+            self._indices = torch.arange(rows)
+        # Given indices keep Pyro from drawing a random subset: the rows were chosen by the caller.
+        return pyro.plate("data", size, subsample=self._indices, dim=-1)
+
+    def _warn_of_minibatch(self, rows: int) -> None:
+        if rows < self._most_rows:
+            warnings.warn(
+                f"A batch of {rows} rows came after one of {self._most_rows} rows, and dataset_size is not set, so "
+                "each batch is taken for the whole data set and the prior counts too much. Pass "
+                "BayesianModel(..., dataset_size=<rows of the whole data set>).",
+                DatasetSizeWarning,
+                stacklevel=4,
+            )
+        self._most_rows = max(self._most_rows, rows)
+
+    def _check_input(self, x: Any) -> None:
+        first = x[0] if isinstance(x, tuple) and x else x
+        if isinstance(first, Tensor) and first.is_floating_point() and first.dtype != self._like.dtype:
+            raise ArgumentTypeError(
+                f"x: has dtype {first.dtype}, the network's weights have {self._like.dtype}; convert one of them, e.g. "
+                f"x.to({self._like.dtype})."
+            )
+
+    def _check_target(self, f: Tensor, lead: Sequence[int], y: Tensor) -> None:
+        if not isinstance(y, Tensor):
+            raise ArgumentTypeError(f"y: is a {type(y).__name__}; pass a tensor.")
+        self.likelihood.check_target(y)
+        output = f.shape[len(lead) :]
+        expected = output[:1] + self.likelihood.target_event(output[1:])
+        squeezable = len(expected) == 2 and expected[1] == 1
+        if y.shape == expected:
+            self._squeeze_output = False
+        elif squeezable and y.shape == expected[:1]:
+            self._squeeze_output = True
+        else:
+            or_flat = f" or {tuple(expected[:1])}" if squeezable else ""
+            raise ArgumentError(
+                f"y: has shape {tuple(y.shape)}; the network's output {tuple(output)} asks for {tuple(expected)}{or_flat}."
+            )
+
+
+def _flat_normal(made: Mapping[str, TorchDistributionMixin]) -> TorchDistributionMixin:
+    locs: list[Tensor] = []
+    scales: list[Tensor] = []
+    for name, fn in made.items():
+        base: Any = fn
+        while isinstance(base, torch.distributions.Independent):
+            base = base.base_dist
+        if not isinstance(base, torch.distributions.Normal):
+            raise ArgumentError(
+                f"flat: one site for all weights needs Normal priors, parameter {name!r} has {fn}; pass flat=False."
+            )
+        locs.append(base.loc.reshape(-1))
+        scales.append(base.scale.reshape(-1))
+    return dist.Normal(torch.cat(locs), torch.cat(scales)).to_event(1)

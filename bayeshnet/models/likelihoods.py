@@ -1,0 +1,211 @@
+"""Likelihoods: the distribution of an observation given the network's output."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Size, Tensor, nn
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.models.param_sites import emit_param_sites
+
+__all__ = ["Categorical", "Likelihood", "Normal"]
+
+
+class Likelihood(nn.Module, ABC):
+    """The distribution of ``y`` given outputs ``f`` of the network.
+
+    A subclass gives the conditional distribution and, if it has unknown parameters of its own, their priors.
+    """
+
+    def priors(self) -> Mapping[str, TorchDistributionMixin]:
+        """Priors of the latent parameters by name; they become the Pyro sites ``likelihood.NAME``."""
+        return {}
+
+    def sample_params(self) -> dict[str, Tensor]:
+        """Draw the latent parameters as Pyro sites and announce the learned ones."""
+        emit_param_sites("likelihood", self)
+        return {name: pyro.sample(f"likelihood.{name}", prior) for name, prior in self.priors().items()}
+
+    @abstractmethod
+    def conditional(self, f: Tensor, params: Mapping[str, Tensor], *, batch_dims: int) -> TorchDistributionMixin:
+        """The distribution of the observations.
+
+        Args:
+            f: Outputs ``[*samples, B, *event]``.
+            params: Draws of the latent parameters.
+            batch_dims: Number of leading dimensions of ``f`` up to and including ``B``.
+
+        Returns:
+            A distribution with ``batch_shape`` equal to ``f.shape[:batch_dims]``.
+        """
+
+    @abstractmethod
+    def target_event(self, event_shape: Size) -> Size:
+        """Shape of one observation, given that of one output of the network.
+
+        Raises:
+            ValueError: If the likelihood cannot be applied to such outputs.
+        """
+
+    def check_target(self, y: Tensor) -> None:  # noqa: B027 - optional
+        """Raise an error if ``y`` has a type that cannot be observed."""
+
+
+class Normal(Likelihood):
+    """Gaussian noise, ``y = f + scale * e``, on every output.
+
+    Args:
+        scale: The noise's standard deviation: a positive number or a tensor ``[out]`` (known), or a distribution on
+            the positive numbers (its prior; the scale is then inferred with the weights).
+        precision: ``1 / scale^2`` instead, in the same forms; excludes ``scale``.
+        learn: Optimise ``scale`` as a parameter, starting at the number given (maximum marginal likelihood).
+
+    Raises:
+        ValueError: If both or neither of ``scale`` and ``precision`` are given, one is not positive, or ``learn`` is
+            asked for together with a prior.
+
+    Example:
+        >>> likelihood = Normal(scale=dist.Gamma(6.0, 6.0))
+        >>> f = torch.zeros(7, 3)
+        >>> likelihood.conditional(f, {"scale": torch.tensor(0.5)}, batch_dims=1).event_shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        scale: float | Tensor | TorchDistributionMixin | None = None,
+        *,
+        precision: float | Tensor | TorchDistributionMixin | None = None,
+        learn: bool = False,
+    ) -> None:
+        super().__init__()
+        if (scale is None) == (precision is None):
+            given = "neither" if scale is None else "both"
+            raise ArgumentError(
+                f"scale, precision: {given} of them were given; pass exactly one, such as scale=0.1 (known) or "
+                "scale=dist.Gamma(6., 6.) (inferred)."
+            )
+        self._param = "scale" if precision is None else "precision"
+        value = scale if precision is None else precision
+        self._prior: TorchDistributionMixin | None = None
+        if isinstance(value, torch.distributions.Distribution):
+            if learn:
+                raise ArgumentError(
+                    f"learn: {self._param} has a prior and is inferred already; pass a number as the start to learn."
+                )
+            _check_positive_support(value, self._param)
+            self._prior = value  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
+            raise ArgumentTypeError(
+                f"{self._param}: is a {type(value).__name__}; pass a positive number, a tensor or a distribution."
+            )
+        known = torch.as_tensor(value, dtype=torch.get_default_dtype()) if not isinstance(value, Tensor) else value
+        known = known.detach().clone()
+        if known.dim() > 1 or not bool((known > 0).all()) or not bool(torch.isfinite(known).all()):
+            raise ArgumentError(
+                f"{self._param}: is {value}; pass positive finite numbers, one for all outputs or one for each."
+            )
+        log_scale = known.log() if self._param == "scale" else -0.5 * known.log()
+        if learn:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    def extra_repr(self) -> str:
+        """What the noise is, for ``repr``."""
+        if self._prior is not None:
+            return f"{self._param}~{self._prior}"
+        how = "learned, now " if isinstance(self.log_scale, nn.Parameter) else ""
+        return f"scale={how}{self.log_scale.detach().exp().tolist()}"
+
+    def priors(self) -> Mapping[str, TorchDistributionMixin]:
+        """See :meth:`Likelihood.priors`."""
+        return {} if self._prior is None else {self._param: self._prior}
+
+    def conditional(self, f: Tensor, params: Mapping[str, Tensor], *, batch_dims: int) -> TorchDistributionMixin:
+        """See :meth:`Likelihood.conditional`."""
+        event_dims = f.dim() - batch_dims
+        if self._prior is None:
+            scale = self.log_scale.exp()
+        else:
+            value = _align(params[self._param], len(self._prior.event_shape), f, batch_dims)
+            scale = value if self._param == "scale" else value.rsqrt()
+        return dist.Normal(f, scale).to_event(event_dims)
+
+    def target_event(self, event_shape: Size) -> Size:
+        """See :meth:`Likelihood.target_event`."""
+        return event_shape
+
+    def check_target(self, y: Tensor) -> None:
+        """See :meth:`Likelihood.check_target`."""
+        if not y.is_floating_point():
+            raise ArgumentTypeError(f"y: has dtype {y.dtype}; a Normal likelihood needs floating-point targets.")
+
+
+class Categorical(Likelihood):
+    """Class labels, ``y ~ Categorical(softmax(f))``; the network's last dimension holds the logits.
+
+    Example:
+        >>> Categorical().conditional(torch.zeros(7, 3), {}, batch_dims=1).batch_shape
+        torch.Size([7])
+    """
+
+    def conditional(self, f: Tensor, params: Mapping[str, Tensor], *, batch_dims: int) -> TorchDistributionMixin:
+        """See :meth:`Likelihood.conditional`."""
+        return dist.Categorical(logits=f).to_event(f.dim() - batch_dims - 1)
+
+    def target_event(self, event_shape: Size) -> Size:
+        """See :meth:`Likelihood.target_event`."""
+        if len(event_shape) == 0 or event_shape[-1] < 2:
+            raise ArgumentError(
+                f"likelihood: Categorical needs at least 2 logits in the last dimension of the network's output; one "
+                f"output has shape {tuple(event_shape)}."
+            )
+        return event_shape[:-1]
+
+    def check_target(self, y: Tensor) -> None:
+        """See :meth:`Likelihood.check_target`."""
+        if y.is_floating_point() or y.is_complex():
+            raise ArgumentTypeError(
+                f"y: has dtype {y.dtype}; a Categorical likelihood needs integer labels 0..C-1, try y.long()."
+            )
+
+
+def _check_positive_support(prior: torch.distributions.Distribution, argument: str) -> None:
+    support = prior.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    lower = getattr(support, "lower_bound", None)
+    if support is constraints.positive or (lower is not None and float(lower) >= 0):
+        return
+    raise ArgumentError(
+        f"{argument}: its prior {prior} is not restricted to positive numbers; use dist.Gamma, dist.HalfNormal, "
+        "dist.LogNormal, ..."
+    )
+
+
+def _align(value: Tensor, event_dim: int, f: Tensor, batch_dims: int) -> Tensor:
+    """Reshape a draw so that it broadcasts against ``f``, whatever dimensions Pyro put around it.
+
+    Vectorised particles give ``[P, 1, *event]``, a parallel ``Predictive`` ``[S, *event]`` or ``[S, 1]``.
+    """
+    num_samples = value.numel() // max(1, math.prod(value.shape[value.dim() - event_dim :]))
+    event = value.shape[value.dim() - event_dim :] if event_dim else Size()
+    outputs = f.dim() - batch_dims
+    if len(event) > outputs:
+        raise ArgumentError(
+            f"scale: its prior has event shape {tuple(event)}, one output of the network has shape "
+            f"{tuple(f.shape[batch_dims:])}."
+        )
+    tail = (1,) * (1 + outputs - len(event)) + tuple(event)
+    lead = tuple(f.shape[: batch_dims - 1]) if num_samples > 1 else ()
+    return value.reshape(lead + tail)

@@ -1,0 +1,143 @@
+"""Priors over the weights of a network."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.mnets.fans import fan_in_and_out
+from bayeshnet.mnets.param_table import ParamRecord
+
+__all__ = ["Normal", "Prior"]
+
+Scale: TypeAlias = "float | Tensor | str"
+
+
+class Prior(ABC):
+    """Gives the prior of each parameter tensor of a network.
+
+    Subclasses implement :meth:`distribution`; a plain function with its signature serves as well.
+    """
+
+    @abstractmethod
+    def distribution(self, name: str, record: ParamRecord, *, like: Tensor) -> TorchDistributionMixin:
+        """The prior of one parameter.
+
+        Args:
+            name: The parameter's dotted name, such as ``"0.weight"``.
+            record: What is known of it: shape, kind, layer.
+            like: A tensor with the dtype and device to use.
+
+        Returns:
+            A distribution with empty ``batch_shape`` and ``event_shape`` equal to the record's shape.
+        """
+
+
+class Normal(Prior):
+    """Independent Gaussian weights, ``w ~ N(loc, scale^2)``.
+
+    Args:
+        scale: The standard deviation: a positive number; ``"fan_in"`` (weights get ``1 / sqrt(fan_in)``, so that
+            pre-activations have unit variance whatever the width; biases and everything else 1); or a mapping from
+            parameter names or patterns to either of these or to a tensor of the parameter's shape. In a mapping the
+            exact name counts first, then the patterns (``"*.bias"``) in their order.
+        loc: The mean: a number, or a mapping as for ``scale``. By default, and for names that a mapping leaves out, 0;
+            but 1 for the scales of normalisation and context-modulation layers, which multiply activations.
+
+    Raises:
+        ValueError: If a scale is not positive or finite, or (when a model is built) a mapping leaves a parameter out.
+        TypeError: If an argument is none of the above.
+
+    Example:
+        >>> prior = Normal(scale={"*.weight": "fan_in", "*.bias": 0.5})
+        >>> prior.distribution("0.weight", ParamRecord((8, 4), "weight", 0), like=torch.zeros(())).base_dist.scale[0, 0]
+        tensor(0.5000)
+    """
+
+    def __init__(
+        self,
+        scale: float | Tensor | str | Mapping[str, Scale] = 1.0,
+        *,
+        loc: float | Tensor | Mapping[str, float | Tensor] | None = None,
+    ) -> None:
+        for key, value in scale.items() if isinstance(scale, Mapping) else [("", scale)]:
+            _check_scale(value, f"scale[{key!r}]" if key else "scale")
+        for key, value in loc.items() if isinstance(loc, Mapping) else [("", 0.0 if loc is None else loc)]:
+            if not isinstance(value, int | float | Tensor):
+                where = f"loc[{key!r}]" if key else "loc"
+                raise ArgumentTypeError(f"{where}: is a {type(value).__name__}; pass a number or a tensor.")
+        self.scale = scale
+        self.loc = loc
+
+    def __repr__(self) -> str:
+        return f"Normal(scale={self.scale!r}, loc={self.loc!r})"
+
+    def distribution(self, name: str, record: ParamRecord, *, like: Tensor) -> TorchDistributionMixin:
+        """See :meth:`Prior.distribution`."""
+        scale = _lookup(self.scale, name)
+        if scale is None:
+            raise ArgumentError(
+                f"scale: the prior's mapping has no entry for the parameter {name!r} {record.shape}; it has "
+                f"{list(self.scale) if isinstance(self.scale, Mapping) else self.scale!r}. Add its name or a pattern "
+                "such as '*'."
+            )
+        loc = _lookup(self.loc, name)
+        if loc is None:
+            loc = 1.0 if record.name in ("bn_scale", "cm_scale") else 0.0
+        if isinstance(scale, str):
+            scale = _fan_in_scale(record)
+        full_scale = _expanded(scale, name, record, like, "scale")
+        full_loc = _expanded(loc, name, record, like, "loc")
+        return dist.Normal(full_loc, full_scale).to_event(len(record.shape))
+
+
+def _check_scale(value: object, where: str) -> None:
+    if isinstance(value, str):
+        if value != "fan_in":
+            raise ArgumentError(f"{where}: is {value!r}; the only rule known by name is 'fan_in'.")
+    elif isinstance(value, Tensor):
+        if not bool((value > 0).all()) or not bool(torch.isfinite(value).all()):
+            raise ArgumentError(f"{where}: a standard deviation has to be positive and finite everywhere.")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not (value > 0 and math.isfinite(value)):
+            raise ArgumentError(f"{where}: is {value}; a standard deviation has to be positive and finite.")
+    else:
+        raise ArgumentTypeError(
+            f"{where}: is a {type(value).__name__}; pass a positive number, a tensor, 'fan_in', or a mapping from "
+            "parameter names to these."
+        )
+
+
+def _lookup(value: object, name: str) -> float | Tensor | str | None:
+    if not isinstance(value, Mapping):
+        return value  # pyright: ignore[reportReturnType]
+    if name in value:
+        return value[name]
+    return next((v for pattern, v in value.items() if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def _expanded(value: float | Tensor | str, name: str, record: ParamRecord, like: Tensor, argument: str) -> Tensor:
+    tensor = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    try:
+        return tensor.expand(record.shape)
+    except RuntimeError:
+        raise ArgumentError(
+            f"{argument}: the tensor for parameter {name!r} has shape {tuple(tensor.shape)}, which does not broadcast "
+            f"to the parameter's {record.shape}."
+        ) from None
+
+
+def _fan_in_scale(record: ParamRecord) -> float:
+    if record.name != "weight" or len(record.shape) < 2:
+        return 1.0
+    fan_in, _ = fan_in_and_out(record.shape, transposed=bool(record.extra.get("transposed", False)))
+    return 1.0 / math.sqrt(fan_in)

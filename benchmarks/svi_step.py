@@ -1,0 +1,154 @@
+"""Time of one training step of a Bayesian 10-50-1 network on 442 rows, against Pyro's way and a hand-written loop.
+
+* ours: ``bayeshnet.fit`` with an ``AutoHypernet`` (also with all weights in one flat site);
+* peer: the same network as a ``PyroModule`` with ``PyroSample`` weights, ``AutoNormal`` and ``SVI``, the way of Pyro's
+  tutorials (its layers cannot be vectorised over particles); Pyro's validation is off;
+* floor: plain PyTorch with the same sampler, the same density and the same loss, written out by hand.
+
+Run: ``python benchmarks/svi_step.py [--quick] [--json FILE]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import median
+
+import pyro
+import pyro.distributions as dist
+import torch
+from _common import alternate, parser, report
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroSample
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import bayeshnet
+from bayeshnet import likelihoods, priors
+
+ROWS, INPUTS, HIDDEN, NOISE, NOISE_DIM = 442, 10, 50, 0.5, 20
+
+
+def data() -> tuple[Tensor, Tensor]:
+    x = torch.randn(ROWS, INPUTS)
+    return x, x[:, 0].sin() + 0.5 * x[:, 1] + NOISE * torch.randn(ROWS)
+
+
+def ours(x: Tensor, y: Tensor, num: int, steps: int, *, flat: bool) -> Callable[[], None]:
+    net = nn.Sequential(nn.Linear(INPUTS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+    likelihood = likelihoods.Normal(scale=NOISE)
+    model = bayeshnet.BayesianModel(net, prior=priors.Normal(scale="fan_in"), likelihood=likelihood, flat=flat)
+    guide = bayeshnet.AutoHypernet(model, example=(x, y), noise_dim=NOISE_DIM)
+
+    def run() -> None:
+        bayeshnet.fit(model, guide, (x, y), steps=steps, num_particles=num, progress=False)
+
+    return run
+
+
+class PyroNet(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = PyroModule[nn.Linear](INPUTS, HIDDEN)
+        self.first.weight = PyroSample(dist.Normal(0.0, INPUTS**-0.5).expand([HIDDEN, INPUTS]).to_event(2))
+        self.first.bias = PyroSample(dist.Normal(0.0, 1.0).expand([HIDDEN]).to_event(1))
+        self.second = PyroModule[nn.Linear](HIDDEN, 1)
+        self.second.weight = PyroSample(dist.Normal(0.0, HIDDEN**-0.5).expand([1, HIDDEN]).to_event(2))
+        self.second.bias = PyroSample(dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        f = self.second(self.first(x).relu()).squeeze(-1)
+        with pyro.plate("data", x.shape[0]):
+            return pyro.sample("obs", dist.Normal(f, NOISE), obs=y)
+
+
+def peer(x: Tensor, y: Tensor, num: int, steps: int) -> Callable[[], None]:
+    model = PyroNet()
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(num_particles=num))
+
+    def run() -> None:
+        with pyro.validation_enabled(False):
+            for _ in range(steps):
+                svi.step(x, y)
+
+    return run
+
+
+def floor(x: Tensor, y: Tensor, num: int, steps: int) -> Callable[[], None]:
+    n, q = NOISE_DIM, 64
+    shapes = [(HIDDEN, INPUTS), (HIDDEN,), (1, HIDDEN), (1,)]
+    sizes = [math.prod(s) for s in shapes]
+    d = sum(sizes)
+    scale = torch.cat([torch.full((size,), s) for size, s in zip(sizes, (INPUTS**-0.5, 1.0, HIDDEN**-0.5, 1.0), strict=True)])
+    w1, b1 = nn.Parameter(torch.randn(q, n) / n**0.5), nn.Parameter(torch.zeros(q))
+    w2, b2 = nn.Parameter(torch.randn(q, q) / q**0.5), nn.Parameter(torch.zeros(q))
+    head, mu = nn.Parameter(torch.zeros(d, q)), nn.Parameter(0.3 * torch.randn(d))
+    skip, rho = nn.Parameter(0.1 * torch.randn(d, n) / n**0.5), nn.Parameter(torch.full((d,), math.log(0.1)))
+    groups = [{"params": [mu, skip, rho], "lr": 0.01}, {"params": [w1, b1, w2, b2, head], "lr": 0.003}]
+    optimizer = torch.optim.Adam(groups, fused=True)
+    log_scale, log_2pi = scale.log().sum(), math.log(2 * math.pi)
+
+    def loss_of() -> Tensor:
+        z = torch.randn(num, d)
+        u = z[:, :n]
+        h1 = torch.tanh(F.linear(u, w1, b1))
+        h2 = torch.tanh(F.linear(h1, w2, b2))
+        sigma = rho.exp()
+        white = torch.addcmul(torch.addmm(F.linear(h2, head, mu), u, skip.T), sigma, z)
+        w = white * scale
+        # the n x n determinant of the change of variables
+        j1 = (1 - h1 * h1).unsqueeze(1) * w1.T
+        j2 = (1 - h2 * h2).unsqueeze(1) * F.linear(j1, w2)
+        top = F.linear(j2, head[:n]) + skip[:n].T
+        _, log_det = torch.linalg.slogdet(top.double() + torch.diag(sigma[:n].double()))
+        log_q = -0.5 * (z.square().sum(-1) + d * log_2pi) - log_det.float() - rho[n:].sum() - log_scale
+        log_prior = -0.5 * (white.square().sum(-1) + d * log_2pi) - log_scale
+        m1, c1, m2, c2 = [p.reshape(num, *s) for p, s in zip(w.split(sizes, -1), shapes, strict=True)]
+        hidden = torch.baddbmm(c1.unsqueeze(1), x.expand(num, -1, -1), m1.transpose(1, 2)).relu()
+        f = torch.baddbmm(c2.unsqueeze(1), hidden, m2.transpose(1, 2)).squeeze(-1)
+        log_lik = -0.5 * (((y - f) / NOISE).square().sum(-1) + ROWS * (log_2pi + 2 * math.log(NOISE)))
+        return (log_q - log_prior - log_lik).mean()
+
+    def run() -> None:
+        for _ in range(steps):
+            loss = loss_of()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()
+
+    return run
+
+
+def main() -> None:
+    args = parser(__doc__ or "").parse_args()
+    torch.set_num_threads(1)
+    steps, repeats = (20, 5) if args.quick else (50, 15)
+    rows: list[dict[str, object]] = []
+    summary: dict[str, float] = {}
+    for num in (1, 16):
+        torch.manual_seed(0)
+        pyro.clear_param_store()
+        x, y = data()
+        runs = {
+            "ours": ours(x, y, num, steps, flat=False),
+            "ours, flat site": ours(x, y, num, steps, flat=True),
+            "peer": peer(x, y, num, steps),
+            "floor": floor(x, y, num, steps),
+        }
+        seconds = alternate(runs, repeats)
+        ms = {name: median(times) / steps * 1e3 for name, times in seconds.items()}
+        for name in ms:
+            to_peer = median(a / b for a, b in zip(seconds[name], seconds["peer"], strict=True))
+            to_floor = median(a / b for a, b in zip(seconds[name], seconds["floor"], strict=True))
+            rows.append({"S": num, "loop": name, "ms/step": ms[name], "/ peer": to_peer, "/ floor": to_floor})
+            if name == "ours":
+                summary[f"peer_ratio_s{num}"] = to_peer
+                summary[f"floor_ratio_s{num}"] = to_floor
+    report(rows, summary, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The rules that keep the rooms of the package apart, read off the source."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bayeshnet"
+
+# A room imports only rooms before it in this list. It is the table of the design, read from top to bottom.
+ROOMS = (
+    "errors",
+    "typing",
+    "layers",
+    "mnets",
+    "hnets",
+    "init",
+    "entropy",
+    "distributions",
+    "models",
+    "infer",
+    "metrics",
+    "plotting",
+    "continual",
+)
+# What comes in by an extra, and the rooms that may therefore import more than the package itself depends on.
+DEPENDENCIES = {"bayeshnet", "numpy", "pyro", "safetensors", "torch", "tqdm", "typing_extensions"}
+OPTIONAL = {"metrics": {"torchmetrics"}, "plotting": {"matplotlib"}}
+STANDARD_LIBRARY = {*sys.stdlib_module_names}
+
+GLOBAL_STATE = {
+    "clear_param_store",
+    "manual_seed",
+    "manual_seed_all",
+    "seed",
+    "set_default_device",
+    "set_default_dtype",
+    "set_default_tensor_type",
+    "set_float32_matmul_precision",
+    "set_num_interop_threads",
+    "set_num_threads",
+    "set_printoptions",
+    "set_rng_seed",
+    "use_deterministic_algorithms",
+}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+PROGRAMS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")])
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Line, absolute module and imported names (none for ``import module``) of every import, those in functions too."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, []
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                # One dot is the package that the file is in, also for __init__.py.
+                package = path.relative_to(ROOT).parent.parts
+                module = ".".join([*package[: len(package) - node.level + 1], *([module] if module else [])])
+            yield node.lineno, module, [alias.name for alias in node.names]
+
+
+def room_of(path: Path) -> str | None:
+    """The room of a file, None for the front door ``bayeshnet/__init__.py``."""
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return None if first == "__init__" else first
+
+
+def rooms_imported(path: Path) -> Iterator[tuple[int, str]]:
+    for line, module, names in imports_of(path):
+        parts = module.split(".")
+        if parts[0] != "bayeshnet":
+            continue
+        if len(parts) > 1:
+            yield line, parts[1]
+        else:
+            # `from bayeshnet import mnets` names rooms; anything else comes through the front door, which is below all.
+            yield from ((line, name if name in ROOMS else "__init__") for name in names or ["__init__"])
+
+
+def dotted(node: ast.expr) -> str:
+    """``torch.cuda.manual_seed`` for a chain of attributes of a name, else empty."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+def test_every_room_is_in_the_list():
+    rooms = {room_of(path) for path in FILES} - {None}
+    assert rooms <= set(ROOMS), "a new room needs a place in the order"
+
+
+def offenders(find: Callable[[Path], object], paths: list[Path] = FILES) -> dict[str, object]:
+    """What ``find`` finds wrong in each file, without the files where it finds nothing."""
+    found = {str(path.relative_to(ROOT)): find(path) for path in paths}
+    return {name: what for name, what in found.items() if what}
+
+
+def test_a_room_imports_only_rooms_above_it():
+    def below(path: Path) -> list[tuple[int, str]]:
+        room = room_of(path)
+        if room is None:
+            # Whoever has none of the extras can still import the package.
+            return [(line, other) for line, other in rooms_imported(path) if other in OPTIONAL]
+        allowed = {*ROOMS[: ROOMS.index(room)], room}
+        return [(line, other) for line, other in rooms_imported(path) if other not in allowed]
+
+    assert not offenders(below)
+
+
+def test_only_dependencies_are_imported():
+    def foreign(path: Path) -> list[tuple[int, str]]:
+        allowed = DEPENDENCIES | STANDARD_LIBRARY | OPTIONAL.get(room_of(path) or "", set[str]())
+        if "arviz" in path.stem:  # the adapter, one file
+            allowed |= {"arviz"}
+        return [(line, module) for line, module, _ in imports_of(path) if module.split(".")[0] not in allowed]
+
+    assert not offenders(foreign)
+
+
+def test_files_are_short():
+    def too_long(path: Path) -> int:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        return lines if lines > 400 else 0
+
+    assert not offenders(too_long)
+
+
+def test_no_print_and_no_assert():
+    def lines(path: Path) -> list[int]:
+        return [
+            node.lineno
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and dotted(node.func) == "print")
+        ]
+
+    assert not offenders(lines)
+
+
+def test_global_state_of_torch_is_the_users():
+    def written(path: Path) -> list[tuple[int, str]]:
+        # A generator of one's own may be seeded: torch.Generator().manual_seed(0) is no chain of names.
+        calls = [(node.lineno, dotted(node.func)) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+        imported = [(line, f"{module}.{name}") for line, module, names in imports_of(path) for name in names]
+        return [
+            (line, name)
+            for line, name in calls + imported
+            if name.split(".")[0] in {"torch", "pyro", "np", "numpy", "random"} and name.split(".")[-1] in GLOBAL_STATE
+        ]
+
+    assert not offenders(written)
+
+
+def test_every_module_says_what_is_public():
+    def wrong(path: Path) -> list[str]:
+        module = importlib.import_module(
+            ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        )
+        names = getattr(module, "__all__", None)
+        if names is None:
+            return ["no __all__"]
+        return [name for name in names if not hasattr(module, name) or names.count(name) > 1]
+
+    assert not offenders(wrong)
+
+
+def test_benchmarks_and_examples_import_only_public_names():
+    def hidden(path: Path) -> list[tuple[int, str]]:
+        found: list[tuple[int, str]] = []
+        for line, module, names in imports_of(path):
+            parts = module.split(".")
+            if parts[0] != "bayeshnet":
+                continue
+            if len(parts) > 2 or (len(parts) == 2 and parts[1] not in ROOMS):
+                found.append((line, module))
+                continue
+            public = {*importlib.import_module(module).__all__, *(ROOMS if len(parts) == 1 else ())}
+            found += [(line, f"{module}.{name}") for name in names if name not in public]
+        return found
+
+    assert not offenders(hidden, PROGRAMS)
+
+
+def test_the_rules_see_what_they_forbid(tmp_path, monkeypatch):
+    """A rule that finds nothing anywhere must be one that can find something."""
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path / "bayeshnet")
+    path = tmp_path / "bayeshnet" / "layers" / "bad.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("from ..infer import fit\nfrom bayeshnet import mnets, AutoHypernet\nimport bayeshnet.hnets.base\n")
+    assert [room for _, room in rooms_imported(path)] == ["infer", "mnets", "__init__", "hnets"]
+    assert room_of(path) == "layers"
+    assert room_of(tmp_path / "bayeshnet" / "__init__.py") is None
+    assert dotted(ast.parse("torch.cuda.manual_seed", mode="eval").body) == "torch.cuda.manual_seed"
+    assert dotted(ast.parse("torch.Generator().manual_seed", mode="eval").body) == ""
