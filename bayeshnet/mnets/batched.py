@@ -99,13 +99,17 @@ def _chunks(net: MainNetInterface, weights: WeightSamples, chunk_size: int | Non
         records = _records_of_flat(net, weights)
         sizes = split_sizes(record.shape for record in records)
         # Rows first: the gradients of the chunks are then put together once, instead of being added up.
-        rows = weights.split(chunk_size or len(weights))
+        # A split of one part is left out: its gradient would be a copy.
+        whole = chunk_size is None or chunk_size >= len(weights)
+        rows = [weights] if whole else weights.split(chunk_size)
         return [
             [part.view(-1, *record.shape) for part, record in zip(row.split(sizes, dim=1), records, strict=True)]
             for row in rows
         ]
     tensors = _check_tensors(net, weights)
-    return [list(parts) for parts in zip(*(t.split(chunk_size or len(t)) for t in tensors), strict=True)]
+    if chunk_size is None or chunk_size >= len(tensors[0]):
+        return [tensors]
+    return [list(parts) for parts in zip(*(t.split(chunk_size) for t in tensors), strict=True)]
 
 
 def _records_of_flat(net: MainNetInterface, weights: Tensor) -> Sequence[ParamRecord]:
