@@ -12,6 +12,7 @@ reads::
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -47,8 +48,8 @@ def parser(description: str) -> argparse.ArgumentParser:
 def alternate(fns: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: int = 2) -> dict[str, list[float]]:
     """Time functions in turn, so that a slow phase of the machine hits all of them.
 
-    Each round starts with another function and every second one runs backwards, so that each function follows each other
-    one. Garbage is collected between calls, not during them.
+    Each round starts with another function and every second one runs backwards, so that each function follows each
+    other one. Garbage is collected between calls, not during them.
 
     Args:
         fns: What to time, by name.
@@ -99,10 +100,8 @@ def peak_memory(fn: Callable[[], Any]) -> tuple[int, int]:
 
     Measure in a fresh process (:func:`run_fresh`): memory that earlier work freed may be used again unnoticed.
     """
-    try:  # Linux forgets the peak so far on request
+    with contextlib.suppress(OSError):  # Linux forgets the peak so far on request
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass
     before = _status("VmRSS")
     fn()
     return before, _status("VmHWM")

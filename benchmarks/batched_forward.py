@@ -2,12 +2,13 @@
 
 100 weight samples of a 784-400-400-10 network, without gradients (prediction) unless the row says so. Two loops:
 
-* ``calls``: ``torch.func.functional_call`` of the plain ``nn.Module``, which is how any module is called with given weights;
+* ``calls``: ``torch.func.functional_call`` of the plain ``nn.Module``, which is how any module is called with given
+  weights;
 * ``by hand``: ``F.linear`` and ``F.relu`` written out for this one network, the least that a loop can cost.
 
-``loop_ratio_*`` compares with the first, ``by_hand_ratio_*`` with the second. ``memory_ratio`` compares the peaks of fresh
-processes above their size before weights and inputs were made, with ``chunk_size=10``; the rows also say what the calls take
-on top of the weights.
+``loop_ratio_*`` compares with the first, ``by_hand_ratio_*`` with the second. ``memory_ratio`` compares the peaks of
+fresh processes above their size before weights and inputs were made, with ``chunk_size=10``; the rows also say what the
+calls take on top of the weights.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ SIZES = (784, 400, 400, 10)
 def problem(batch: int) -> tuple[nn.Sequential, Tensor, Tensor]:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(SIZES[:-1], SIZES[1:], strict=True):
+    for fan_in, fan_out in pairwise(SIZES):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     net = nn.Sequential(*layers[:-1])
     num_weights = sum(p.numel() for p in net.parameters())

@@ -48,6 +48,8 @@ def ours(x: Tensor, y: Tensor, num: int, steps: int, *, flat: bool) -> Callable[
 
 
 class PyroNet(PyroModule):
+    """The network as Pyro's tutorials write it."""
+
     def __init__(self) -> None:
         super().__init__()
         self.first = PyroModule[nn.Linear](INPUTS, HIDDEN)
@@ -58,6 +60,7 @@ class PyroNet(PyroModule):
         self.second.bias = PyroSample(dist.Normal(0.0, 1.0).expand([1]).to_event(1))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Observe y, or draw it."""
         f = self.second(self.first(x).relu()).squeeze(-1)
         with pyro.plate("data", x.shape[0]):
             return pyro.sample("obs", dist.Normal(f, NOISE), obs=y)
@@ -81,7 +84,9 @@ def floor(x: Tensor, y: Tensor, num: int, steps: int) -> Callable[[], None]:
     shapes = [(HIDDEN, INPUTS), (HIDDEN,), (1, HIDDEN), (1,)]
     sizes = [math.prod(s) for s in shapes]
     d = sum(sizes)
-    scale = torch.cat([torch.full((size,), s) for size, s in zip(sizes, (INPUTS**-0.5, 1.0, HIDDEN**-0.5, 1.0), strict=True)])
+    scale = torch.cat(
+        [torch.full((size,), s) for size, s in zip(sizes, (INPUTS**-0.5, 1.0, HIDDEN**-0.5, 1.0), strict=True)]
+    )
     w1, b1 = nn.Parameter(torch.randn(q, n) / n**0.5), nn.Parameter(torch.zeros(q))
     w2, b2 = nn.Parameter(torch.randn(q, q) / q**0.5), nn.Parameter(torch.zeros(q))
     head, mu = nn.Parameter(torch.zeros(d, q)), nn.Parameter(0.3 * torch.randn(d))
@@ -140,10 +145,10 @@ def main() -> None:
         }
         seconds = alternate(runs, repeats)
         ms = {name: median(times) / steps * 1e3 for name, times in seconds.items()}
-        for name in ms:
+        for name, time in ms.items():
             to_peer = median(a / b for a, b in zip(seconds[name], seconds["peer"], strict=True))
             to_floor = median(a / b for a, b in zip(seconds[name], seconds["floor"], strict=True))
-            rows.append({"S": num, "loop": name, "ms/step": ms[name], "/ peer": to_peer, "/ floor": to_floor})
+            rows.append({"S": num, "loop": name, "ms/step": time, "/ peer": to_peer, "/ floor": to_floor})
             if name == "ours":
                 summary[f"peer_ratio_s{num}"] = to_peer
                 summary[f"floor_ratio_s{num}"] = to_floor

@@ -14,7 +14,7 @@ from torch import Tensor
 class Banana(dist.TorchDistribution):
     """w1 ~ N(0, 1), w2 | w1 ~ N(w1^2 - 1, 0.4^2)."""
 
-    arg_constraints = {}
+    arg_constraints = {}  # noqa: RUF012 - the form that torch prescribes
     support = constraints.real_vector
 
     def __init__(self):
@@ -61,7 +61,9 @@ def target_model(name: str) -> Callable[[], None]:
     return model
 
 
-def histogram_kl(draws: Tensor, log_target: Callable[[Tensor], Tensor], *, limit: float = 6.0, bins: int = 240) -> float:
+def histogram_kl(
+    draws: Tensor, log_target: Callable[[Tensor], Tensor], *, limit: float = 6.0, bins: int = 240
+) -> float:
     """KL of the distribution of 2-D draws from a density, by a histogram of fixed range, Miller-Madow corrected.
 
     The plug-in entropy of N draws in K occupied cells is too low by (K - 1) / 2N on average.

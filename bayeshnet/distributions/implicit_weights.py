@@ -23,8 +23,8 @@ class ImplicitWeights(TorchDistribution):
     r"""A hypernetwork fed with noise, as a distribution over R^D.
 
     Draws are :math:`w = \mathrm{loc} + \mathrm{scale} \cdot (h(z) + \sigma e)`; see
-    :class:`~bayeshnet.hnets.HPerturbWrapper` for the noise. It serves wherever Pyro takes a distribution: in a guide, as
-    a prior, in a hand-written model. Gradients flow to the hypernetwork through both :meth:`rsample` and
+    :class:`~bayeshnet.hnets.HPerturbWrapper` for the noise. It serves wherever Pyro takes a distribution: in a guide,
+    as a prior, in a hand-written model. Gradients flow to the hypernetwork through both :meth:`rsample` and
     :meth:`log_prob`; in a hand-written guide announce its parameters to Pyro with
     :func:`~bayeshnet.models.emit_param_sites`.
 
@@ -50,8 +50,9 @@ class ImplicitWeights(TorchDistribution):
         (torch.Size([7, 20]), torch.Size([7]))
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - the form that torch prescribes
-    support = constraints.real_vector
+    # torch declares these as properties and uses them as plain attributes.
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore[reportIncompatibleMethodOverride]
+    support: Any = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
     has_rsample = True
 
     def __init__(
@@ -103,7 +104,7 @@ class ImplicitWeights(TorchDistribution):
 
     # ------------------------------------------------------------------ sampling and density
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008 - torch's signature
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to the hypernetwork."""
         shape = Size(sample_shape) + self.batch_shape
         draw = self.sampler.draw(math.prod(shape))
@@ -128,8 +129,8 @@ class ImplicitWeights(TorchDistribution):
         """
         if value.dim() == 0 or value.shape[-1] != self.sampler.event_dim:
             raise ArgumentError(
-                f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.sampler.event_dim}, the number "
-                "of weights."
+                f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.sampler.event_dim}, the "
+                "number of weights."
             )
         self.estimator.check(self.sampler)
         draw = self._draw_of(value)

@@ -1,5 +1,7 @@
 """Estimators of log q for hypernetworks with noise, exchangeable behind one protocol."""
 
+from __future__ import annotations
+
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.importance import ImportanceEstimate, importance_log_density
 from bayeshnet.entropy.linearised import Linearised

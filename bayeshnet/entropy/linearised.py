@@ -86,8 +86,8 @@ class Linearised(LogDensity):
         """Not available: the density at foreign weights is an integral over z."""
         raise DensityError(
             "value: these weights were not drawn by this distribution just before, and with independent noise the "
-            "density elsewhere is an integral over the noise. Score draws right after drawing them, or use shared noise "
-            "(noise='shared'), whose density is known everywhere."
+            "density elsewhere is an integral over the noise. Score draws right after drawing them, or use shared "
+            "noise (noise='shared'), whose density is known everywhere."
         )
 
     @torch.no_grad()
@@ -116,8 +116,8 @@ class Linearised(LogDensity):
             )
         elif abs(values["entropy_gap"]) > max(0.1, 3.0 * values["entropy_gap_error"]):
             advice.append(
-                f"The linearised entropy is {values['entropy_gap']:+.2f} nats from importance sampling, and the ELBO is "
-                "off by as much. Use shared noise (noise='shared'), whose density is exact, or a smoother generator."
+                f"The linearised entropy is {values['entropy_gap']:+.2f} nats from importance sampling, and the ELBO "
+                "is off by as much. Use shared noise (noise='shared'), whose density is exact, or a smoother generator."
             )
         return Diagnosis(values, advice, EntropyGapWarning)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,13 +66,15 @@ class NoisySampler:
             )
         if hnet.input_handler is not None or hnet.output_handler is not None:
             raise ArgumentError(
-                "hnet: the wrapper has an input_handler or output_handler, so how noise becomes weights is unknown; use "
-                "noise='shared' or noise='independent' instead of handlers."
+                "hnet: the wrapper has an input_handler or output_handler, so how noise becomes weights is unknown; "
+                "use noise='shared' or noise='independent' instead of handlers."
             )
         if cond_id is not None and cond_input is not None:
             raise ArgumentError("cond_id, cond_input: both were given; they exclude each other.")
         if hnet.log_sigma_noise is None and not bool(hnet.sigma > 0):
-            raise ArgumentError("hnet: its sigma_noise is 0, so its weights have no density; pass a positive sigma_noise.")
+            raise ArgumentError(
+                "hnet: its sigma_noise is 0, so its weights have no density; pass a positive sigma_noise."
+            )
         self.hnet = hnet
         self.cond_id = cond_id
         self.cond_input = cond_input if cond_input is None or cond_input.dim() == 2 else cond_input.reshape(1, -1)
@@ -108,7 +110,7 @@ class NoisySampler:
         """``h(z)`` for inputs ``[S, n]``: ``[S, D]``."""
         condition = self._condition()
         uncond = z if self.latent_dim else None
-        out = self.generator.forward(uncond_input=uncond, ret_format="flattened", **condition)
+        out = cast("Tensor", self.generator.forward(uncond_input=uncond, ret_format="flattened", **condition))
         # Without noise inputs there is one row for all samples.
         return out if out.shape[0] == z.shape[0] else out.expand(z.shape[0], -1)
 
@@ -150,8 +152,8 @@ class NoisySampler:
             else:
                 continue
             raise DensityError(
-                f"hnet: the hypernetwork has {kind} (module {name!r}); such samples have no density of their own. Build "
-                "it with use_batch_norm=False and dropout_rate=-1, or use it only for sampling."
+                f"hnet: the hypernetwork has {kind} (module {name!r}); such samples have no density of their own. "
+                "Build it with use_batch_norm=False and dropout_rate=-1, or use it only for sampling."
             )
         self._density_checked = True  # modules do not change; this is called at every step
 
@@ -169,7 +171,7 @@ class NoisySampler:
         return head.feature_jacobian(uncond_input=z, **self._condition())
 
     def jacobian(self, z: Tensor, rows: int | None = None) -> Tensor:
-        """Derivatives of the weights, ``J[s, i, j] = d h_j(z_s) / d z_i`` for the first ``rows`` (all) j: ``[S, n, rows]``."""
+        """Derivatives of the first ``rows`` (all) weights, ``J[s, i, j] = d h_j(z_s) / d z_i``: ``[S, n, rows]``."""
         head = self.linear_head
         if head is None:
             return row_jacobian(self.generate, z)[..., :rows]

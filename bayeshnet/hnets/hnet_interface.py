@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from bayeshnet.mnets.param_table import num_weights
 from bayeshnet.typing import CondId, NestedWeights, Shapes, WeightsArg
 
 if TYPE_CHECKING:
-    from bayeshnet.layers.batch_norm import BatchNormLayer
+    pass
 
 __all__ = ["HyperNetInterface"]
 

@@ -39,9 +39,7 @@ class MLPFeatures(HyperNet):
     _bn_refs: list[int]
     _linear_skip: bool
 
-    def _hidden(
-        self, x: Tensor, weights: Sequence[Tensor], condition: Any = None, *, update: bool = True
-    ) -> Tensor:
+    def _hidden(self, x: Tensor, weights: Sequence[Tensor], condition: Any = None, *, update: bool = True) -> Tensor:
         """The input ``[..., q]`` of the output layer."""
         batchnorm, dropout, activation = self.batchnorm_layers, self.dropout, self.activation_fn
         for i, (ref, bias_ref) in enumerate(self._fc_refs[:-1]):

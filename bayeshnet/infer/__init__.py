@@ -1,5 +1,7 @@
 """Inference: guides, fitting, predictions and checkpoints."""
 
+from __future__ import annotations
+
 from bayeshnet.infer.auto_hypernet import AutoHypernet
 from bayeshnet.infer.checkpoint import load, save
 from bayeshnet.infer.fit import fit, flat_then_cosine

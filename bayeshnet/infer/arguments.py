@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["call_arguments", "refuse_nan_data"]
+__all__ = ["call_arguments", "nan_data_error", "refuse_nan_data"]
 
 
 def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -33,6 +34,12 @@ def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str,
     )
 
 
+def nan_data_error(args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> ArgumentError | None:
+    """What to raise instead of an error of Pyro's validation if the data hold NaN, else None."""
+    where = list(_nan_places(args, kwargs))
+    return ArgumentError(f"{_nan_message('the model fails', where)} Pyro says: {error}") if where else None
+
+
 def refuse_nan_data(trace: Trace, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raise if an observed site's log-probability is NaN because the data are.
 
@@ -42,20 +49,17 @@ def refuse_nan_data(trace: Trace, args: Sequence[Any], kwargs: Mapping[str, Any]
         ValueError: Naming the site, and the argument that holds NaN.
     """
     where = list(_nan_places(args, kwargs))
-    for name, site in trace.nodes.items():
+    nodes: dict[str, Any] = dict(trace.nodes)
+    for name, site in nodes.items():
         if site["type"] != "sample" or not site["is_observed"] or site_is_subsample(site):
             continue
-        try:
+        with pyro.validation_enabled(False):
             log_prob = site["fn"].log_prob(site["value"])
-        except ValueError as error:  # Pyro's validation of the value or of the parameters
-            if where:
-                raise ArgumentError(_nan_message(name, where)) from error
-            raise
         mask = site["mask"]
         if isinstance(mask, Tensor):
             log_prob = torch.where(mask, log_prob, torch.zeros_like(log_prob))
         if mask is not False and bool(torch.isnan(log_prob).any()):
-            raise ArgumentError(_nan_message(name, where))
+            raise ArgumentError(_nan_message(f"the log-probability of the observed site {name!r} is NaN", where))
 
 
 def _nan_places(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[str]:
@@ -66,9 +70,9 @@ def _nan_places(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[str]
                 yield f"example[{key!r}] ({count} of {value.numel()} entries)"
 
 
-def _nan_message(site: str, where: Sequence[str]) -> str:
+def _nan_message(what: str, where: Sequence[str]) -> str:
     source = f"NaN in {', '.join(where)}" if where else "NaN parameters of its distribution"
     return (
-        f"example: the log-probability of the observed site {site!r} is NaN, from {source}. Remove or impute the missing "
-        "values, or mask them in the model (poutine.mask)."
+        f"example: {what}, from {source}. Remove or impute the missing values, or mask them in the model "
+        "(pyro.poutine.mask)."
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions.utils import _sum_rightmost as sum_rightmost  # pyright: ignore[reportPrivateUsage]
 
@@ -22,10 +23,10 @@ from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
-from bayeshnet.infer.arguments import call_arguments, refuse_nan_data
+from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data
 from bayeshnet.infer.default_hnet import default_hnet
+from bayeshnet.infer.latents import LatentSite, PriorStart, latent_sites, nodes_of, prior_draw, prior_start
 from bayeshnet.infer.quantiles import sample_quantiles
-from bayeshnet.infer.latents import LatentSite, PriorStart, latent_sites, prior_draw, prior_start
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import emit_param_sites
 
@@ -51,10 +52,13 @@ class AutoHypernet(AutoContinuous):
         example: The model's arguments, which the guide is built from: a tuple of positional ones, a mapping of keyword
             ones, or one tensor. With observations, as for training.
         hnet: A function from target shapes (a list of lists of int) to a hypernetwork. One without a perturbation
-            wrapper gets one with a learned scale per weight. By default an MLP with tanh layers and a linear part.
+            wrapper gets one with a learned scale per weight. By default an MLP with tanh layers and a linear part,
+            which starts injective.
         noise_dim: Number n of noise inputs; ``min(20, D)`` by default. Not with ``hnet``.
         hidden_layers: Widths of the default hypernetwork. Not with ``hnet``.
-        noise: ``"shared"`` (exact density) or ``"independent"`` (linearised density). Not with ``hnet``.
+        noise: Kind of the perturbation: ``"shared"`` (exact density where the sampler does not fold; default of the
+            default hypernetwork) or ``"independent"`` (linearised density; default of a network from ``hnet``, which
+            may fold). Not with an ``hnet`` that has a perturbation wrapper.
         estimator: An estimator of log q that fits the noise; by default
             :class:`~bayeshnet.entropy.ChangeOfVariables` or :class:`~bayeshnet.entropy.Linearised`.
         init_loc_fn: One of Pyro's per-site initialisation functions for the location. By default weights with a Normal
@@ -94,12 +98,12 @@ class AutoHypernet(AutoContinuous):
     ) -> None:
         if not callable(model):
             raise ArgumentTypeError(f"model: is a {type(model).__name__}; pass a Pyro model, a callable.")
-        own_options = {"noise_dim": noise_dim, "hidden_layers": hidden_layers, "noise": noise}
+        own_options = {"noise_dim": noise_dim, "hidden_layers": hidden_layers}
         clash = [name for name, value in own_options.items() if value is not None]
         if hnet is not None and clash:
             raise ArgumentError(
-                f"hnet, {clash[0]}: both were given; {clash[0]} describes the default hypernetwork. Build yours with it "
-                "inside the function hnet."
+                f"hnet, {clash[0]}: both were given; {clash[0]} describes the default hypernetwork. Build yours with "
+                "it inside the function hnet."
             )
         if noise not in (None, "shared", "independent"):
             raise ArgumentError(f"noise: is {noise!r}; pass 'shared' or 'independent'.")
@@ -108,8 +112,14 @@ class AutoHypernet(AutoContinuous):
         super().__init__(model, init_loc_fn=init_loc_fn or prior_draw)
         args, kwargs = call_arguments(example, "example")
         _check_example(model, args, kwargs)
-        self._setup_prototype(*args, **kwargs)
-        refuse_nan_data(self.prototype_trace, args, kwargs)
+        try:
+            self._setup_prototype(*args, **kwargs)
+        except ValueError as error:  # Pyro's validation of a distribution's parameters, computed from the data
+            better = nan_data_error(args, kwargs, error)
+            if better is None:
+                raise
+            raise better from error
+        refuse_nan_data(cast("Trace", self.prototype_trace), args, kwargs)
 
         start = self._start(model, args, kwargs, init_loc_fn, whiten)
         self.register_buffer("loc", start.loc)
@@ -127,7 +137,7 @@ class AutoHypernet(AutoContinuous):
                 start_scale=init_scale,
             )
         else:
-            generator = self._own_hnet(hnet, init_scale).to(dtype=start.loc.dtype, device=start.loc.device)
+            generator = self._own_hnet(hnet, init_scale, noise).to(dtype=start.loc.dtype, device=start.loc.device)
         # Registered past PyroModule, which would put the parameters into Pyro's global store at every access.
         self._modules["hnet"] = generator
         self._sampler = NoisySampler(generator)
@@ -144,13 +154,14 @@ class AutoHypernet(AutoContinuous):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         # That of AutoContinuous would fail on discrete latents and on mixtures; the sites are described here instead.
         AutoGuide._setup_prototype(self, *args, **kwargs)
-        self._sites = latent_sites(self.prototype_trace)
+        self._sites = latent_sites(cast("Trace", self.prototype_trace))
         self._sizes = [site.numel for site in self._sites]
         self.latent_dim = sum(self._sizes)
         self._unpacked_shapes: tuple[torch.Size | None, list[torch.Size]] = (None, [])
 
     def _init_loc(self) -> Tensor:
-        values = [site.unconstrain(self.prototype_trace.nodes[site.name]["value"]) for site in self._sites]
+        nodes = nodes_of(cast("Trace", self.prototype_trace))
+        values = [site.unconstrain(nodes[site.name]["value"]) for site in self._sites]
         return torch.cat([value.reshape(-1) for value in values]).detach()
 
     def _start(
@@ -177,7 +188,12 @@ class AutoHypernet(AutoContinuous):
             )
         return noise_dim
 
-    def _own_hnet(self, build: Callable[[list[list[int]]], HyperNetInterface], init_scale: float) -> HPerturbWrapper:
+    def _own_hnet(
+        self,
+        build: Callable[[list[list[int]]], HyperNetInterface],
+        init_scale: float,
+        noise: Literal["shared", "independent"] | None,
+    ) -> HPerturbWrapper:
         hnet = build(self.target_shapes)
         if not isinstance(hnet, HyperNetInterface):
             raise ArgumentTypeError(
@@ -189,8 +205,15 @@ class AutoHypernet(AutoContinuous):
                 "the target shapes that it is called with."
             )
         if isinstance(hnet, HPerturbWrapper):
+            if noise is not None:
+                raise ArgumentError(
+                    "hnet, noise: both were given, and the hypernetwork has a perturbation wrapper; choose the noise "
+                    "there."
+                )
             return hnet
-        return HPerturbWrapper(hnet, sigma_noise=init_scale, learn_sigma="per_weight", verbose=False)
+        return HPerturbWrapper(
+            hnet, sigma_noise=init_scale, noise=noise or "independent", learn_sigma="per_weight", verbose=False
+        )
 
     # ------------------------------------------------------------------ what there is
 
@@ -288,7 +311,9 @@ class AutoHypernet(AutoContinuous):
             for site, part in zip(self._sites, latent.split(self._sizes, -1), strict=True)
         }
 
-    def median(self, *args: Any, num_samples: int = 1000, **kwargs: Any) -> dict[str, Tensor]:
+    def median(  # pyright: ignore[reportIncompatibleMethodOverride] - one keyword more than Pyro's
+        self, *args: Any, num_samples: int = 1000, **kwargs: Any
+    ) -> dict[str, Tensor]:
         """Median of each latent coordinate by Monte Carlo, standard error about ``1.25 std / sqrt(num_samples)``."""
         return {name: value[0] for name, value in self.quantiles([0.5], num_samples=num_samples).items()}
 
@@ -331,7 +356,7 @@ class _PointMass(dist.Delta):
 
     def log_prob(self, x: Tensor) -> Tensor:
         if x is self.v:
-            return self.log_density.expand(self.batch_shape)
+            return cast("Tensor", self.log_density).expand(self.batch_shape)
         return super().log_prob(x)
 
 

@@ -43,8 +43,8 @@ def non_finite_cause(
     if site is None:
         return None
     return (
-        f"the first site that is not finite is {site}. Look for NaN in the data of this batch and at the parameters of the "
-        "site's distribution; lower lr if it happens only after some steps."
+        f"the first site that is not finite is {site}. Look for NaN in the data of this batch and at the parameters "
+        "of the site's distribution; lower lr if it happens only after some steps."
     )
 
 
@@ -54,7 +54,8 @@ def _first_bad_site(
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     for where, trace in (("guide", guide_trace), ("model", model_trace)):
-        for name, site in trace.nodes.items():
+        nodes: dict[str, Any] = dict(trace.nodes)
+        for name, site in nodes.items():
             if site["type"] != "sample":
                 continue
             value = site["value"]

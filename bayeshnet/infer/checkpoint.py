@@ -95,7 +95,9 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
                 f"{name}: the checkpoint has no module of this name; it has {list(description['modules'])}."
             )
         if saved_class != type(module).__name__:
-            raise CheckpointError(f"{name}: is a {type(module).__name__}, but a {saved_class} was saved under this name.")
+            raise CheckpointError(
+                f"{name}: is a {type(module).__name__}, but a {saved_class} was saved under this name."
+            )
         prefix = f"{name}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         _check_state(name, _tensors(module, name), state)

@@ -28,7 +28,7 @@ def default_hnet(
 ) -> HPerturbWrapper:
     r"""A perturbed MLP that starts as a narrow Gaussian and bends from there.
 
-    .. math:: h(z) = \mu + A z + W \varphi(z), \quad A_{ij} \sim N(0, 0.1^2 / n), \quad W = 0
+    .. math:: h(z) = \mu + A z + W \varphi(z), \quad A_{ij} \sim N(0, 0.1^2 / n) \text{ for } i > n, \quad W = 0
 
     with tanh layers :math:`\varphi` and one learned noise scale per weight.
 
@@ -53,5 +53,8 @@ def default_hnet(
     head_weight.zero_()
     head_bias.copy_(start)
     skip_weight.normal_(0.0, 0.1 / math.sqrt(noise_dim))
+    # The n first outputs meet the noise twice. Without a linear part there the map from noise to weights starts
+    # injective, and the log-determinant in the ELBO keeps it from folding on the way.
+    skip_weight[:noise_dim] = 0.0
     wrapper = HPerturbWrapper(hnet, sigma_noise=start_scale, noise=noise, learn_sigma="per_weight", verbose=False)
     return wrapper.to(dtype=start.dtype, device=start.device)

@@ -12,7 +12,8 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBO
-from torch import Tensor
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from bayeshnet.errors import (
@@ -116,7 +117,9 @@ def fit(
     """
     _check_numbers(steps, lr, num_particles, clip_norm)
     if loss is not None and num_particles != 16:
-        raise ArgumentError("loss, num_particles: both were given; set num_particles in the ELBO that is passed as loss.")
+        raise ArgumentError(
+            "loss, num_particles: both were given; set num_particles in the ELBO that is passed as loss."
+        )
     # Known for networks; elsewhere Pyro finds it out.
     nesting = 1 if isinstance(model, BayesianModel) else math.inf
     elbo: Any = loss or Trace_ELBO(
@@ -138,7 +141,8 @@ def fit(
             bar.update()
             if step % 50 == 0:
                 bar.set_postfix_str(f"-ELBO {value:.4g}", refresh=False)
-            if any([callback(step, history) for callback in callbacks]):
+            ends = [callback(step, history) for callback in callbacks]  # all are called, even if one ends the fit
+            if any(ends):
                 history.stopped = "callback"
                 break
             if stop is not None and stop(history.losses):
@@ -151,8 +155,8 @@ def fit(
         bar.close()
     if stop is not None and history.stopped == "steps":
         warnings.warn(
-            f"The fit used all {steps} steps before its stopping rule was met; the ELBO may still rise. Raise steps, or "
-            "call fit again to go on.",
+            f"The fit used all {steps} steps before its stopping rule was met; the ELBO may still rise. Raise steps, "
+            "or call fit again to go on.",
             ConvergenceWarning,
             stacklevel=2,
         )
@@ -178,17 +182,24 @@ class _Trainer:
         self.make_optimizer = make_optimizer or _adam
         self.optimizer: torch.optim.Optimizer | None = None
         self.params: dict[int, Tensor] = {}
+        for part in (model, guide):  # gradients left by earlier work would be added to ours
+            if isinstance(part, nn.Module):
+                _drop_gradients(part.parameters())
 
     def step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, float]:
         rng_state = torch.get_rng_state()  # to repeat the step if it fails, for a message that names the site
         # Pyro's checks are worth their time once; they are what a wrong model or guide fails on.
         with ParamCapture(known=step > 0) as capture, pyro.validation_enabled(_pyro_validates() and step == 0):
             try:
-                value = float(self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs))
+                with warnings.catch_warnings():
+                    # An error that says more follows.
+                    warnings.filterwarnings("ignore", message="Encountered NaN", category=UserWarning)
+                    value = float(self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs))
             except ValueError as error:  # what Pyro's validation makes of NaN
                 self._raise_if_non_finite(step, math.nan, args, kwargs, rng_state, error)
                 raise
         if not math.isfinite(value):
+            _drop_gradients(capture.params.values())
             self._raise_if_non_finite(step, value, args, kwargs, rng_state)
         new = [param for key, param in capture.params.items() if key not in self.params]
         if new:
@@ -201,9 +212,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * factor
         self.optimizer.step()
-        # Gradients are dropped, not zeroed: the next backward pass then writes instead of adding.
-        for param in self.params.values():
-            param.grad = None
+        _drop_gradients(self.params.values())
         return value, factor * self.lr
 
     def _raise_if_non_finite(
@@ -245,6 +254,12 @@ class _Trainer:
             group.setdefault("full_lr", group["lr"])
 
 
+def _drop_gradients(params: Iterable[Tensor]) -> None:
+    """Not zeroed but dropped: the next backward pass then writes instead of adding."""
+    for param in params:
+        param.grad = None
+
+
 def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     params = [p for group in groups for p in group["params"]]
     # The fused kernel takes a tenth of the time for the few small tensors of a guide.
@@ -254,7 +269,7 @@ def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
 
 def _pyro_validates() -> bool:
     """Whether Pyro's own validation is switched on."""
-    return pyro.infer.util.is_validation_enabled()
+    return is_validation_enabled()
 
 
 def _batches(data: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -264,8 +279,8 @@ def _batches(data: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
             yield arguments
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise ArgumentTypeError(
-            f"data: is a {type(data).__name__}; pass the model's arguments as a tuple (x, y), or an iterable of batches "
-            "such as a DataLoader."
+            f"data: is a {type(data).__name__}; pass the model's arguments as a tuple (x, y), or an iterable of "
+            "batches such as a DataLoader."
         )
     if isinstance(data, Iterator):
         raise ArgumentTypeError(

@@ -6,11 +6,10 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import init_to_feasible
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
@@ -19,7 +18,7 @@ from torch.distributions.transforms import Transform
 
 from bayeshnet.errors import ArgumentError
 
-__all__ = ["LatentSite", "PriorStart", "latent_sites", "prior_draw", "prior_start"]
+__all__ = ["LatentSite", "PriorStart", "latent_sites", "nodes_of", "prior_draw", "prior_start"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +48,16 @@ class LatentSite:
 
     def constrain(self, value: Tensor) -> Tensor:
         """The site's value for unconstrained coordinates."""
-        return value if self.transform is None else self.transform(value)
+        return value if self.transform is None else cast("Tensor", self.transform(value))
 
     def unconstrain(self, value: Tensor) -> Tensor:
         """Unconstrained coordinates of the site's value."""
-        return value if self.transform is None else self.transform.inv(value)
+        return value if self.transform is None else cast("Tensor", self.transform.inv(value))
+
+
+def nodes_of(trace: Trace) -> dict[str, Any]:
+    """The messages of a trace by name; Pyro annotates most of their entries as optional."""
+    return dict(trace.nodes)
 
 
 def latent_sites(trace: Trace) -> list[LatentSite]:
@@ -63,8 +67,8 @@ def latent_sites(trace: Trace) -> list[LatentSite]:
         ValueError: If a latent is discrete, or there is none.
     """
     sites: list[LatentSite] = []
-    for name, site in trace.iter_stochastic_nodes():
-        if site_is_subsample(site):
+    for name, site in nodes_of(trace).items():
+        if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
             continue
         fn, value = site["fn"], site["value"]
         if fn.support is not None and fn.support.is_discrete:
@@ -108,11 +112,13 @@ def _is_real(support: Any) -> bool:
 
 
 def prior_draw(site: Any) -> Tensor:
-    """Value of a site for the prototype: a prior draw, or a feasible value where the prior cannot be drawn from."""
+    """Value of a site for the prototype: a prior draw, or the middle of its support if the prior is improper."""
+    fn = site["fn"]
     try:
-        return site["fn"].sample()
+        return fn.sample()
     except NotImplementedError:
-        return init_to_feasible(site)
+        transform = biject_to(_plain_support(fn.support))
+        return transform(torch.zeros(transform.inverse_shape(fn.batch_shape + fn.event_shape)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +187,7 @@ def _constant_normal(traces: Sequence[Trace], site: LatentSite) -> tuple[Tensor,
     """Location and scale of a Normal prior that is the same in every run."""
     found: list[tuple[Tensor, Tensor]] = []
     for trace in traces[:2]:
-        fn = trace.nodes[site.name]["fn"]
+        fn = nodes_of(trace)[site.name]["fn"]
         while not isinstance(fn, torch.distributions.Normal):
             fn = getattr(fn, "base_dist", None)
             if fn is None:
@@ -194,7 +200,7 @@ def _constant_normal(traces: Sequence[Trace], site: LatentSite) -> tuple[Tensor,
 
 
 def _empirical(traces: Sequence[Trace], site: LatentSite) -> tuple[Tensor, Tensor]:
-    values = [trace.nodes[site.name]["value"] for trace in traces]
+    values = [nodes_of(trace)[site.name]["value"] for trace in traces]
     draws = torch.stack([site.unconstrain(value).reshape(-1) for value in values])
     quartiles = torch.quantile(draws, torch.tensor([0.25, 0.5, 0.75], dtype=draws.dtype, device=draws.device), dim=0)
     return quartiles[1], ((quartiles[2] - quartiles[0]) / 1.349).clamp(1e-3, 1e3)

@@ -66,7 +66,9 @@ def predict(
     training = model.training
     model.eval()
     try:
-        draws = guide if isinstance(guide, Mapping) else posterior_draws(model, guide, x, num_samples, parallel=parallel)
+        draws = (
+            guide if isinstance(guide, Mapping) else posterior_draws(model, guide, x, num_samples, parallel=parallel)
+        )
         draws = _checked_draws(model, draws)
         parts = [model.conditional(part, draws) for part in _parts(x, batch_size)]
         f = torch.cat([part[0] for part in parts], dim=1)

@@ -51,7 +51,10 @@ _ELEMENTWISE_FUNCTIONS: set[Any] = {
     F.softplus,
 }
 # Activations of so many bytes stay in the cache of a core (mostly 1 MB or more) from one layer to the next.
-_CACHE_BYTES = 768 * 1024
+_ACTIVATION_BYTES = 768 * 1024
+# Weights of so many bytes stay in the shared cache from their first use to the second.
+_FETCH_BYTES = 3 * 1024 * 1024
+_FEW_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,28 +93,27 @@ class Chain:
         first = next(i for i, step in enumerate(self.steps) if isinstance(step, LinearStep | nn.Dropout))
         for step in self.steps[:first]:
             x = step(x)  # pyright: ignore[reportCallIssue]
-        linear = next(step for step in self.steps if isinstance(step, LinearStep))
-        num, _, in_size = weights[linear.weight].shape
-        if x.dim() != 2 or x.shape[1] != in_size or any(w.dtype != x.dtype or w.device != x.device for w in weights):
+        matrices = [weights[step.weight] for step in self.steps if isinstance(step, LinearStep)]
+        widths = [x.shape[-1] if x.dim() == 2 else -1, *(matrix.shape[1] for matrix in matrices)]
+        fits = all(matrix.shape[2] == width for matrix, width in zip(matrices, widths, strict=False))
+        if not fits or any(w.dtype != x.dtype or w.device != x.device for w in weights):
             return None
-        size = self._samples_in_cache(weights, x)
-        if size >= num:
-            return self._run(self.steps[first:], weights, x, num)
-        parts = zip(*(w.split(size) for w in weights), strict=True)
-        return torch.cat([self._run(self.steps[first:], part, x, len(part[0])) for part in parts])
-
-    def _samples_in_cache(self, weights: Sequence[Tensor], x: Tensor) -> int:
         recorded = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights))
         if recorded or x.device.type != "cpu":
-            return len(weights[0])  # activations are kept for the backward pass anyway
-        widest = max(weights[step.weight].shape[1] for step in self.steps if isinstance(step, LinearStep))
-        return max(1, _CACHE_BYTES // (x.shape[0] * widest * x.element_size() or 1))
+            return self._run(self.steps[first:], weights, x, fetch=False)
+        size, fetch = _plan(matrices, rows=x.shape[0])
+        if size >= len(matrices[0]):
+            return self._run(self.steps[first:], weights, x, fetch=fetch)
+        parts = zip(*(w.split(size) for w in weights), strict=True)
+        return torch.cat([self._run(self.steps[first:], part, x, fetch=fetch) for part in parts])
 
     @staticmethod
-    def _run(steps: Sequence[Step], weights: Sequence[Tensor], x: Tensor, num: int) -> Tensor:
-        h = x.expand(num, *x.shape)
+    def _run(steps: Sequence[Step], weights: Sequence[Tensor], x: Tensor, *, fetch: bool) -> Tensor:
+        h = x.expand(len(weights[0]), *x.shape)
         for step in steps:
             if isinstance(step, LinearStep):
+                if fetch:
+                    weights[step.weight].sum()
                 h = _linear(h, weights[step.weight], None if step.bias is None else weights[step.bias])
             elif isinstance(step, nn.Dropout):
                 h = F.dropout(h, step.p, step.training)
@@ -120,11 +122,30 @@ class Chain:
         return h
 
 
+def _plan(matrices: Sequence[Tensor], rows: int) -> tuple[int, bool]:
+    """How many samples to take at once on a CPU, and whether to fetch matrices into the cache first.
+
+    With few rows the time goes into reading the weights, and a matrix product does not read them in the order of
+    memory. A sum does, at the full speed of the hardware's prefetching; the product then finds them in the cache.
+    Measured: 15 to 20 % less time at 8 rows of a 784-400-400-10 network.
+    """
+    item = matrices[0].element_size()
+    activations = item * rows * max(matrix.shape[1] for matrix in matrices)
+    matrix = item * max(matrix.shape[1] * matrix.shape[2] for matrix in matrices)
+    size = _ACTIVATION_BYTES // max(activations, 1)
+    fetch = rows <= _FEW_ROWS and _ACTIVATION_BYTES // 2 <= matrix <= _FETCH_BYTES
+    if fetch:
+        size = min(size, _FETCH_BYTES // matrix)
+    return max(size, 1), fetch
+
+
 def _linear(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``h W^T + b`` for each sample: ``h [S, B, in]``, ``weight [S, out, in]``, ``bias [S, out]``."""
-    if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
-        return _BatchedLinear.apply(h, weight, bias)  # pyright: ignore[reportReturnType]
-    return _affine(h, weight, bias)
+    # PyTorch's own rules cover what a function of ours would not: torch.func, and mixed precision.
+    special = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+    if not torch.is_grad_enabled() or special or torch.is_autocast_enabled(h.device.type):
+        return _affine(h, weight, bias)
+    return _BatchedLinear.apply(h, weight, bias)  # pyright: ignore[reportReturnType]
 
 
 def _affine(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -145,7 +166,8 @@ class _BatchedLinear(torch.autograd.Function):
         return _affine(h, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (grad,) = grad_outputs
         h, weight = ctx.saved_tensors
         for_h, for_weight, for_bias = ctx.needs_input_grad
         return (
@@ -155,7 +177,8 @@ class _BatchedLinear(torch.autograd.Function):
         )
 
     @staticmethod
-    def jvp(ctx: Any, dh: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, *grad_inputs: Tensor | None) -> Tensor:
+        dh, dweight, dbias = grad_inputs
         h, weight = ctx.saved_tensors
         out = torch.zeros_like(h[..., :1]).expand(*h.shape[:2], weight.shape[1])
         if dh is not None:
@@ -204,6 +227,8 @@ def chain_of_modules(module: nn.Module, index: Mapping[tuple[int, str], int]) ->
                 return None
             steps.append(part)
         elif type(part) is nn.Dropout or is_elementwise(part):
+            if not steps and getattr(part, "inplace", False):
+                return None  # it would change the inputs, and once more if they turn out not to fit
             steps.append(part)
         else:
             return None

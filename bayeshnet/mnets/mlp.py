@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -143,7 +144,7 @@ class MLP(MainNet):
 
         if self._mod_inputs:
             add(mods, ("cm_scale", "cm_shift"), (self._widths[0],), (self._widths[0],))
-        for i, (fan_in, fan_out) in enumerate(zip(self._widths[:-1], self._widths[1:], strict=True)):
+        for i, (fan_in, fan_out) in enumerate(pairwise(self._widths)):
             last, width = i == len(self._widths) - 2, (fan_out,)
             if self._has_bias:
                 add(linears, ("weight", "bias"), (fan_out, fan_in), width)

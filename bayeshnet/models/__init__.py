@@ -1,5 +1,7 @@
 """Pyro models of networks: priors over weights, likelihoods, and what brings them together."""
 
+from __future__ import annotations
+
 from bayeshnet.models import likelihoods, priors
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import ParamCapture, emit_param_sites

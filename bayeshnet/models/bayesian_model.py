@@ -108,14 +108,15 @@ class BayesianModel(nn.Module):
         return self._prior_cache[1]
 
     def _build_priors(self) -> dict[str, TorchDistributionMixin]:
-        rule = getattr(self.prior, "distribution", self.prior)
+        rule: Any = getattr(self.prior, "distribution", self.prior)
         made: dict[str, TorchDistributionMixin] = {}
         for name, shape, record in zip(self._names, self._shapes, self.net.param_table, strict=True):
             fn = rule(name, record, like=self._like)
             if tuple(fn.batch_shape) != () or tuple(fn.event_shape) != shape:
                 raise ArgumentError(
-                    f"prior: gives parameter {name!r} a distribution with batch shape {tuple(fn.batch_shape)} and event "
-                    f"shape {tuple(fn.event_shape)}; expected () and {shape}. Use .expand(shape).to_event(len(shape))."
+                    f"prior: gives parameter {name!r} a distribution with batch shape {tuple(fn.batch_shape)} and "
+                    f"event shape {tuple(fn.event_shape)}; expected () and {shape}. Use "
+                    ".expand(shape).to_event(len(shape))."
                 )
             made[name] = fn
         return {"weights": _flat_normal(made)} if self.flat else made
@@ -271,7 +272,8 @@ class BayesianModel(nn.Module):
         else:
             or_flat = f" or {tuple(expected[:1])}" if squeezable else ""
             raise ArgumentError(
-                f"y: has shape {tuple(y.shape)}; the network's output {tuple(output)} asks for {tuple(expected)}{or_flat}."
+                f"y: has shape {tuple(y.shape)}; the network's output {tuple(output)} asks for "
+                f"{tuple(expected)}{or_flat}."
             )
 
 

@@ -55,7 +55,7 @@ class Likelihood(nn.Module, ABC):
             ValueError: If the likelihood cannot be applied to such outputs.
         """
 
-    def check_target(self, y: Tensor) -> None:  # noqa: B027 - optional
+    def check_target(self, y: Tensor) -> None:
         """Raise an error if ``y`` has a type that cannot be observed."""
 
 

@@ -135,7 +135,9 @@ def test_errors():
     with pytest.raises(ArgumentTypeError, match="wrap it: HPerturbWrapper"):
         ImplicitWeights(hnet)
     with pytest.raises(ArgumentError, match="handlers"):
-        ImplicitWeights(HPerturbWrapper(hnet, input_handler=lambda **kw: (kw["uncond_input"], None, None), verbose=False))
+        ImplicitWeights(
+            HPerturbWrapper(hnet, input_handler=lambda **kw: (kw["uncond_input"], None, None), verbose=False)
+        )
     wrapped = perturbed()
     with pytest.raises(ArgumentError, match="cond_id, cond_input: both"):
         ImplicitWeights(wrapped, cond_id=0, cond_input=torch.zeros(1))

@@ -61,7 +61,9 @@ def test_importance_sampling_agrees_with_quadrature():
     draw = sampler.draw(20)
     z = torch.linspace(-9, 9, 20001).unsqueeze(1)
     with torch.no_grad():
-        log_lik = torch.distributions.Normal(sampler.generate(z), hnet.sigma).log_prob(draw.weights.unsqueeze(1)).sum(-1)
+        log_lik = (
+            torch.distributions.Normal(sampler.generate(z), hnet.sigma).log_prob(draw.weights.unsqueeze(1)).sum(-1)
+        )
         log_joint = log_lik + torch.distributions.Normal(0.0, 1.0).log_prob(z.squeeze(1))
         expected = torch.logsumexp(log_joint, 1) + math.log(18 / 20000)
     estimate = importance_log_density(sampler, draw, num_inner=500)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Predictive
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+
+from bayeshnet import MLP
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
+from bayeshnet.models import BayesianModel, likelihoods, priors
+
+GAMMA = likelihoods.Normal(scale=dist.Gamma(6.0, 6.0))
+
+
+def net(out: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, out))
+
+
+def model(out: int = 1, **options) -> BayesianModel:
+    return BayesianModel(net(out), prior=priors.Normal(scale="fan_in"), **{"likelihood": GAMMA, **options})
+
+
+def joint(m: BayesianModel, values, x, y) -> torch.Tensor:
+    return poutine.trace(poutine.condition(m, values)).get_trace(x, y).log_prob_sum()
+
+
+def test_joint_density_by_hand():
+    torch.set_default_dtype(torch.float64)
+    m = model(likelihood=likelihoods.Normal(scale=0.3))
+    x, y = torch.randn(9, 3), torch.randn(9)
+    values = {name: torch.randn(shape) for name, shape in m.latent_shapes.items()}
+    f = torch.tanh(x @ values["0.weight"].T + values["0.bias"]) @ values["2.weight"].T + values["2.bias"]
+    expected = dist.Normal(f.squeeze(1), 0.3).log_prob(y).sum()
+    for name, scale in (("0.weight", 3**-0.5), ("0.bias", 1.0), ("2.weight", 5**-0.5), ("2.bias", 1.0)):
+        expected = expected + dist.Normal(0.0, scale).log_prob(values[name]).sum()
+    torch.testing.assert_close(joint(m, values, x, y), expected)
+    # flat: the same density for the same weights
+    flat = BayesianModel(
+        net(), prior=priors.Normal(scale="fan_in"), likelihood=likelihoods.Normal(scale=0.3), flat=True
+    )
+    vector = torch.cat([v.reshape(-1) for v in values.values()])
+    torch.testing.assert_close(joint(flat, {"weights": vector}, x, y), expected)
+    # one column of targets instead of a vector
+    torch.testing.assert_close(joint(m, values, x, y.unsqueeze(1)), expected)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("likelihood", [GAMMA, likelihoods.Categorical()], ids=["normal", "categorical"])
+def test_vectorised_particles_equal_a_loop(flat, likelihood):
+    torch.set_default_dtype(torch.float64)
+    m = BayesianModel(net(2), likelihood=likelihood, flat=flat)
+    x = torch.randn(6, 3)
+    y = torch.randn(6, 2) if likelihood is GAMMA else torch.randint(2, (6,))
+    values = {k: torch.rand(4, *shape) + 0.1 for k, shape in m.latent_shapes.items()}
+    singles = torch.stack([joint(m, {k: v[s] for k, v in values.items()}, x, y) for s in range(4)])
+    spread = {k: v.reshape(4, 1, *v.shape[1:]) for k, v in values.items()}
+    with pyro.plate("particles", 4, dim=-2):
+        trace = poutine.trace(poutine.condition(m, spread)).get_trace(x, y)
+    trace.compute_log_prob()
+    parts = [trace.nodes[name]["log_prob"].reshape(4, -1).sum(1) for name in [*values, "obs"]]
+    torch.testing.assert_close(sum(parts), singles)
+    assert trace.nodes["obs"]["log_prob"].shape == (4, 6)
+
+
+@pytest.mark.parametrize("num", [1, 7])
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+def test_predictive_from_posterior_samples(num, parallel, flat):
+    m = model(flat=flat)
+    x, y = torch.randn(6, 3), torch.randn(6)
+    m(x, y)  # targets without a last dimension were seen
+    samples = {k: torch.rand(num, *shape) + 0.1 for k, shape in m.latent_shapes.items()}
+    out = Predictive(m, posterior_samples=samples, parallel=parallel)(x)
+    assert out["obs"].shape == (num, 6)
+    prior = Predictive(m, num_samples=num, parallel=parallel)(x)
+    assert prior["obs"].shape == (num, 6)
+
+
+def test_minibatches_scale_the_likelihood():
+    torch.set_default_dtype(torch.float64)
+    x, y = torch.randn(12, 3), torch.randn(12)
+    whole = model(dataset_size=12)
+    values = {name: torch.rand(shape) + 0.1 for name, shape in whole.latent_shapes.items()}
+    full = joint(whole, values, x, y)
+    halves = [joint(whole, values, x[i : i + 6], y[i : i + 6]) for i in (0, 6)]
+    torch.testing.assert_close(sum(halves) / 2, full)
+    with pytest.raises(ArgumentError, match="dataset_size: is 12, but a batch of 13"):
+        whole(torch.randn(13, 3), torch.randn(13))
+
+
+def test_a_missing_dataset_size_is_warned_about():
+    m = model()
+    m(torch.randn(12, 3), torch.randn(12))
+    m(torch.randn(12, 3), torch.randn(12))
+    m(torch.randn(4, 3))  # a prediction is no minibatch
+    with pytest.warns(DatasetSizeWarning, match="dataset_size is not set"):
+        m(torch.randn(4, 3), torch.randn(4))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 36, 3)),
+        nn.Sequential(nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)),
+        nn.Sequential(nn.Linear(64, 4), nn.LayerNorm(4), nn.Dropout(0.2), nn.Linear(4, 3)),
+        MLP(n_in=64, n_out=3, hidden_layers=(4,), verbose=False),
+        MLP(n_in=64, n_out=3, hidden_layers=(4,), no_weights=True, verbose=False),
+    ],
+    ids=["conv", "batchnorm", "layernorm", "mlp", "mlp without weights"],
+)
+def test_any_network(network):
+    m = BayesianModel(network, likelihood=likelihoods.Categorical()).eval()
+    shape = (5, 1, 8, 8) if isinstance(network, nn.Sequential) and isinstance(network[0], nn.Conv2d) else (5, 64)
+    x, y = torch.randn(shape), torch.randint(3, (5,))
+    guide = AutoNormal(m)
+    loss = pyro.infer.Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1).loss(m, guide, x, y)
+    assert torch.isfinite(torch.tensor(loss))
+    assert not list(m.parameters())  # all weights are sites
+
+
+def test_inputs_may_be_a_tuple():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bilinear = nn.Bilinear(2, 3, 1)
+
+        def forward(self, a, b):
+            return self.bilinear(a, b)
+
+    m = BayesianModel(Two(), likelihood=likelihoods.Normal(scale=0.1))
+    inputs = (torch.randn(4, 2), torch.randn(4, 3))
+    assert Predictive(m, num_samples=5, parallel=True)(inputs)["obs"].shape == (5, 4, 1)
+
+
+def test_a_function_as_prior_and_copies():
+    def laplace(name, record, *, like):
+        return dist.Laplace(like, like + 0.5).expand(record.shape).to_event(len(record.shape))
+
+    m = BayesianModel(net(), prior=laplace, likelihood=GAMMA)
+    assert isinstance(m.weight_priors()["0.weight"].base_dist, dist.Laplace)
+    with pytest.raises(ArgumentError, match="flat: one site for all weights needs Normal priors"):
+        BayesianModel(net(), prior=laplace, likelihood=GAMMA, flat=True)
+    assert copy.deepcopy(m)(torch.randn(2, 3)).shape == (2, 1)
+    assert pickle.loads(pickle.dumps(model()))(torch.randn(2, 3)).shape == (2, 1)
+
+
+def test_the_network_given_is_left_alone():
+    network = net()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    m = BayesianModel(network, likelihood=GAMMA)
+    m(torch.randn(4, 3), torch.randn(4))
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_dtype_follows_to():
+    m = model().double()
+    assert m(torch.randn(4, 3).double()).dtype == torch.float64
+
+
+def test_errors():
+    x = torch.randn(4, 3)
+    with pytest.raises(ArgumentTypeError, match="net: is a function"):
+        BayesianModel(lambda x: x, likelihood=GAMMA)
+    with pytest.raises(ArgumentTypeError, match="likelihood: is a NoneType"):
+        BayesianModel(net())
+    with pytest.raises(ArgumentTypeError, match="prior: is a float"):
+        BayesianModel(net(), prior=1.0, likelihood=GAMMA)
+    with pytest.raises(ArgumentError, match="dataset_size: is 0"):
+        model(dataset_size=0)
+    with pytest.raises(ArgumentError, match=r"y: has shape \(5,\); the network's output \(4, 1\) asks for \(4, 1\) or"):
+        model()(x, torch.randn(5))
+    with pytest.raises(ArgumentError, match=r"y: has shape \(4,\); the network's output \(4, 2\)"):
+        model(2)(x, torch.randn(4))
+    with pytest.raises(ArgumentTypeError, match="x: has dtype torch.float64"):
+        model()(x.double())
+    with pytest.raises(ArgumentTypeError, match="y: is a list"):
+        model()(x, [1.0, 2.0, 3.0, 4.0])
+    with pytest.raises(ArgumentError, match="batch shape"):
+        BayesianModel(net(), prior=lambda name, record, *, like: dist.Normal(like, like + 1), likelihood=GAMMA)
+    with pytest.raises(ArgumentError, match="parameter"):
+        BayesianModel(nn.Sequential(nn.ReLU()), likelihood=GAMMA)
+    with pytest.raises(ArgumentTypeError, match="net: returns a tuple"):
+        BayesianModel(nn.GRU(3, 2), likelihood=GAMMA)(torch.randn(4, 2, 3))

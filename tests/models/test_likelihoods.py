@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.models import likelihoods
+
+
+def test_known_scale_and_precision_agree():
+    f = torch.randn(4, 7, 2)
+    by_scale = likelihoods.Normal(scale=0.5).conditional(f, {}, batch_dims=2)
+    by_precision = likelihoods.Normal(precision=4.0).conditional(f, {}, batch_dims=2)
+    y = torch.randn(7, 2)
+    torch.testing.assert_close(by_scale.log_prob(y), by_precision.log_prob(y))
+    assert by_scale.batch_shape == (4, 7)
+    assert by_scale.event_shape == (2,)
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (5, 3)])
+@pytest.mark.parametrize("event", [(), (2,)])
+@pytest.mark.parametrize("extra", [(), (1,)])
+def test_latent_scale_broadcasts_from_every_place_pyro_puts_it(lead, event, extra):
+    """Vectorised particles give [P, 1, *event], a parallel Predictive [S, *event] or [S, 1]."""
+    prior = dist.Gamma(6.0, 6.0).expand(event).to_event(len(event))
+    likelihood = likelihoods.Normal(scale=prior)
+    scale = torch.rand((*lead, *extra, *event)) + 0.5
+    f = torch.randn(*lead, 7, *(event or (1,)))
+    conditional = likelihood.conditional(f, {"scale": scale}, batch_dims=len(lead) + 1)
+    assert conditional.batch_shape == (*lead, 7)
+    expected = scale.reshape(*lead, 1, *(event or (1,))).expand(f.shape)
+    torch.testing.assert_close(conditional.variance.sqrt().reshape(f.shape), expected)
+
+
+def test_learned_scale_is_a_parameter_and_known_is_a_buffer():
+    learned = likelihoods.Normal(scale=0.5, learn=True)
+    assert [name for name, _ in learned.named_parameters()] == ["log_scale"]
+    known = likelihoods.Normal(scale=torch.tensor([0.1, 0.2]))
+    assert not list(known.parameters())
+    assert list(known.state_dict()) == ["log_scale"]
+    assert "0.5" in repr(learned)
+
+
+def test_errors():
+    with pytest.raises(ArgumentError, match="scale, precision: both"):
+        likelihoods.Normal(scale=1.0, precision=1.0)
+    with pytest.raises(ArgumentError, match="scale, precision: neither"):
+        likelihoods.Normal()
+    for bad in (0.0, -1.0, float("nan")):
+        with pytest.raises(ArgumentError, match="scale: is"):
+            likelihoods.Normal(scale=bad)
+    with pytest.raises(ArgumentTypeError, match="scale: is a str"):
+        likelihoods.Normal(scale="learned")
+    with pytest.raises(ArgumentError, match="learn: scale has a prior"):
+        likelihoods.Normal(scale=dist.Gamma(1.0, 1.0), learn=True)
+    with pytest.raises(ArgumentError, match="not restricted to positive"):
+        likelihoods.Normal(scale=dist.Normal(0.0, 1.0))
+    with pytest.raises(ArgumentTypeError, match=r"y: has dtype torch.int64"):
+        likelihoods.Normal(scale=1.0).check_target(torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ArgumentTypeError, match=r"try y.long\(\)"):
+        likelihoods.Categorical().check_target(torch.zeros(3))
+    with pytest.raises(ArgumentError, match="at least 2 logits"):
+        likelihoods.Categorical().target_event(torch.Size((1,)))
+
+
+@pytest.mark.parametrize(
+    "prior", [dist.HalfNormal(1.0), dist.LogNormal(0.0, 1.0), dist.HalfCauchy(1.0), dist.Uniform(0.1, 2.0)]
+)
+def test_positive_priors_are_accepted(prior):
+    assert likelihoods.Normal(scale=prior).priors() == {"scale": prior}
+
+
+def test_categorical_over_more_than_one_position():
+    conditional = likelihoods.Categorical().conditional(torch.zeros(4, 7, 5, 3), {}, batch_dims=2)
+    assert conditional.batch_shape == (4, 7)
+    assert conditional.event_shape == (5,)
