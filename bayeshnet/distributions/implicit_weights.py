@@ -77,6 +77,8 @@ class ImplicitWeights(TorchDistribution):
             self.estimator.check(self.sampler)
         self.loc = _affine(loc, self.sampler.event_dim, "loc")
         self.scale = _affine(scale, self.sampler.event_dim, "scale")
+        if validate_args is not False and self.scale is not None and not bool((self.scale > 0).all()):
+            raise ArgumentError("scale: has entries that are not positive.")
         self._last: tuple[Tensor, Draw] | None = None
         super().__init__(Size(), Size((self.sampler.event_dim,)), validate_args=validate_args)
 
@@ -169,6 +171,4 @@ def _affine(value: Tensor | float, size: int, argument: str) -> Tensor | None:
         value = torch.full((size,), float(value))
     if value.shape not in (Size(), Size((size,))):
         raise ArgumentError(f"{argument}: has shape {tuple(value.shape)}; pass a number or a tensor of shape [{size}].")
-    if argument == "scale" and not bool((value.detach() > 0).all()):
-        raise ArgumentError("scale: has entries that are not positive.")
     return value.expand(size)

@@ -258,7 +258,10 @@ class AutoHypernet(AutoContinuous):
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> ImplicitWeights:
         """The distribution over all latents, flattened and unconstrained: a draw is ``[D]``."""
-        return ImplicitWeights(self._sampler, estimator=self.estimator, loc=self.loc, scale=self.scale)
+        # Not validated: it is built at every step, of parts that were checked once.
+        return ImplicitWeights(
+            self._sampler, estimator=self.estimator, loc=self.loc, scale=self.scale, validate_args=False
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw all latents as Pyro sites; the arguments are those of the model.

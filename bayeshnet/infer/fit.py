@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
@@ -132,6 +133,10 @@ def fit(
     history = History()
     bar = tqdm(total=steps, disable=not progress, desc="fit", unit="step")
     began = time.perf_counter()
+    stack = contextlib.ExitStack()
+    stack.enter_context(warnings.catch_warnings())
+    # Pyro's warning of a NaN loss; an error that says more follows.
+    warnings.filterwarnings("ignore", message="Encountered NaN", category=UserWarning)
     try:
         for step in range(steps):
             args, kwargs = next(batches)
@@ -151,6 +156,7 @@ def fit(
     except KeyboardInterrupt:
         history.stopped = "interrupted"
     finally:
+        stack.close()
         history.seconds = time.perf_counter() - began
         bar.close()
     if stop is not None and history.stopped == "steps":
@@ -191,10 +197,7 @@ class _Trainer:
         # Pyro's checks are worth their time once; they are what a wrong model or guide fails on.
         with ParamCapture(known=step > 0) as capture, pyro.validation_enabled(_pyro_validates() and step == 0):
             try:
-                with warnings.catch_warnings():
-                    # An error that says more follows.
-                    warnings.filterwarnings("ignore", message="Encountered NaN", category=UserWarning)
-                    value = float(self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs))
+                value = float(self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs))
             except ValueError as error:  # what Pyro's validation makes of NaN
                 self._raise_if_non_finite(step, math.nan, args, kwargs, rng_state, error)
                 raise
