@@ -3,7 +3,7 @@
 Fits a 10-50-1 network to scikit-learn's diabetes data (442 patients, ten measurements, progression of the disease after
 a year) with an inferred noise level, prints a table of scores on held-out patients and saves a picture.
 
-Run: ``python examples/regression.py [--steps 2000] [--out docs/_static/regression.png]``.
+Run: ``python examples/regression.py [--steps 2000] [--out regression.png]``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help="training steps of each guide")
     parser.add_argument("--samples", type=int, default=4000, help="networks sampled for the predictions")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of every draw")
-    parser.add_argument("--out", type=Path, default=Path("docs/_static/regression.png"), help="where the picture goes")
+    parser.add_argument("--out", type=Path, default=Path("regression.png"), help="where the picture goes")
     args = parser.parse_args()
 
     torch.set_num_threads(1)  # tensors this small are slower on several threads

@@ -13,7 +13,6 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBO
-from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -141,6 +140,9 @@ def fit(
         for step in range(steps):
             args, kwargs = next(batches)
             value, rate = trainer.step(step, args, kwargs)
+            if step == 0:
+                # Pyro's checks are worth their time once; they are what a wrong model or guide fails on.
+                stack.enter_context(pyro.validation_enabled(False))
             history.losses.append(value)
             history.lrs.append(rate)
             bar.update()
@@ -194,8 +196,7 @@ class _Trainer:
 
     def step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, float]:
         rng_state = torch.get_rng_state()  # to repeat the step if it fails, for a message that names the site
-        # Pyro's checks are worth their time once; they are what a wrong model or guide fails on.
-        with ParamCapture(known=step > 0) as capture, pyro.validation_enabled(_pyro_validates() and step == 0):
+        with ParamCapture(known=step > 0) as capture:
             try:
                 value = float(self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs))
             except ValueError as error:  # what Pyro's validation makes of NaN
@@ -268,11 +269,6 @@ def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     # The fused kernel takes a tenth of the time for the few small tensors of a guide.
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
     return torch.optim.Adam(groups, fused=fused)
-
-
-def _pyro_validates() -> bool:
-    """Whether Pyro's own validation is switched on."""
-    return is_validation_enabled()
 
 
 def _batches(data: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:

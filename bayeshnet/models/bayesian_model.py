@@ -15,7 +15,6 @@ from torch import Size, Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
 from bayeshnet.mnets.batched import batched_forward
-from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.module_mainnet import functional_copy
 from bayeshnet.models import priors
 from bayeshnet.models.likelihoods import Likelihood
@@ -182,15 +181,7 @@ class BayesianModel(nn.Module):
         for value, dims in zip(values, event_dims, strict=True):
             event = value.shape[value.dim() - dims :]
             stacked.append(value.expand(lead + event).reshape((num, *event)))
-        f: Any
-        if num == 1:  # no vectorisation needed: the network is called as it is
-            single = [value[0] for value in stacked]
-            if self.flat:
-                single = list(MainNetInterface.flatten_params(single[0], self._shapes, unflatten=True))
-            f = self.net(x, weights=single)
-            f = f.unsqueeze(0) if isinstance(f, Tensor) else f
-        else:
-            f = batched_forward(self.net, stacked[0] if self.flat else stacked, x)
+        f = batched_forward(self.net, stacked[0] if self.flat else stacked, x)
         if not isinstance(f, Tensor):
             raise ArgumentTypeError(
                 f"net: returns a {type(f).__name__}; a likelihood needs one tensor. Wrap the network in a module that "
