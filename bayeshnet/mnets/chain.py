@@ -150,7 +150,7 @@ def _plan(matrices: Sequence[Tensor], rows: int, *, recorded: bool) -> tuple[int
     """How many samples to take at once on a CPU, and whether to fetch matrices into the cache first.
 
     If they are ``recorded`` for a backward pass, that goes through the parts, too (a third less time at 16 samples of
-    442 rows of a 10-50-1 network), but has to join the gradients of the weights: good for activations larger than these.
+    442 rows of a 10-50-1 network), but has to join the gradients of the weights: good if those are small.
 
     With few rows the time goes into reading the weights, and a matrix product does not read them in the order of
     memory. A sum does, at the full speed of the hardware's prefetching; the product then finds them in the cache.
