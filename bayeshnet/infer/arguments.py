@@ -12,8 +12,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.models.bayesian_model import BayesianModel
 
-__all__ = ["call_arguments", "nan_data_error", "refuse_nan_data"]
+__all__ = ["call_arguments", "nan_data_error", "refuse_nan_data", "require_targets"]
 
 
 def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -32,6 +33,19 @@ def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str,
         f"{argument}: is a {type(data).__name__}; pass the model's arguments as a tuple (x, y), a dict of keyword "
         "arguments, or a tensor. For a DataLoader pass one batch: next(iter(loader))."
     )
+
+
+def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], argument: str) -> None:
+    """Raise if a network's observations are missing, which would make them latents.
+
+    Raises:
+        ValueError: If ``model`` is a Bayesian network and the arguments have no ``y``.
+    """
+    if isinstance(model, BayesianModel) and len(args) < 2 and kwargs.get("y") is None:
+        raise ArgumentError(
+            f"{argument}: has no targets, so the observations would be taken for latents; pass a tuple (x, y). A list "
+            "is taken for a list of batches."
+        )
 
 
 def nan_data_error(args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> ArgumentError | None:

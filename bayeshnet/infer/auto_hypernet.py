@@ -23,11 +23,10 @@ from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
-from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data
+from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data, require_targets
 from bayeshnet.infer.default_hnet import default_hnet
 from bayeshnet.infer.latents import LatentSite, PriorStart, latent_sites, nodes_of, prior_draw, prior_start
 from bayeshnet.infer.quantiles import sample_quantiles
-from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import emit_param_sites
 
 __all__ = ["AutoHypernet"]
@@ -111,7 +110,7 @@ class AutoHypernet(AutoContinuous):
             raise ArgumentError(f"init_scale: is {init_scale}; pass a positive number.")
         super().__init__(model, init_loc_fn=init_loc_fn or prior_draw)
         args, kwargs = call_arguments(example, "example")
-        _check_example(model, args, kwargs)
+        require_targets(model, args, kwargs, "example")
         try:
             self._setup_prototype(*args, **kwargs)
         except ValueError as error:  # Pyro's validation of a distribution's parameters, computed from the data
@@ -361,10 +360,3 @@ class _PointMass(dist.Delta):
         if x is self.v:
             return cast("Tensor", self.log_density).expand(self.batch_shape)
         return super().log_prob(x)
-
-
-def _check_example(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    if isinstance(model, BayesianModel) and len(args) < 2 and kwargs.get("y") is None:
-        raise ArgumentError(
-            "example: has no targets, so the observations would be taken for latents; pass example=(x, y)."
-        )

@@ -24,7 +24,7 @@ from bayeshnet.errors import (
     NonFiniteLossError,
     UsageError,
 )
-from bayeshnet.infer.arguments import call_arguments
+from bayeshnet.infer.arguments import call_arguments, require_targets
 from bayeshnet.infer.auto_hypernet import AutoHypernet
 from bayeshnet.infer.blame import UNKNOWN_CAUSE, non_finite_cause
 from bayeshnet.infer.history import FlatElbo, History
@@ -139,6 +139,7 @@ def fit(
     try:
         for step in range(steps):
             args, kwargs = next(batches)
+            require_targets(model, args, kwargs, "data")
             value, rate = trainer.step(step, args, kwargs)
             if step == 0:
                 # Pyro's checks are worth their time once; they are what a wrong model or guide fails on.

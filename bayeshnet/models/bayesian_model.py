@@ -148,7 +148,14 @@ class BayesianModel(nn.Module):
         draws = {name: pyro.sample(name, fn) for name, fn in self.weight_priors().items()}
         params = self.likelihood.sample_params()
         f, lead = self.evaluate(x, draws)
+        if f.dim() == len(lead):
+            raise ArgumentError("net: returns a single number; a likelihood needs one output per row, [B, ...].")
         rows = f.shape[len(lead)]
+        if isinstance(x, Tensor) and x.dim() == 1 and len(x) != rows:
+            raise ArgumentError(
+                f"x: has shape {tuple(x.shape)}, and the network makes {rows} rows of it; pass a batch [B, ...], for a "
+                "single row x.unsqueeze(0)."
+            )
         if y is not None:
             self._check_target(f, lead, y)
         if self._squeeze_output:
@@ -242,6 +249,11 @@ class BayesianModel(nn.Module):
         self._most_rows = max(self._most_rows, rows)
 
     def _check_input(self, x: Any) -> None:
+        for part in x if isinstance(x, tuple) else (x,):
+            if hasattr(part, "__array__") and not isinstance(part, Tensor):
+                raise ArgumentTypeError(
+                    f"x: is a {type(part).__name__}; pass a tensor, torch.as_tensor(x, dtype={self._like.dtype})."
+                )
         first = x[0] if isinstance(x, tuple) and x else x
         if isinstance(first, Tensor) and first.is_floating_point() and first.dtype != self._like.dtype:
             raise ArgumentTypeError(
@@ -251,9 +263,11 @@ class BayesianModel(nn.Module):
 
     def _check_target(self, f: Tensor, lead: Sequence[int], y: Tensor) -> None:
         if not isinstance(y, Tensor):
-            raise ArgumentTypeError(f"y: is a {type(y).__name__}; pass a tensor.")
-        self.likelihood.check_target(y)
+            raise ArgumentTypeError(f"y: is a {type(y).__name__}; pass a tensor, torch.as_tensor(y).")
         output = f.shape[len(lead) :]
+        if output[0] == 0:
+            raise ArgumentError("x: has no rows; pass at least one observation.")
+        self.likelihood.check_target(y, output[1:])
         expected = output[:1] + self.likelihood.target_event(output[1:])
         squeezable = len(expected) == 2 and expected[1] == 1
         if y.shape == expected:

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.infer.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
@@ -55,8 +56,8 @@ class Likelihood(nn.Module, ABC):
             ValueError: If the likelihood cannot be applied to such outputs.
         """
 
-    def check_target(self, y: Tensor) -> None:
-        """Raise an error if ``y`` has a type that cannot be observed."""
+    def check_target(self, y: Tensor, event_shape: Size) -> None:
+        """Raise an error if ``y`` cannot be observed, given the shape of one output of the network."""
 
 
 class Normal(Likelihood):
@@ -145,7 +146,7 @@ class Normal(Likelihood):
         """See :meth:`Likelihood.target_event`."""
         return event_shape
 
-    def check_target(self, y: Tensor) -> None:
+    def check_target(self, y: Tensor, event_shape: Size) -> None:
         """See :meth:`Likelihood.check_target`."""
         if not y.is_floating_point():
             raise ArgumentTypeError(f"y: has dtype {y.dtype}; a Normal likelihood needs floating-point targets.")
@@ -172,11 +173,18 @@ class Categorical(Likelihood):
             )
         return event_shape[:-1]
 
-    def check_target(self, y: Tensor) -> None:
+    def check_target(self, y: Tensor, event_shape: Size) -> None:
         """See :meth:`Likelihood.check_target`."""
         if y.is_floating_point() or y.is_complex():
             raise ArgumentTypeError(
                 f"y: has dtype {y.dtype}; a Categorical likelihood needs integer labels 0..C-1, try y.long()."
+            )
+        num = event_shape[-1] if event_shape else 0
+        # Looking at values waits for the device; fit switches Pyro's validation off after its first step.
+        if num and is_validation_enabled() and bool(((y < 0) | (y >= num)).any()):
+            raise ArgumentError(
+                f"y: holds labels {int(y.min())}..{int(y.max())}; the network gives {num} logits, so labels have to be "
+                f"0..{num - 1}."
             )
 
 

@@ -167,6 +167,10 @@ def test_errors():
     ):
         with pytest.raises(ArgumentError, match=match):
             fit(normal_model, guide, (Y,), progress=False, **options)
+    model, (x, y) = bnn()
+    for data in ((x,), x, [x, y], {"x": x}):
+        with pytest.raises(ArgumentError, match=r"data: has no targets.*pass a tuple \(x, y\)"):
+            fit(model, AutoHypernet(model, example=(x, y)), data, steps=1, progress=False)
     with pytest.raises(ArgumentError, match="empty iterable"):
         fit(normal_model, guide, [], steps=1, progress=False)
     with pytest.raises(ArgumentTypeError, match="data: is an iterator"):

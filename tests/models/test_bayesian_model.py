@@ -180,6 +180,18 @@ def test_errors():
         model(2)(x, torch.randn(4))
     with pytest.raises(ArgumentTypeError, match="x: has dtype torch.float64"):
         model()(x.double())
+    with pytest.raises(
+        ArgumentTypeError, match=r"x: is a ndarray; pass a tensor, torch.as_tensor\(x, dtype=torch.float32"
+    ):
+        model()(x.numpy())
+    with pytest.raises(ArgumentError, match=r"x: has shape \(3,\), and the network makes 1 rows of it"):
+        model()(x[0])
+    with pytest.raises(ArgumentError, match="x: has no rows"):
+        model()(x[:0], torch.zeros(0))
+    with pytest.raises(ArgumentError, match="net: returns a single number"):
+        BayesianModel(nn.Sequential(nn.Linear(3, 1), nn.Flatten(0), nn.AvgPool1d(1)), likelihood=GAMMA)(
+            x[:1].squeeze(0)
+        )
     with pytest.raises(ArgumentTypeError, match="y: is a list"):
         model()(x, [1.0, 2.0, 3.0, 4.0])
     with pytest.raises(ArgumentError, match="batch shape"):

@@ -57,9 +57,11 @@ def test_errors():
     with pytest.raises(ArgumentError, match="not restricted to positive"):
         likelihoods.Normal(scale=dist.Normal(0.0, 1.0))
     with pytest.raises(ArgumentTypeError, match=r"y: has dtype torch.int64"):
-        likelihoods.Normal(scale=1.0).check_target(torch.zeros(3, dtype=torch.long))
+        likelihoods.Normal(scale=1.0).check_target(torch.zeros(3, dtype=torch.long), torch.Size((1,)))
     with pytest.raises(ArgumentTypeError, match=r"try y.long\(\)"):
-        likelihoods.Categorical().check_target(torch.zeros(3))
+        likelihoods.Categorical().check_target(torch.zeros(3), torch.Size((4,)))
+    with pytest.raises(ArgumentError, match=r"y: holds labels 0..4; the network gives 4 logits"):
+        likelihoods.Categorical().check_target(torch.arange(5), torch.Size((4,)))
     with pytest.raises(ArgumentError, match="at least 2 logits"):
         likelihoods.Categorical().target_event(torch.Size((1,)))
 
