@@ -188,10 +188,13 @@ def test_errors():
         model()(x[0])
     with pytest.raises(ArgumentError, match="x: has no rows"):
         model()(x[:0], torch.zeros(0))
+
+    class Total(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).sum()
+
     with pytest.raises(ArgumentError, match="net: returns a single number"):
-        BayesianModel(nn.Sequential(nn.Linear(3, 1), nn.Flatten(0), nn.AvgPool1d(1)), likelihood=GAMMA)(
-            x[:1].squeeze(0)
-        )
+        BayesianModel(Total(3, 1), likelihood=GAMMA)(x)
     with pytest.raises(ArgumentTypeError, match="y: is a list"):
         model()(x, [1.0, 2.0, 3.0, 4.0])
     with pytest.raises(ArgumentError, match="batch shape"):
