@@ -226,6 +226,10 @@ class AutoHypernet(AutoContinuous):
         """Shapes of the latents in unconstrained coordinates, in the order in which they are generated."""
         return [list(site.shape) for site in self._sites]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy without the model, as for every guide of Pyro; theirs takes it from the original as well.
+        return {**self.__dict__, "_model": None, "master": None}
+
     def __repr__(self) -> str:
         noise = "shared" if self._sampler.shared else "independent"
         return (

@@ -225,6 +225,7 @@ def test_state_dict_has_each_tensor_once_and_copies_work():
         next(duplicate.parameters()).add_(1.0)
     assert not torch.equal(next(guide.parameters()), next(duplicate.parameters()))
     assert "hnet" in pickle.loads(pickle.dumps(guide))._modules
+    assert callable(guide.model)  # copying leaves the original whole
 
 
 def test_two_guides_share_nothing():
