@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor, nn
@@ -18,6 +17,7 @@ from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.module_mainnet import functional_copy
 from bayeshnet.models import priors
 from bayeshnet.models.likelihoods import Likelihood
+from bayeshnet.models.weight_normal import WeightNormal
 
 __all__ = ["BayesianModel"]
 
@@ -295,4 +295,4 @@ def _flat_normal(made: Mapping[str, TorchDistributionMixin]) -> TorchDistributio
             )
         locs.append(base.loc.reshape(-1))
         scales.append(base.scale.reshape(-1))
-    return dist.Normal(torch.cat(locs), torch.cat(scales)).to_event(1)
+    return WeightNormal(torch.cat(locs), torch.cat(scales))

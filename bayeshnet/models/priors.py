@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TypeAlias
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.fans import fan_in_and_out
 from bayeshnet.mnets.param_table import ParamRecord
+from bayeshnet.models.weight_normal import WeightNormal
 
 __all__ = ["Normal", "Prior"]
 
@@ -97,7 +97,7 @@ class Normal(Prior):
             scale = _fan_in_scale(record)
         full_scale = _expanded(scale, name, record, like, "scale")
         full_loc = _expanded(loc, name, record, like, "loc")
-        return dist.Normal(full_loc, full_scale).to_event(len(record.shape))
+        return WeightNormal(full_loc, full_scale)
 
 
 def _check_scale(value: object, where: str) -> None:
