@@ -7,5 +7,16 @@ from bayeshnet.mnets.mlp import MLP
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.module_mainnet import ModuleMainNet, functional_copy
 from bayeshnet.mnets.param_table import ParamRecord
+from bayeshnet.mnets.resnet import ResNet
+from bayeshnet.mnets.wide_resnet import WRN
 
-__all__ = ["MLP", "MainNetInterface", "ModuleMainNet", "ParamRecord", "batched_forward", "functional_copy"]
+__all__ = [
+    "MLP",
+    "WRN",
+    "MainNetInterface",
+    "ModuleMainNet",
+    "ParamRecord",
+    "ResNet",
+    "batched_forward",
+    "functional_copy",
+]

@@ -107,7 +107,8 @@ class MainNetInterface(ABC):
             refs = range(len(shapes))
         unconditional = getattr(self, "_unconditional_param_shapes_ref", None)
         conditional = () if unconditional is None else set(range(len(shapes))) - set(unconditional)
-        return records_from_lists(shapes, getattr(self, "_param_shapes_meta", None), refs or (), conditional)
+        num_conds = getattr(self, "_num_known_conds", 0)
+        return records_from_lists(shapes, getattr(self, "_param_shapes_meta", None), refs or (), conditional, num_conds)
 
     @property
     def param_names(self) -> list[str]:

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["PARAM_NAMES", "ParamRecord", "num_weights", "param_names", "records_from_lists", "split_sizes"]
+__all__ = [
+    "PARAM_NAMES",
+    "ParamRecord",
+    "num_weights",
+    "number_conditions",
+    "param_names",
+    "records_from_lists",
+    "split_sizes",
+]
 
 PARAM_NAMES = ("weight", "bias", "bn_scale", "bn_shift", "cm_scale", "cm_shift", "embedding", None)
 """The values that the ``name`` of a record may have."""
@@ -28,6 +36,7 @@ class ParamRecord:
         conditional: Whether it is specific to one condition (an embedding of a task, say).
         internal: Whether the network keeps it; if not, it has to be passed to ``forward``.
         extra: Further keys of its entry in ``param_shapes_meta``.
+        condition: Which condition it is specific to, -1 if it is not or that is unknown.
 
     Example:
         >>> ParamRecord((5, 3), "weight", 1).numel
@@ -40,6 +49,7 @@ class ParamRecord:
     conditional: bool = False
     internal: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    condition: int = -1
 
     @property
     def numel(self) -> int:
@@ -89,11 +99,28 @@ def param_names(records: Sequence[ParamRecord]) -> list[str]:
     return names
 
 
+def number_conditions(records: Iterable[ParamRecord], num_conds: int) -> tuple[ParamRecord, ...]:
+    """The same table, with the conditions filled in where their order tells: one conditional record for each.
+
+    Example:
+        >>> table = number_conditions([ParamRecord((3,), conditional=True)] * 2, 2)
+        >>> [record.condition for record in table]
+        [0, 1]
+    """
+    table = list(records)
+    conditional = [i for i, record in enumerate(table) if record.conditional]
+    if len(conditional) == num_conds and all(table[i].condition < 0 for i in conditional):
+        for condition, i in enumerate(conditional):
+            table[i] = replace(table[i], condition=condition)
+    return tuple(table)
+
+
 def records_from_lists(
     param_shapes: Sequence[Sequence[int]],
     param_shapes_meta: Sequence[Mapping[str, Any]] | None,
     external_refs: Iterable[int],
     conditional_refs: Iterable[int],
+    num_conds: int = 0,
 ) -> tuple[ParamRecord, ...]:
     """Build the table of a network that keeps parallel lists, as third-party classes do."""
     external, conditional = set(external_refs), set(conditional_refs)
@@ -111,4 +138,4 @@ def records_from_lists(
                 extra=meta,
             )
         )
-    return tuple(records)
+    return number_conditions(records, num_conds)
