@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayeshnet import entropy, hnets, mnets
+from bayeshnet import entropy, hnets, init, mnets
 from bayeshnet.distributions import ImplicitWeights
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.infer import AutoHypernet, FlatElbo, History, Prediction, fit, load, predict, save
@@ -27,6 +27,7 @@ __all__ = [
     "entropy",
     "fit",
     "hnets",
+    "init",
     "likelihoods",
     "load",
     "mnets",

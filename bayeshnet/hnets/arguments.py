@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, SupportsIndex, TypeGuard, cast
 
 import numpy as np
 from torch import Tensor
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning
 from bayeshnet.mnets.param_table import ParamRecord, param_names
 from bayeshnet.typing import CondId, Shapes, WeightsArg
 
@@ -19,10 +20,12 @@ __all__ = [
     "WeightLayout",
     "broadcast_size",
     "check_input",
+    "check_sizes",
     "check_tensors",
     "expand_rows",
     "merge_weights",
     "missing_weights_error",
+    "no_embeddings",
     "parse_cond_id",
     "read_target_shapes",
 ]
@@ -41,6 +44,7 @@ class HyperInputs:
         distilled_params: The argument as it was passed.
         condition: The argument as it was passed.
         cond_id_arg: ``cond_id`` as it was passed.
+        extra: What was passed under the keys of ``weights`` that the class reads itself.
     """
 
     uncond_input: Tensor | None = None
@@ -51,6 +55,7 @@ class HyperInputs:
     distilled_params: Any = None
     condition: Any = None
     cond_id_arg: CondId | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +92,12 @@ class WeightLayout:
 # ---------------------------------------------------------------------- shapes
 
 
-def read_target_shapes(target_shapes: Shapes) -> list[list[int]]:
+def read_target_shapes(target_shapes: Shapes, name: str = "target_shapes") -> list[list[int]]:
     """Check the shapes that a hypernetwork is to produce.
+
+    Args:
+        target_shapes: The shapes.
+        name: Name of the argument, for the messages.
 
     Raises:
         TypeError: If it is no list of shapes.
@@ -102,13 +111,41 @@ def read_target_shapes(target_shapes: Shapes) -> list[list[int]]:
         shapes = [[operator.index(size) for size in shape] for shape in target_shapes]
     except TypeError:
         raise ArgumentTypeError(
-            f"target_shapes: a list of shapes such as [[10, 5], [10]] is expected, not {target_shapes!r}."
+            f"{name}: a list of shapes such as [[10, 5], [10]] is expected, not {target_shapes!r}."
         ) from None
     if not shapes:
-        raise ArgumentError("target_shapes: is empty; give the shape of at least one tensor to produce.")
+        raise ArgumentError(f"{name}: is empty; give the shape of at least one tensor to produce.")
     if any(size < 0 for shape in shapes for size in shape):
-        raise ArgumentError(f"target_shapes: {shapes} has negative sizes.")
+        raise ArgumentError(f"{name}: {shapes} has negative sizes.")
     return shapes
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse sizes and numbers that are no ints of at least 0.
+
+    Raises:
+        TypeError: If one is no int.
+        ValueError: If one is negative.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, SupportsIndex):
+            raise ArgumentTypeError(f"{name}: an int is expected, not {size!r}.")
+        if operator.index(size) < 0:
+            raise ArgumentError(f"{name}: {size} was given; 0 or more is expected.")
+
+
+def no_embeddings(num_cond_embs: int) -> int:
+    """The number of embeddings where the conditional input has size 0: none, with a warning if several were asked for.
+
+    Every sampler fed with noise alone has the default of one, so that is no mistake.
+    """
+    if num_cond_embs > 1:
+        warnings.warn(
+            f"num_cond_embs: {num_cond_embs} embeddings were asked for, but cond_in_size is 0: none are kept.",
+            BayeshnetWarning,
+            stacklevel=3,
+        )
+    return 0
 
 
 # ---------------------------------------------------------------------- inputs

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from bayeshnet.errors import ArgumentError
+from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.hnets.arguments import (
     HyperInputs,
     WeightLayout,
@@ -22,7 +22,7 @@ from bayeshnet.hnets.arguments import (
 from bayeshnet.hnets.formats import TargetLayout, check_ret_format, format_output
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.layers.spectral_norm import SpectralNorm
-from bayeshnet.mnets.param_table import ParamRecord
+from bayeshnet.mnets.param_table import ParamRecord, number_conditions
 from bayeshnet.typing import CondId, NestedWeights, Shapes, WeightsArg
 
 __all__ = ["HyperNet"]
@@ -53,7 +53,7 @@ class HyperNet(nn.Module, HyperNetInterface):
     """
 
     _extra_weight_keys: tuple[str, ...] = ()
-    """Keys of a dict passed as ``weights`` that the class reads itself, from ``HyperInputs.weights``."""
+    """Keys of a dict passed as ``weights`` that the class reads itself, from ``HyperInputs.extra``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,8 +86,8 @@ class HyperNet(nn.Module, HyperNetInterface):
             cond_in_size: Size of the conditional input; None if the class checks it itself.
             embedding_refs: Table index of the conditional input of each condition.
         """
-        self._records = tuple(records)
-        self._layout = WeightLayout.of(records)
+        self._records = number_conditions(records, num_known_conds)
+        self._layout = WeightLayout.of(self._records)
         self._targets = TargetLayout.of(target_shapes)
         self._target_shapes = self._targets.shapes
         self._num_known_conds = num_known_conds
@@ -134,8 +134,8 @@ class HyperNet(nn.Module, HyperNetInterface):
         return isinstance(weight, nn.Parameter) and any(weight is param for param in self._internal_list())
 
     @abstractmethod
-    def _generate(self, inputs: HyperInputs, weights: list[Tensor]) -> Tensor:
-        """Compute the flat output.
+    def _generate(self, inputs: HyperInputs, weights: list[Tensor]) -> Tensor | list[Tensor]:
+        """Compute the output.
 
         Args:
             inputs: The checked arguments.
@@ -143,8 +143,12 @@ class HyperNet(nn.Module, HyperNetInterface):
                 if none were given and no ``cond_id`` was.
 
         Returns:
-            The output ``[B, num_outputs]``.
+            The flat output ``[B, num_outputs]``, or one tensor ``[B, *shape]`` per target where that is what there is.
         """
+
+    def _read_extra(self, extra: Mapping[str, Any]) -> dict[str, int]:
+        """Check what was passed under ``_extra_weight_keys`` and give the batch size of each, by its name."""
+        return {}
 
     def _conditional_rows(self, inputs: HyperInputs, weights: Sequence[Tensor]) -> Tensor | None:
         """The conditional input ``[B or 1, c]``: the one passed, or the embeddings of the conditions asked for."""
@@ -173,6 +177,29 @@ class HyperNet(nn.Module, HyperNetInterface):
     def num_outputs(self) -> int:
         """Number of weights that are produced."""
         return self._targets.num_outputs
+
+    def get_cond_in_emb(self, cond_id: int) -> nn.Parameter:
+        """The embedding ``[cond_in_size]`` that is the conditional input of a condition.
+
+        Args:
+            cond_id: From 0 to ``num_known_conds - 1``.
+
+        Raises:
+            ValueError: If there is no such condition.
+            RuntimeError: If the network does not keep it.
+        """
+        ids = self._parse_cond_id(cond_id)
+        if len(ids) != 1:
+            raise ArgumentError(f"cond_id: one condition is expected, not {len(ids)}.")
+        if not self._embedding_refs:
+            raise UsageError(
+                f"get_cond_in_emb: {type(self).__name__} has no conditional input of its own (cond_in_size is 0, or it "
+                "is that of the networks inside: `internal_hnet`, `internal_hnets`)."
+            )
+        ref = self._embedding_refs[ids[0]]
+        if ref not in self._layout.internal:
+            raise UsageError("get_cond_in_emb: with no_cond_weights=True the embeddings are kept by the caller.")
+        return cast("nn.Parameter", self._internal_list()[self._layout.internal.index(ref)])
 
     def distillation_targets(self) -> list[Tensor] | None:
         """None: there are no statistics to be learned after training."""
@@ -223,8 +250,8 @@ class HyperNet(nn.Module, HyperNetInterface):
             distilled_params=distilled_params,
             condition=condition,
         )
-        flat = self._generate(inputs, self._read_weights(inputs))
-        return format_output(flat, self._targets, ret_format)
+        out = self._generate(inputs, self._read_weights(inputs))
+        return format_output(out, self._targets, ret_format)
 
     def _read_inputs(
         self,
@@ -237,8 +264,11 @@ class HyperNet(nn.Module, HyperNetInterface):
         condition: Any,
     ) -> HyperInputs:
         """Check the arguments and find the batch size."""
-        sizes: dict[str, int] = {}
-        ids = self._check_conditional_args(cond_input, cond_id)
+        extra: dict[str, Any] = {}
+        if self._extra_weight_keys and isinstance(weights, Mapping):
+            extra = {key: weights[key] for key in self._extra_weight_keys if key in weights}
+        ids = self._check_conditional_args(cond_input, cond_id, extra)
+        sizes = self._read_extra(extra)
         if uncond_input is not None:
             check_input("uncond_input", uncond_input, self._uncond_in_size)
             sizes["uncond_input"] = uncond_input.shape[0]
@@ -250,9 +280,13 @@ class HyperNet(nn.Module, HyperNetInterface):
         elif ids is not None:
             sizes["cond_id"] = len(ids)
         batch_size = broadcast_size(sizes)
-        return HyperInputs(uncond_input, cond_input, ids, batch_size, weights, distilled_params, condition, cond_id)
+        return HyperInputs(
+            uncond_input, cond_input, ids, batch_size, weights, distilled_params, condition, cond_id, extra
+        )
 
-    def _check_conditional_args(self, cond_input: Tensor | None, cond_id: CondId | None) -> tuple[int, ...] | None:
+    def _check_conditional_args(
+        self, cond_input: Tensor | None, cond_id: CondId | None, extra: Mapping[str, Any]
+    ) -> tuple[int, ...] | None:
         """Check that the condition is given, once, and return it if it is an id."""
         if cond_id is not None:
             if cond_input is not None:

@@ -65,11 +65,11 @@ def check_ret_format(ret_format: str, argument: str = "ret_format") -> None:
         raise ArgumentError(f"{argument}: {ret_format!r} is unknown; use one of {', '.join(map(repr, RET_FORMATS))}.")
 
 
-def format_output(flat: Tensor, layout: TargetLayout, ret_format: str) -> Tensor | NestedWeights:
-    """Cut a flat output into the format asked for, without copies.
+def format_output(out: Tensor | list[Tensor], layout: TargetLayout, ret_format: str) -> Tensor | NestedWeights:
+    """Bring what a hypernetwork computed into the format asked for, without copies unless tensors are to be flattened.
 
     Args:
-        flat: Output ``[B, num_outputs]``.
+        out: Flat output ``[B, num_outputs]``, or one tensor ``[B, *shape]`` per target.
         layout: Where the targets lie.
         ret_format: One of :data:`RET_FORMATS`, already checked.
 
@@ -78,17 +78,30 @@ def format_output(flat: Tensor, layout: TargetLayout, ret_format: str) -> Tensor
         >>> [tuple(tensor.shape) for tensor in out]
         [(3, 2, 2), (3, 2)]
     """
+    if not isinstance(out, Tensor):
+        return _cut_stacked(out, ret_format)
     if ret_format == "flattened":
-        return flat
-    batch = flat.shape[0]
+        return out
+    batch = out.shape[0]
     if batch == 1 and ret_format != "stacked":
-        parts = flat.squeeze(0).split(layout.sizes)
+        parts = out.squeeze(0).split(layout.sizes)
         single = [part.reshape(shape) for part, shape in zip(parts, layout.shapes, strict=True)]
         return single if ret_format == "squeezed" else [single]
-    parts = flat.split(layout.sizes, dim=1)
+    parts = out.split(layout.sizes, dim=1)
     stacked = [part.reshape(batch, *shape) for part, shape in zip(parts, layout.shapes, strict=True)]
+    return _cut_stacked(stacked, ret_format)
+
+
+def _cut_stacked(stacked: list[Tensor], ret_format: str) -> Tensor | NestedWeights:
+    """From one tensor ``[B, *shape]`` per target to any format."""
     if ret_format == "stacked":
         return stacked
+    batch = stacked[0].shape[0]
+    if ret_format == "flattened":
+        flat = [tensor.reshape(batch, -1) for tensor in stacked]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+    if batch == 1 and ret_format == "squeezed":
+        return [tensor.squeeze(0) for tensor in stacked]
     # One unbind per target: its backward stacks B gradients at once.
     rows = [tensor.unbind(0) for tensor in stacked]
     return [[row[b] for row in rows] for b in range(batch)]
@@ -141,13 +154,7 @@ def _from_stacked(hnet_out: Any, layout: TargetLayout, trgt_format: str) -> Tens
     stacked = list(cast("Sequence[Tensor]", hnet_out))
     batch = stacked[0].shape[0] if stacked and stacked[0].dim() else 0
     _check_shapes(stacked, [(batch, *shape) for shape in layout.shapes], "stacked")
-    if trgt_format == "stacked":
-        return stacked
-    if trgt_format == "flattened":
-        return torch.cat([tensor.reshape(batch, -1) for tensor in stacked], dim=1)
-    rows = [tensor.unbind(0) for tensor in stacked]
-    samples = [[row[b] for row in rows] for b in range(batch)]
-    return samples[0] if trgt_format == "squeezed" and batch == 1 else samples
+    return _cut_stacked(stacked, trgt_format)
 
 
 def _as_samples(hnet_out: Any, layout: TargetLayout, src_format: str) -> list[list[Tensor]]:

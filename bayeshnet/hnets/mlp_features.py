@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.hnets.activations import elementwise_derivative
 from bayeshnet.hnets.arguments import HyperInputs, check_input
-from bayeshnet.hnets.base import HyperNet
+from bayeshnet.hnets.full import FullHyperNet
 from bayeshnet.hnets.jacobian import row_jacobian
 from bayeshnet.typing import Activation, CondId, WeightsArg
 
 __all__ = ["MLPFeatures"]
 
 
-class MLPFeatures(HyperNet):
+class MLPFeatures(FullHyperNet):
     """The part of :class:`~bayeshnet.hnets.mlp_hnet.HMLP` that implements ``LinearHeadHyperNet``.
 
     ``h(x) = features(x) @ weight.T + bias`` with ``weight, bias = head()``: what a density of the output needs is the
@@ -110,7 +110,7 @@ class MLPFeatures(HyperNet):
         weights: WeightsArg | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Inputs ``[..., n + c]``, checked, and the weights that go with them."""
-        ids = self._check_conditional_args(cond_input, cond_id)
+        ids = self._check_conditional_args(cond_input, cond_id, {})
         if uncond_input is not None:
             check_input("uncond_input", uncond_input, self._uncond_in_size, dim=None)
         elif self._uncond_in_size:

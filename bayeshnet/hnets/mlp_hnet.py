@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayeshnet.errors import ArgumentError, BayeshnetWarning, UsageError
-from bayeshnet.hnets.arguments import HyperInputs, expand_rows, read_target_shapes
+from bayeshnet.errors import ArgumentError
+from bayeshnet.hnets.arguments import check_sizes, no_embeddings, read_target_shapes
+from bayeshnet.hnets.hyperfan import Overrides
+from bayeshnet.hnets.hyperfan_draw import hmlp_hyperfan_init
 from bayeshnet.hnets.mlp_features import MLPFeatures
 from bayeshnet.layers.batch_norm import BatchNormLayer
+from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.param_table import ParamRecord, num_weights
 from bayeshnet.typing import Activation, Shapes
 
@@ -83,21 +86,10 @@ class HMLP(MLPFeatures):
     ) -> None:
         super().__init__()
         target_shapes = read_target_shapes(target_shapes)
-        _check_sizes(
-            uncond_in_size=uncond_in_size,
-            cond_in_size=cond_in_size,
-            layers=layers,
-            num_cond_embs=num_cond_embs,
-            dropout_rate=dropout_rate,
-        )
+        check_sizes(uncond_in_size=uncond_in_size, cond_in_size=cond_in_size, num_cond_embs=num_cond_embs)
+        _check_layers(uncond_in_size + cond_in_size, layers, dropout_rate)
         if cond_in_size == 0:
-            if num_cond_embs > 1:
-                warnings.warn(
-                    f"num_cond_embs: {num_cond_embs} embeddings were asked for, but cond_in_size is 0: none are kept.",
-                    BayeshnetWarning,
-                    stacklevel=2,
-                )
-            num_cond_embs = 0
+            num_cond_embs = no_embeddings(num_cond_embs)
         self.activation_fn = activation_fn
         self.dropout = nn.Dropout(dropout_rate) if dropout_rate != -1 else None
         self._has_bias = use_bias
@@ -107,8 +99,8 @@ class HMLP(MLPFeatures):
         in_size = uncond_in_size + cond_in_size
         keep, keep_cond = not no_uncond_weights, not no_cond_weights
         records = [
-            ParamRecord((cond_in_size,), "embedding", 0, conditional=True, internal=keep_cond)
-            for _ in range(num_cond_embs)
+            ParamRecord((cond_in_size,), "embedding", 0, conditional=True, internal=keep_cond, condition=i)
+            for i in range(num_cond_embs)
         ]
         self._bn_refs: list[int] = []
         for i, width in enumerate(layers if use_batch_norm else ()):
@@ -166,45 +158,70 @@ class HMLP(MLPFeatures):
 
     # ------------------------------------------------------------------ the map
 
-    def _generate(self, inputs: HyperInputs, weights: list[Tensor]) -> Tensor:
-        rows = [inputs.uncond_input, self._conditional_rows(inputs, weights)]
-        parts = [expand_rows(part, inputs.batch_size) for part in rows if part is not None]
-        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        hidden = self._hidden(x, weights, inputs.condition)
+    def generate_rows(self, x: Tensor, weights: Sequence[Tensor], condition: Any = None) -> Tensor:
+        """See :meth:`bayeshnet.hnets.full.FullHyperNet.generate_rows`."""
+        hidden = self._hidden(x, weights, condition)
         ref, bias_ref = self._fc_refs[-1]
         out = F.linear(hidden, self._kernel(weights, ref), None if bias_ref is None else weights[bias_ref])
         # addmm: no second [B, num_outputs] in memory.
         return torch.addmm(out, x, self._kernel(weights, len(weights) - 1).t()) if self._linear_skip else out
 
-    # ------------------------------------------------------------------ interface
+    # ------------------------------------------------------------------ initialisation
 
-    @property
-    def uncond_in_size(self) -> int:
-        """Size of the unconditional input."""
-        return self._uncond_in_size or 0
+    def apply_hyperfan_init(
+        self,
+        method: str = "in",
+        use_xavier: bool = False,
+        uncond_var: float = 1.0,
+        cond_var: float = 1.0,
+        mnet: MainNetInterface | None = None,
+        w_val: Overrides = None,
+        w_var: Overrides = None,
+        b_val: Overrides = None,
+        b_var: Overrides = None,
+    ) -> None:
+        """Initialise so that the produced weights keep the scale of activations or gradients in the target network.
 
-    @property
-    def cond_in_size(self) -> int:
-        """Size of the conditional input."""
-        return self._cond_in_size or 0
+        Chang et al. 2020 (https://openreview.net/forum?id=H1lma24tPB); formulas: :mod:`bayeshnet.hnets.hyperfan`.
+        Hidden layers get a fan-in initialisation and biases of 0, the rows of each head the variance with which weights
+        and biases come out as Kaiming's or Xavier's method would draw them. Scales of batch norm and context modulation
+        come out as 1, their shifts as 0, embeddings with variance 1 (through the head's bias), tensors of unknown kind
+        with variance 1. The skip connection of ``linear_skip`` starts at 0. Embeddings are not touched.
 
-    def get_cond_in_emb(self, cond_id: int) -> nn.Parameter:
-        """The embedding ``[cond_in_size]`` of a condition.
+        All heads share one input: with a few input entries the scales of all target layers vary together from one draw
+        to the next.
 
         Args:
-            cond_id: From 0 to ``num_cond_embs - 1``.
+            method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the
+                harmonic mean of the two variances.
+            use_xavier: Xavier (linear units) rather than Kaiming (ReLU).
+            uncond_var: Variance of the unconditional input, whose mean is taken to be 0.
+            cond_var: Variance that the conditional inputs have.
+            mnet: The network that receives the weights; its ``param_shapes`` or ``hyper_shapes_learned`` are the
+                targets. Without it vectors are taken for the biases of the weights just before them.
+            w_val: Mean of the rows of a head: a list with a number or None per target, or a dict from names
+                (``"weight"``, ``"bias"``, ``"bn_scale"``, ...) to numbers. What is not given keeps its default.
+            w_var: Variance of the rows, likewise; 0 for a constant.
+            b_val: Mean of the entries of the head's bias, likewise.
+            b_var: Variance of the entries of the head's bias, likewise.
 
         Raises:
-            ValueError: If there is no such embedding.
-            RuntimeError: If the embeddings are not kept.
+            ValueError: If the method is unknown, a variance is negative, an override does not fit, or the shapes of
+                ``mnet`` are not the targets.
+            TypeError: If an argument has a type that is not accepted.
+            RuntimeError: If the weights are external, with spectral norm, or if a head needs a bias that is not there.
+
+        Example:
+            >>> hnet = HMLP([[10, 50], [10]], cond_in_size=64, layers=(100,))
+            >>> hnet.apply_hyperfan_init()
+            >>> bound = math.sqrt(3 * 2 / (2 * 50 * 100))  # c / (b f_in k v) = 2 / (2 * 50 * 100 * 1)
+            >>> weight, _ = hnet.head(rows=500)
+            >>> bool(0.9 * bound < weight.abs().max() <= bound)
+            True
         """
-        ids = self._parse_cond_id(cond_id)
-        if len(ids) != 1:
-            raise ArgumentError(f"cond_id: one condition is expected, not {len(ids)}.")
-        params = self.conditional_params
-        if params is None:
-            raise UsageError("get_cond_in_emb: with no_cond_weights=True the embeddings are kept by the caller.")
-        return params[ids[0]]
+        hmlp_hyperfan_init(self, method, use_xavier, uncond_var, cond_var, mnet, w_val, w_var, b_val, b_var)
+
+    # ------------------------------------------------------------------ interface
 
     def get_output_weight_mask(
         self, out_inds: Sequence[int] | None = None, device: torch.device | str | int | None = None
@@ -221,19 +238,8 @@ class HMLP(MLPFeatures):
         return masks
 
 
-def _check_sizes(
-    *,
-    uncond_in_size: int,
-    cond_in_size: int,
-    layers: Sequence[int],
-    num_cond_embs: int,
-    dropout_rate: float,
-) -> None:
-    sizes = {"uncond_in_size": uncond_in_size, "cond_in_size": cond_in_size, "num_cond_embs": num_cond_embs}
-    for name, size in sizes.items():
-        if size < 0:
-            raise ArgumentError(f"{name}: {size} was given; 0 or more is expected.")
-    if uncond_in_size + cond_in_size == 0:
+def _check_layers(in_size: int, layers: Sequence[int], dropout_rate: float) -> None:
+    if in_size == 0:
         raise ArgumentError("uncond_in_size: and cond_in_size are both 0; a hypernetwork needs an input of some kind.")
     if any(width < 1 for width in layers):
         raise ArgumentError(f"layers: {list(layers)} has a width below 1; leave the entry out or make it positive.")

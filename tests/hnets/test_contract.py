@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bayeshnet.hnets.formats import RET_FORMATS
+from bayeshnet.layers import SpectralNorm
 
 from .factories import FACTORIES, Call, calls
 
@@ -85,13 +86,18 @@ def check_gradients(call: Call) -> None:
     hnet = call.hnet
     out = run(call)
     (out * torch.randn_like(out)).sum().backward()
-    num_cond, cond = len(hnet.conditional_param_shapes), itertools.count()
+    units = itertools.count()
     for record, tensor in zip(hnet.param_table, call.full, strict=True):
-        takes_part = not record.conditional or next(cond) * hnet.num_known_conds // num_cond in call.used_conds
-        if not takes_part:
+        if record.conditional and record.condition not in call.used_conds:
             assert tensor.grad is None or not tensor.grad.any(), record
             continue
         assert tensor.grad is not None, record
+        # Divided by its norm, a single number is its sign.
+        if record.name == "weight" and record.numel == 1 and any(isinstance(m, SpectralNorm) for m in hnet.modules()):
+            continue
+        # The bias of the keys adds the same to all scores of a query, and softmax takes it away again.
+        if record.extra.get("info") == "self-attention" and next(units) % 7 == 3:
+            continue
         # In training, batch norm cancels the bias before it and dropout cuts units off.
         if not hnet.training:
             assert tensor.grad.any(), record
@@ -106,13 +112,14 @@ def check_external_equals_internal(call: Call) -> None:
     # Detached: the network cannot know its own.
     given = [tensor.detach().clone() for tensor in full]
     refs = {"uncond_weights": hnet.unconditional_param_shapes_ref, "cond_weights": hnet.conditional_param_shapes_ref}
-    lists = {key: [given[i] for i in ref] for key, ref in refs.items()}
+    lists = {**{key: [given[i] for i in ref] for key, ref in refs.items()}, **call.extra}
     # Sigma of internal weights follows by a power iteration in training mode.
     tolerance = {"rtol": 1e-4, "atol": 1e-5}
     expected = run(call)
-    same(run(call, weights=given), expected, **tolerance)
-    same(run(call, weights=tuple(given)), expected, **tolerance)
     same(run(call, weights=lists), expected, **tolerance)
+    if not call.extra:
+        same(run(call, weights=given), expected, **tolerance)
+        same(run(call, weights=tuple(given)), expected, **tolerance)
 
 
 def check_copies(call: Call) -> None:

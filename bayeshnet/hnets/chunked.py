@@ -1,0 +1,285 @@
+"""Chunking: one hypernetwork makes a flat target vector piece by piece."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from bayeshnet.errors import ArgumentError, UsageError
+from bayeshnet.hnets.arguments import (
+    HyperInputs,
+    check_input,
+    check_sizes,
+    no_embeddings,
+    read_target_shapes,
+)
+from bayeshnet.hnets.chunk_args import check_cond_id_of_chunks, check_needed_chunk_embs, chunk_rows
+from bayeshnet.hnets.composite import CompositeHyperNet
+from bayeshnet.hnets.full import FullHyperNet
+from bayeshnet.hnets.hyperfan import Overrides
+from bayeshnet.hnets.hyperfan_chunked import chunked_net_hyperfan_init
+from bayeshnet.mnets.mnet_interface import MainNetInterface
+from bayeshnet.mnets.param_table import ParamRecord, num_weights
+from bayeshnet.typing import CondId, Shapes
+
+__all__ = ["ChunkedHyperNet"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class ChunkedHyperNet(CompositeHyperNet):
+    r"""Base of the chunked hypernetworks: the same wrapper around any full one.
+
+    The flat vector of all target weights is cut into C = ``ceil(num_outputs / chunk_size)`` pieces. A full hypernetwork
+    h makes each of them from the input u, the condition e and a learned embedding of the piece:
+
+    .. math:: w = [h(u, c_1, e), \dots, h(u, c_C, e)]_{1:D}
+
+    All pieces of all samples go through h in one call; what the last piece has too much is dropped. With batch norm in
+    h the statistics are those over samples and pieces.
+
+    Parameter table: that of h, then the chunk embeddings ``[C, chunk_emb_size]``, one record, or one per condition.
+
+    Args:
+        make_hnet: Called with the sizes of unconditional and conditional input, and the number of embeddings that the
+            full hypernetwork keeps; makes it. It has one target, a vector of the chunk size.
+        target_shapes: Shapes of the weights to produce.
+        chunk_emb_size: Size of a chunk embedding.
+        cond_chunk_embs: Have chunk embeddings for each condition.
+        uncond_in_size: Size of u.
+        cond_in_size: Size of e.
+        no_uncond_weights: Do not keep the unconditional weights.
+        no_cond_weights: Do not keep the conditional weights.
+        num_cond_embs: Number of conditions.
+        verbose: Log the size of the network at INFO.
+
+    Raises:
+        ValueError: If a size is out of range, or there is no input of any kind.
+    """
+
+    def __init__(
+        self,
+        make_hnet: Callable[[int, int, int], FullHyperNet],
+        target_shapes: Shapes,
+        *,
+        chunk_emb_size: int,
+        cond_chunk_embs: bool,
+        uncond_in_size: int,
+        cond_in_size: int,
+        no_uncond_weights: bool,
+        no_cond_weights: bool,
+        num_cond_embs: int,
+        verbose: bool,
+    ) -> None:
+        super().__init__()
+        target_shapes = read_target_shapes(target_shapes)
+        check_sizes(uncond_in_size=uncond_in_size, cond_in_size=cond_in_size, num_cond_embs=num_cond_embs)
+        check_sizes(chunk_emb_size=chunk_emb_size)
+        if chunk_emb_size == 0:
+            raise ArgumentError("chunk_emb_size: is 0, so that all chunks would be the same; give at least 1.")
+        if uncond_in_size + cond_in_size == 0 and not cond_chunk_embs:
+            raise ArgumentError(
+                "uncond_in_size: and cond_in_size are both 0; a hypernetwork needs an input of some kind. To choose "
+                "among sets of chunk embeddings, use cond_chunk_embs=True."
+            )
+        if cond_in_size == 0 and not cond_chunk_embs:
+            num_cond_embs = no_embeddings(num_cond_embs)
+        hnet = make_hnet(uncond_in_size + chunk_emb_size, cond_in_size, num_cond_embs if cond_in_size else 0)
+        num_chunks = -(-num_weights(target_shapes) // hnet.num_outputs)
+        record = ParamRecord((num_chunks, chunk_emb_size), "embedding", 0, extra={"info": "chunk embeddings"})
+        if cond_chunk_embs:
+            record = replace(record, conditional=True, internal=not no_cond_weights)
+            own = [replace(record, condition=i) for i in range(num_cond_embs)]
+        else:
+            own = [replace(record, internal=not no_uncond_weights)]
+        self._chunk_emb_size = chunk_emb_size
+        self._num_chunks = num_chunks
+        self._cond_chunk_embs = cond_chunk_embs
+        self._extra_weight_keys = ("chunk_embs",) if cond_chunk_embs else ()
+        self._has_fc_out, self._has_linear_out = hnet.has_fc_out, hnet.has_linear_out
+        self._compose(
+            [hnet],
+            [hnet.param_table],
+            own,
+            target_shapes,
+            num_known_conds=num_cond_embs,
+            uncond_in_size=uncond_in_size,
+            cond_in_size=cond_in_size,
+            embedding_refs=range(num_cond_embs if cond_in_size else 0),
+        )
+        if verbose:
+            _LOGGER.info(
+                "Created %s: %d outputs from %d chunks of %d, %d weights.",
+                type(self).__name__,
+                self.num_outputs,
+                num_chunks,
+                hnet.num_outputs,
+                self.num_params,
+            )
+
+    # ------------------------------------------------------------------ arguments
+
+    def _check_conditional_args(
+        self, cond_input: Tensor | None, cond_id: CondId | None, extra: Mapping[str, Any]
+    ) -> tuple[int, ...] | None:
+        if self._cond_chunk_embs:
+            wanted = f"a tensor [batch, {self._num_chunks}, {self._chunk_emb_size}]"
+            check_needed_chunk_embs(cond_id, extra, self._num_known_conds, wanted)
+        return super()._check_conditional_args(cond_input, cond_id, extra)
+
+    def _read_extra(self, extra: Mapping[str, Any]) -> dict[str, int]:
+        if "chunk_embs" not in extra:
+            return {}
+        given, shape = extra["chunk_embs"], (self._num_chunks, self._chunk_emb_size)
+        check_input("weights['chunk_embs']", given, None, dim=None)
+        if given.dim() != 3 or given.shape[1:] != shape:
+            raise ArgumentError(
+                f"weights['chunk_embs']: has shape {list(given.shape)}; [batch, {shape[0]}, {shape[1]}] is expected."
+            )
+        return {"weights['chunk_embs']": given.shape[0]}
+
+    def _chunk_rows(self, inputs: HyperInputs, weights: list[Tensor]) -> Tensor:
+        """The chunk embeddings ``[B or 1, C, chunk_emb_size]``."""
+        if "chunk_embs" in inputs.extra:
+            return inputs.extra["chunk_embs"]
+        own = self._own_weights(weights)
+        if not self._cond_chunk_embs or inputs.cond_id is None:
+            return own[0].unsqueeze(0)
+        if len(inputs.cond_id) == 1:
+            return own[inputs.cond_id[0]].unsqueeze(0)
+        return torch.stack([own[i] for i in inputs.cond_id])
+
+    # ------------------------------------------------------------------ the map
+
+    def _generate(self, inputs: HyperInputs, weights: list[Tensor]) -> Tensor:
+        cond = self._conditional_rows(inputs, weights)
+        uncond = inputs.uncond_input
+        rows = chunk_rows(uncond, cond, self._chunk_rows(inputs, weights), self._num_chunks)
+        out = self.internal_hnet.generate_rows(rows.flatten(0, 1), weights[self._slices[0]], inputs.condition)
+        out = out.reshape(rows.shape[0], -1)
+        return out if out.shape[1] == self.num_outputs else out[:, : self.num_outputs]
+
+    # ------------------------------------------------------------------ initialisation
+
+    def apply_chunked_hyperfan_init(
+        self,
+        method: str = "in",
+        use_xavier: bool = False,
+        uncond_var: float = 1.0,
+        cond_var: float = 1.0,
+        eps: float = 1e-05,
+        cemb_normal_init: bool = False,
+        mnet: MainNetInterface | None = None,
+        target_vars: Overrides = None,
+    ) -> None:
+        """Initialise so that each chunk has the scale that the layers in it need, by its embedding's variance.
+
+        All layers get a fan-in initialisation and biases of 0; formulas: :mod:`bayeshnet.hnets.hyperfan_chunked`. The
+        other inputs need a variance well below 1, which the caller has to see to: the chunk embedding can only add to
+        what they make. With transposed convolutions the variances hold on average over the pixels of a chunk.
+
+        Args:
+            method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the
+                harmonic mean of the two variances.
+            use_xavier: Xavier (linear units) rather than Kaiming (ReLU).
+            uncond_var: Variance of the unconditional input, whose mean is taken to be 0.
+            cond_var: Variance that the conditional inputs have.
+            eps: The least variance of a chunk embedding; a warning says if it had to be used, and the variance of the
+                other inputs that would avoid it.
+            cemb_normal_init: Draw chunk embeddings from normal rather than uniform distributions.
+            mnet: The network that receives the weights; its ``param_shapes`` or ``hyper_shapes_learned`` are the
+                targets. Without it vectors are taken for the biases of the weights just before them.
+            target_vars: Variances of the targets: a list with a number or None per target, or a dict from names
+                (``"weight"``, ``"bias"``, ...) to numbers. The default is that of ``method`` for weights,
+                ``1 / (3 f_in)`` for biases and 1 for everything else.
+
+        Raises:
+            ValueError: If the method is unknown, a variance is negative, ``target_vars`` do not fit, or the shapes of
+                ``mnet`` are not the targets.
+            TypeError: If an argument has a type that is not accepted.
+            RuntimeError: With batch norm or spectral norm, or if weights or chunk embeddings are external.
+
+        Example:
+            >>> from bayeshnet.hnets.chunked_mlp_hnet import ChunkedHMLP
+            >>> hnet = ChunkedHMLP([[10, 40], [80, 10]], 400, uncond_in_size=8, cond_in_size=0)
+            >>> hnet.apply_chunked_hyperfan_init(uncond_var=0.01)
+            >>> bounds = [(3 * (2 * 2 / fan_in - 0.01)) ** 0.5 for fan_in in (40, 10)]
+            >>> [bool(c.abs().max() <= bound) for c, bound in zip(hnet.get_chunk_emb(), bounds)]
+            [True, True]
+        """
+        chunked_net_hyperfan_init(
+            self, method, use_xavier, uncond_var, cond_var, eps, cemb_normal_init, mnet, target_vars
+        )
+
+    # ------------------------------------------------------------------ interface
+
+    @property
+    def internal_hnet(self) -> FullHyperNet:
+        """The full hypernetwork that makes the chunks."""
+        return cast("FullHyperNet", self._parts[0])
+
+    @property
+    def uncond_in_size(self) -> int:
+        """Size of the unconditional input."""
+        return self._uncond_in_size or 0
+
+    @property
+    def cond_in_size(self) -> int:
+        """Size of the conditional input."""
+        return self._cond_in_size or 0
+
+    @property
+    def chunk_size(self) -> int:
+        """Number of weights in a chunk."""
+        return self.internal_hnet.num_outputs
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks that make up the output."""
+        return self._num_chunks
+
+    @property
+    def chunk_emb_size(self) -> int:
+        """Size of a chunk embedding."""
+        return self._chunk_emb_size
+
+    @property
+    def cond_chunk_embs(self) -> bool:
+        """Whether each condition has chunk embeddings of its own."""
+        return self._cond_chunk_embs
+
+    def get_chunk_emb(self, chunk_id: int | None = None, cond_id: int | None = None) -> Tensor:
+        """The embeddings of the chunks.
+
+        Args:
+            chunk_id: From 0 to ``num_chunks - 1``; all by default.
+            cond_id: The condition, for conditional chunk embeddings.
+
+        Returns:
+            The parameter ``[num_chunks, chunk_emb_size]``, or a row of it.
+
+        Raises:
+            ValueError: If an id is out of range, or ``cond_id`` is missing or has no meaning.
+            TypeError: If an id is no int.
+            RuntimeError: If the network does not keep the chunk embeddings.
+        """
+        if self._own is None:
+            option = "no_cond_weights" if self._cond_chunk_embs else "no_uncond_weights"
+            raise UsageError(f"get_chunk_emb: with {option}=True the chunk embeddings are kept by the caller.")
+        check_cond_id_of_chunks(self._cond_chunk_embs, cond_id)
+        embeddings = self._own[0 if cond_id is None else self._one_cond_id(cond_id)]
+        if chunk_id is None:
+            return embeddings
+        check_sizes(chunk_id=chunk_id)
+        if chunk_id >= self._num_chunks:
+            raise ArgumentError(f"chunk_id: {chunk_id} does not exist; the chunks are 0..{self._num_chunks - 1}.")
+        return embeddings[chunk_id]
+
+    def distillation_targets(self) -> list[Tensor] | None:
+        """Those of the full hypernetwork."""
+        return self.internal_hnet.distillation_targets()

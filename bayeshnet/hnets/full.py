@@ -1,0 +1,51 @@
+"""Full hypernetworks: one pass from an input to all weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeshnet.hnets.arguments import HyperInputs, expand_rows
+from bayeshnet.hnets.base import HyperNet
+
+__all__ = ["FullHyperNet"]
+
+
+class FullHyperNet(HyperNet):
+    """A hypernetwork that is a function of one row, ``[uncond_input, cond_input]``.
+
+    It can be the inner network of a chunked one, which appends a chunk embedding to the unconditional input.
+    """
+
+    @abstractmethod
+    def generate_rows(self, x: Tensor, weights: Sequence[Tensor], condition: Any = None) -> Tensor:
+        """Compute the outputs of rows of input, one by one; no arguments are checked.
+
+        Args:
+            x: Rows ``[R, uncond_in_size + cond_in_size]``, the unconditional input first.
+            weights: One tensor per record of the table.
+            condition: Selects the batch-norm statistics, where there are any.
+
+        Returns:
+            Outputs ``[R, num_outputs]``.
+        """
+
+    def _generate(self, inputs: HyperInputs, weights: list[Tensor]) -> Tensor:
+        rows = [inputs.uncond_input, self._conditional_rows(inputs, weights)]
+        parts = [expand_rows(part, inputs.batch_size) for part in rows if part is not None]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return self.generate_rows(x, weights, inputs.condition)
+
+    @property
+    def uncond_in_size(self) -> int:
+        """Size of the unconditional input."""
+        return self._uncond_in_size or 0
+
+    @property
+    def cond_in_size(self) -> int:
+        """Size of the conditional input."""
+        return self._cond_in_size or 0

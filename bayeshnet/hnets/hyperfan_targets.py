@@ -1,0 +1,109 @@
+"""What the target tensors of a hypernetwork are, as far as their initialisation is concerned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.mnets.fans import fan_in_and_out
+from bayeshnet.mnets.mnet_interface import MainNetInterface
+from bayeshnet.mnets.param_table import ParamRecord
+from bayeshnet.typing import Shapes
+
+__all__ = ["Target", "describe_targets"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One tensor that a hypernetwork produces.
+
+    Attributes:
+        shape: Its shape.
+        name: What it is, one of :data:`~bayeshnet.mnets.param_table.PARAM_NAMES`.
+        fan_in, fan_out: Those of the weight; for a bias those of its layer's weight, its own size if there is none.
+        has_bias: For a weight, whether the bias of its layer is among the targets.
+    """
+
+    shape: tuple[int, ...]
+    name: str | None
+    fan_in: int = 1
+    fan_out: int = 1
+    has_bias: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def describe_targets(target_shapes: Shapes, mnet: MainNetInterface | None = None) -> tuple[Target, ...]:
+    """Say what each target is, and find its fans.
+
+    Args:
+        target_shapes: Shapes of the targets.
+        mnet: The network that receives them. Its ``param_shapes`` or its ``hyper_shapes_learned`` are the targets.
+            Without it (or if it names no parameter) tensors of two and more dimensions are weights, all others biases,
+            each of the weight just before it.
+
+    Raises:
+        TypeError: If ``mnet`` is no main network.
+        ValueError: If its shapes are not the targets.
+
+    Example:
+        >>> [(t.name, t.fan_in, t.has_bias) for t in describe_targets([[10, 5], [10], [3, 10]])]
+        [('weight', 5, True), ('bias', 5, False), ('weight', 10, False)]
+    """
+    shapes = [tuple(int(size) for size in shape) for shape in target_shapes]
+    records = [ParamRecord(shape, "weight" if len(shape) > 1 else "bias") for shape in shapes]
+    table, refs = records, list(range(len(records)))
+    if mnet is not None:
+        known, known_refs = _match(shapes, mnet)
+        if any(record.name is not None for record in known):
+            table, refs = known, known_refs
+    weight_of = {ref: _weight_of_bias(table, refs, i) for i, ref in enumerate(refs) if table[ref].name == "bias"}
+    return tuple(_describe(table, ref, weight_of) for ref in refs)
+
+
+def _match(shapes: Sequence[tuple[int, ...]], mnet: MainNetInterface) -> tuple[list[ParamRecord], list[int]]:
+    """The table of the main network, and where in it the targets are."""
+    if not isinstance(mnet, MainNetInterface):
+        raise ArgumentTypeError(
+            f"mnet: is a {type(mnet).__name__}; pass a network that implements MainNetInterface (ModuleMainNet makes "
+            "one of any nn.Module)."
+        )
+    table = list(mnet.param_table)
+    everything, learned = list(range(len(table))), mnet.hyper_shapes_learned_ref or []
+    for refs in (everything, learned):
+        if [table[ref].shape for ref in refs] == list(shapes):
+            return table, refs
+    raise ArgumentError(
+        f"mnet: its shapes are not those produced. The hypernetwork makes {[list(shape) for shape in shapes]}; the "
+        f"main network has param_shapes {mnet.param_shapes} and hyper_shapes_learned {mnet.hyper_shapes_learned}. "
+        "Pass the network that receives the weights, or leave mnet out."
+    )
+
+
+def _weight_of_bias(table: Sequence[ParamRecord], refs: Sequence[int], i: int) -> int | None:
+    """Where in the table the weight is that the bias ``refs[i]`` belongs to; None if there is none."""
+    ref, layer = refs[i], table[refs[i]].layer
+    if layer < 0:
+        before = refs[i - 1] if i else None
+        return before if before is not None and table[before].name == "weight" else None
+    same = [j for j, record in enumerate(table) if record.name == "weight" and record.layer == layer]
+    # A layer may have several weights (recurrent and attention layers): a bias follows its own.
+    return max((j for j in same if j < ref), default=min(same, default=None))
+
+
+def _describe(table: Sequence[ParamRecord], ref: int, weight_of: Mapping[int, int | None]) -> Target:
+    record = table[ref]
+    if record.name not in ("weight", "bias"):
+        return Target(record.shape, record.name)
+    of = weight_of.get(ref, ref)
+    if of is None:
+        size = max(1, record.numel)
+        return Target(record.shape, record.name, size, size)
+    shape = [max(1, size) for size in table[of].shape]  # an empty tensor has no fans, and needs none
+    fan_in, fan_out = fan_in_and_out(shape, transposed=bool(table[of].extra.get("transposed", False)))
+    return Target(record.shape, record.name, fan_in, fan_out, has_bias=ref in weight_of.values())
