@@ -13,12 +13,13 @@ from torch import Tensor
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning
 from bayeshnet.mnets.param_table import ParamRecord, param_names
-from bayeshnet.typing import CondId, Shapes, WeightsArg
+from bayeshnet.typing import Activation, CondId, Shapes, WeightsArg
 
 __all__ = [
     "HyperInputs",
     "WeightLayout",
     "broadcast_size",
+    "check_activation",
     "check_input",
     "check_sizes",
     "check_tensors",
@@ -134,16 +135,34 @@ def check_sizes(**sizes: int) -> None:
             raise ArgumentError(f"{name}: {size} was given; 0 or more is expected.")
 
 
-def no_embeddings(num_cond_embs: int) -> int:
+def check_activation(activation_fn: Activation | None) -> Activation | None:
+    """Refuse what is no activation function; None is the identity.
+
+    Raises:
+        TypeError: If it cannot be called on a tensor.
+    """
+    if activation_fn is not None and (not callable(activation_fn) or isinstance(activation_fn, type)):
+        raise ArgumentTypeError(
+            f"activation_fn: a function such as torch.relu, an instance such as nn.ReLU() or None is expected, not "
+            f"{activation_fn!r}."
+        )
+    return activation_fn
+
+
+def no_embeddings(num_cond_embs: int, *, stacklevel: int = 3) -> int:
     """The number of embeddings where the conditional input has size 0: none, with a warning if several were asked for.
 
     Every sampler fed with noise alone has the default of one, so that is no mistake.
+
+    Args:
+        num_cond_embs: What was asked for.
+        stacklevel: Which caller the warning points to; 3 is the one of the constructor that calls this.
     """
     if num_cond_embs > 1:
         warnings.warn(
             f"num_cond_embs: {num_cond_embs} embeddings were asked for, but cond_in_size is 0: none are kept.",
             BayeshnetWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     return 0
 

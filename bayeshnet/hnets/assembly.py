@@ -67,12 +67,13 @@ class Assembler:
             try:
                 out = vmap(self.fct, randomness="different")(*whole)
             except Exception:  # whatever was raised: the loop shows whether the function itself is at fault
-                self._vectorises = False
+                pass
             else:
                 return self._check(out, (batch,))
         # One unbind per piece: its backward stacks all gradients at once.
         rows = _unbind(whole)
         samples = [self._check(self.fct(*_pick(rows, b))) for b in range(batch)]
+        self._vectorises = False  # only now: what fails in the loop as well says nothing about vectorising
         return [torch.stack(tensors) for tensors in zip(*samples, strict=True)]
 
     def _check(self, out: object, lead: tuple[int, ...] = ()) -> list[Tensor]:

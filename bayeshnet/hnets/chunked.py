@@ -88,7 +88,7 @@ class ChunkedHyperNet(CompositeHyperNet):
                 "among sets of chunk embeddings, use cond_chunk_embs=True."
             )
         if cond_in_size == 0 and not cond_chunk_embs:
-            num_cond_embs = no_embeddings(num_cond_embs)
+            num_cond_embs = no_embeddings(num_cond_embs, stacklevel=4)
         hnet = make_hnet(uncond_in_size + chunk_emb_size, cond_in_size, num_cond_embs if cond_in_size else 0)
         num_chunks = -(-num_weights(target_shapes) // hnet.num_outputs)
         record = ParamRecord((num_chunks, chunk_emb_size), "embedding", 0, extra={"info": "chunk embeddings"})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.hnets.arguments import check_sizes, no_embeddings, read_target_shapes
+from bayeshnet.hnets.arguments import check_activation, check_sizes, no_embeddings, read_target_shapes
 from bayeshnet.hnets.deconv_geometry import Deconv, plan_deconvs, read_image_shape, read_kernel_sizes
 from bayeshnet.hnets.full import FullHyperNet
 from bayeshnet.layers.batch_norm import BatchNormLayer
@@ -113,7 +113,7 @@ class HDeconv(FullHyperNet):
         if cond_in_size == 0:
             num_cond_embs = no_embeddings(num_cond_embs)
         self._hyper_img_shape = (width, height, channels)
-        self.activation_fn = activation_fn
+        self.activation_fn = check_activation(activation_fn)
         self._has_bias = use_bias
         self._has_linear_out = True
         keep, keep_cond = not no_uncond_weights, not no_cond_weights

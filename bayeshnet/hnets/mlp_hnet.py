@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayeshnet.errors import ArgumentError
-from bayeshnet.hnets.arguments import check_sizes, no_embeddings, read_target_shapes
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.hnets.arguments import check_activation, check_sizes, no_embeddings, read_target_shapes
 from bayeshnet.hnets.hyperfan import Overrides
 from bayeshnet.hnets.hyperfan_draw import hmlp_hyperfan_init
 from bayeshnet.hnets.mlp_features import MLPFeatures
@@ -90,7 +90,7 @@ class HMLP(MLPFeatures):
         _check_layers(uncond_in_size + cond_in_size, layers, dropout_rate)
         if cond_in_size == 0:
             num_cond_embs = no_embeddings(num_cond_embs)
-        self.activation_fn = activation_fn
+        self.activation_fn = check_activation(activation_fn)
         self.dropout = nn.Dropout(dropout_rate) if dropout_rate != -1 else None
         self._has_bias = use_bias
         self._has_fc_out = self._mask_fc_out = self._has_linear_out = True
@@ -241,7 +241,13 @@ class HMLP(MLPFeatures):
 def _check_layers(in_size: int, layers: Sequence[int], dropout_rate: float) -> None:
     if in_size == 0:
         raise ArgumentError("uncond_in_size: and cond_in_size are both 0; a hypernetwork needs an input of some kind.")
-    if any(width < 1 for width in layers):
-        raise ArgumentError(f"layers: {list(layers)} has a width below 1; leave the entry out or make it positive.")
+    if isinstance(layers, str) or not hasattr(layers, "__iter__"):
+        raise ArgumentTypeError(f"layers: a list of widths such as (100, 100) is expected, not {layers!r}.")
+    for width in layers:
+        check_sizes(layers=width)
+        if width < 1:
+            raise ArgumentError(f"layers: {list(layers)} has a width below 1; leave the entry out or make it positive.")
+    if not isinstance(dropout_rate, int | float):
+        raise ArgumentTypeError(f"dropout_rate: a number is expected, not {dropout_rate!r}; -1 means none.")
     if dropout_rate != -1 and not 0 <= dropout_rate <= 1:
         raise ArgumentError(f"dropout_rate: {dropout_rate} was given; -1 (none) or a number in [0, 1] is expected.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.layers.spectral_norm import SpectralNorm
@@ -80,9 +81,17 @@ def self_attention(x: Tensor, weights: Sequence[Tensor], *, ret_attention: bool 
         kernel.flatten(1) @ pixels + bias.unsqueeze(1)
         for kernel, bias in ((query_w, query_b), (key_w, key_b), (value_w, value_b))
     )
-    attention = torch.softmax(query.transpose(1, 2) @ key, dim=-1)
+    attention = _softmax(query.transpose(1, 2) @ key)
     out = gamma * (value @ attention.transpose(1, 2)).unflatten(2, x.shape[2:]) + x
     return (out, attention) if ret_attention else out
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    if forward_ad.unpack_dual(scores).tangent is None:
+        return torch.softmax(scores, dim=-1)
+    # PyTorch's forward-mode rule of softmax writes in place what a backward pass through it needs.
+    exps = (scores - scores.amax(-1, keepdim=True).detach()).exp()
+    return exps / exps.sum(-1, keepdim=True)
 
 
 class SelfAttnLayerV2(nn.Module):

@@ -4,38 +4,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import itertools
-import warnings
 
 import pytest
 import torch
 
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 
-SHAPES = [[3, 2], [3], [4, 1, 2]]
+from .reference import assert_same, assert_same_lists, quiet, reference, share_weights
 
-LISTS = [
-    "param_shapes",
-    "param_shapes_meta",
-    "target_shapes",
-    "num_outputs",
-    "num_known_conds",
-    "num_params",
-    "num_internal_params",
-    "unconditional_param_shapes",
-    "unconditional_param_shapes_ref",
-    "conditional_param_shapes",
-    "conditional_param_shapes_ref",
-    "unconditional_params_ref",
-    "has_bias",
-    "mask_fc_out",
-    "hyper_shapes_distilled",
-]
-# There it is [] where nothing is in the list, here None.
-LISTS_OR_NONE = ["hyper_shapes_learned", "hyper_shapes_learned_ref", "internal_params_ref"]
+SHAPES = [[3, 2], [3], [4, 1, 2]]
 
 CONFIGS = [
     {},
@@ -49,28 +27,6 @@ CONFIGS = [
 ]
 
 
-def quiet(make, *args, **kwargs):
-    """Call something that prints and warns."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make(*args, **kwargs)
-
-
-def reference(module, name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return getattr(importlib.import_module(f"hypnettorch.hnets.{module}"), name)
-        except ImportError as error:
-            pytest.skip(f"hypnettorch: {error}")
-
-
-def share_weights(theirs, ours):
-    assert [p.shape for p in ours.internal_params or []] == [p.shape for p in theirs.internal_params]
-    if ours.internal_params is not None:
-        ours.overwrite_internal_params([p.detach() for p in theirs.internal_params])
-
-
 def pair(config, uncond_in_size, cond_in_size, num_cond_embs=1):
     """The same network twice, with the same weights."""
     kwargs = {"uncond_in_size": uncond_in_size, "cond_in_size": cond_in_size, "num_cond_embs": num_cond_embs, **config}
@@ -78,21 +34,6 @@ def pair(config, uncond_in_size, cond_in_size, num_cond_embs=1):
     ours = HMLP(SHAPES, **kwargs)
     share_weights(theirs, ours)
     return theirs, ours
-
-
-def assert_same_lists(theirs, ours, skip=()):
-    for name in LISTS:
-        if name not in skip:
-            assert getattr(ours, name) == getattr(theirs, name), name
-    for name in LISTS_OR_NONE:
-        assert getattr(ours, name) == (getattr(theirs, name) or None), name
-    for name in ("unconditional_params", "conditional_params", "layer_weight_tensors", "layer_bias_vectors"):
-        one, two = getattr(theirs, name), getattr(ours, name)
-        assert [p.shape for p in two or []] == [p.shape for p in one or []], name
-
-
-def assert_same(theirs, ours):
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(config) or "default")

@@ -13,38 +13,7 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets import HMLP, HPerturbWrapper, HyperNet, HyperNetInterface
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 
-
-class Foreign(nn.Module, HyperNetInterface):
-    """A class as others write it: private lists, no broadcasting, ids as ints or lists of ints only."""
-
-    def __init__(self, target_shapes, in_size, num_conds=2):
-        nn.Module.__init__(self)
-        HyperNetInterface.__init__(self)
-        self._target_shapes = target_shapes
-        self._num_known_conds = num_conds
-        num = self.shapes_to_num_weights(target_shapes)
-        self._param_shapes = [[num]] * num_conds + [[num, in_size]]
-        self._unconditional_param_shapes_ref = [num_conds]
-        self._internal_params = nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in self._param_shapes])
-
-    def distillation_targets(self):
-        return None
-
-    def forward(
-        self,
-        uncond_input=None,
-        cond_input=None,
-        cond_id=None,
-        weights=None,
-        distilled_params=None,
-        condition=None,
-        ret_format="squeezed",
-    ):
-        assert isinstance(cond_id, (int, list))
-        params = list(self.internal_params) if weights is None else weights
-        offsets = torch.stack([params[i] for i in ([cond_id] if isinstance(cond_id, int) else cond_id)])
-        flat = uncond_input @ params[-1].T + offsets
-        return self.convert_out_format(flat, "flattened", ret_format)
+from .foreign import Foreign
 
 
 @pytest.fixture

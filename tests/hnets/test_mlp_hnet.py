@@ -167,6 +167,11 @@ def test_get_cond_in_emb():
         ({"layers": (4, 0)}, r"layers: \[4, 0\] has a width below 1"),
         ({"dropout_rate": 1.5}, "dropout_rate: 1.5 was given"),
         ({"dropout_rate": -0.5}, "dropout_rate: -0.5 was given"),
+        ({"dropout_rate": None}, "dropout_rate: a number is expected, not None"),
+        ({"layers": 5}, "layers: a list of widths such as"),
+        ({"layers": (5, 2.5)}, "layers: an int is expected, not 2.5"),
+        ({"activation_fn": "relu"}, "activation_fn: a function such as torch.relu"),
+        ({"activation_fn": torch.nn.ReLU}, "activation_fn: a function such as torch.relu"),
     ],
 )
 def test_refused_configurations(kwargs, message):
