@@ -1,7 +1,18 @@
-"""Distributions over weights, as Pyro distributions."""
+"""Distributions over weights."""
 
 from __future__ import annotations
 
+from bayeshnet.distributions.conditional_layer import LayerConditional
+from bayeshnet.distributions.conditional_weights import ConditionalWeights, FlatLayout
 from bayeshnet.distributions.implicit_weights import ImplicitWeights
+from bayeshnet.distributions.inducing import InducingLayers
+from bayeshnet.distributions.low_rank import MultiplicativeLowRank
 
-__all__ = ["ImplicitWeights"]
+__all__ = [
+    "ConditionalWeights",
+    "FlatLayout",
+    "ImplicitWeights",
+    "InducingLayers",
+    "LayerConditional",
+    "MultiplicativeLowRank",
+]

@@ -14,7 +14,7 @@ from torch import Tensor
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models.bayesian_model import BayesianModel
 
-__all__ = ["call_arguments", "nan_data_error", "refuse_nan_data", "require_targets"]
+__all__ = ["call_arguments", "inputs_and_targets", "nan_data_error", "refuse_nan_data", "require_targets"]
 
 
 def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -35,13 +35,19 @@ def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str,
     )
 
 
+def inputs_and_targets(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The arguments ``x`` and ``y`` of a Bayesian network, None where one is missing."""
+    x, y = (args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(("x", "y")))
+    return x, y
+
+
 def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], argument: str) -> None:
     """Raise if a network's observations are missing, which would make them latents.
 
     Raises:
         ValueError: If ``model`` is a Bayesian network and the arguments have no ``y``.
     """
-    if isinstance(model, BayesianModel) and len(args) < 2 and kwargs.get("y") is None:
+    if isinstance(model, BayesianModel) and inputs_and_targets(args, kwargs)[1] is None:
         raise ArgumentError(
             f"{argument}: has no targets, so the observations would be taken for latents; pass a tuple (x, y). A list "
             "is taken for a list of batches."

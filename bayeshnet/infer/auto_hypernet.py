@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
-import pyro
-import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.infer.autoguide import AutoContinuous, AutoGuide
-from pyro.poutine.trace_struct import Trace
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions.utils import _sum_rightmost as sum_rightmost  # pyright: ignore[reportPrivateUsage]
 
-from bayeshnet.distributions.implicit_weights import ImplicitWeights
-from bayeshnet.entropy.change_of_variables import ChangeOfVariables
-from bayeshnet.entropy.linearised import Linearised
+from bayeshnet.distributions.conditional_weights import ConditionalWeights
+from bayeshnet.distributions.inducing import InducingLayers
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
-from bayeshnet.entropy.sampler import NoisySampler
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
-from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data, require_targets
+from bayeshnet.infer.arguments import call_arguments
+from bayeshnet.infer.bodies import Body, HypernetBody, LowRankBody, MeanFieldBody
+from bayeshnet.infer.conditional_plan import Conditional, ConditionalPlan, NotApplicableError, place_inducing, plan
 from bayeshnet.infer.default_hnet import default_hnet
-from bayeshnet.infer.latents import LatentSite, PriorStart, latent_sites, nodes_of, prior_draw, prior_start
-from bayeshnet.infer.quantiles import sample_quantiles
-from bayeshnet.models.param_sites import emit_param_sites
+from bayeshnet.infer.flat_guide import FlatGuide
+from bayeshnet.infer.latents import PriorStart, prior_start
+from bayeshnet.mnets.param_table import num_weights
+from bayeshnet.models.bayesian_model import BayesianModel
 
 __all__ = ["AutoHypernet"]
 
+_BODIES = ("hypernet", "mean_field", "low_rank")
 
-class AutoHypernet(AutoContinuous):
+
+class AutoHypernet(FlatGuide):
     r"""Automatic guide whose draws come from a hypernetwork fed with noise.
 
     All latents of the model, network weights, hierarchical scales or both, are drawn together, in unconstrained
@@ -42,9 +39,15 @@ class AutoHypernet(AutoContinuous):
 
     with fixed loc and scale, the centre and spread of the prior (which puts all coordinates on one footing for the
     optimiser), and a learned hypernetwork h and noise scale sigma. Correlations reach across all latents, and the
-    posterior may be curved or multimodal. The guide is built at once; its parameters live in the module, so two guides
-    never share any. It works under ``Trace_ELBO``, ``TraceMeanField_ELBO`` and ``RenyiELBO``, with vectorised
-    particles, and in ``Predictive``, parallel or not.
+    posterior may be curved or multimodal.
+
+    For a :class:`~bayeshnet.BayesianModel` whose network ends in a linear layer with a Gaussian prior, that layer is
+    drawn conditionally on the others instead: exactly, given learned pseudo-observations at inducing points
+    (:class:`~bayeshnet.distributions.ConditionalWeights`). ``repr`` says what was chosen.
+
+    The guide is built at once; its parameters live in the module, so two guides never share any. It works under
+    ``Trace_ELBO``, ``TraceMeanField_ELBO`` and ``RenyiELBO``, with vectorised particles, and in ``Predictive``,
+    parallel or not.
 
     Args:
         model: Any Pyro model whose latents are continuous; a :class:`~bayeshnet.BayesianModel`, for instance.
@@ -53,6 +56,13 @@ class AutoHypernet(AutoContinuous):
         hnet: A function from target shapes (a list of lists of int) to a hypernetwork. One without a perturbation
             wrapper gets one with a learned scale per weight. By default an MLP with tanh layers and a linear part,
             which starts injective.
+        body: What draws the latents that are not conditional: ``"hypernet"``, ``"mean_field"`` (independent Gaussians)
+            or ``"low_rank"`` (:class:`~bayeshnet.distributions.MultiplicativeLowRank`).
+        conditional: Which linear layers are drawn conditionally: ``"auto"`` (the last one if the model allows it and no
+            ``hnet`` is given), ``"last"``, ``"all"``, names of layers (with the last one among them), or None.
+        num_inducing: Number of inducing points; by default all rows up to 40, then as the square root of their number.
+            They start at random rows of ``example``; :func:`~bayeshnet.fit` takes them from its data where the example
+            has too few.
         noise_dim: Number n of noise inputs; ``min(20, D)`` by default. Not with ``hnet``.
         hidden_layers: Widths of the default hypernetwork. Not with ``hnet``.
         noise: Kind of the perturbation: ``"shared"`` (exact density where the sampler does not fold; default of the
@@ -72,6 +82,7 @@ class AutoHypernet(AutoContinuous):
         RuntimeError: If the hypernetwork has batch norm or dropout, so that its draws have no density.
 
     Example:
+        >>> import pyro, pyro.distributions as dist
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
         ...     with pyro.plate("data", len(y)):
@@ -87,6 +98,9 @@ class AutoHypernet(AutoContinuous):
         *,
         example: Any,
         hnet: Callable[[list[list[int]]], HyperNetInterface] | None = None,
+        body: Literal["hypernet", "mean_field", "low_rank"] = "hypernet",
+        conditional: Conditional = "auto",
+        num_inducing: int | None = None,
         noise_dim: int | None = None,
         hidden_layers: Sequence[int] | None = None,
         noise: Literal["shared", "independent"] | None = None,
@@ -95,113 +109,149 @@ class AutoHypernet(AutoContinuous):
         init_scale: float = 0.1,
         whiten: bool = True,
     ) -> None:
-        if not callable(model):
-            raise ArgumentTypeError(f"model: is a {type(model).__name__}; pass a Pyro model, a callable.")
-        own_options = {"noise_dim": noise_dim, "hidden_layers": hidden_layers}
-        clash = [name for name, value in own_options.items() if value is not None]
-        if hnet is not None and clash:
-            raise ArgumentError(
-                f"hnet, {clash[0]}: both were given; {clash[0]} describes the default hypernetwork. Build yours with "
-                "it inside the function hnet."
-            )
-        if noise not in (None, "shared", "independent"):
-            raise ArgumentError(f"noise: is {noise!r}; pass 'shared' or 'independent'.")
-        if not init_scale > 0:
-            raise ArgumentError(f"init_scale: is {init_scale}; pass a positive number.")
-        super().__init__(model, init_loc_fn=init_loc_fn or prior_draw)
+        _check_options(
+            hnet=hnet,
+            body=body,
+            noise=noise,
+            estimator=estimator,
+            init_scale=init_scale,
+            default_only={"noise_dim": noise_dim, "hidden_layers": hidden_layers},
+        )
+        super().__init__(model, example=example, init_loc_fn=init_loc_fn)
         args, kwargs = call_arguments(example, "example")
-        require_targets(model, args, kwargs, "example")
-        try:
-            self._setup_prototype(*args, **kwargs)
-        except ValueError as error:  # Pyro's validation of a distribution's parameters, computed from the data
-            better = nan_data_error(args, kwargs, error)
-            if better is None:
-                raise
-            raise better from error
-        refuse_nan_data(cast("Trace", self.prototype_trace), args, kwargs)
-
-        start = self._start(model, args, kwargs, init_loc_fn, whiten)
+        start = prior_start(model, self._sites, self._init_loc(), args, kwargs)
+        self._plan, self._why_not = self._conditional_plan(model, start, args, kwargs, conditional, num_inducing, hnet)
+        start = self._placed(start, init_loc_fn, whiten)
         self.register_buffer("loc", start.loc)
         self.register_buffer("scale", start.scale)
         self.loc: Tensor
         self.scale: Tensor
-        if hnet is None:
-            jitter = start.gaussian if init_loc_fn is None else torch.zeros_like(start.gaussian)
-            generator = default_hnet(
-                self.target_shapes,
-                noise_dim=self._noise_dim(noise_dim),
-                hidden_layers=(64, 64) if hidden_layers is None else hidden_layers,
-                noise=noise or "shared",
-                start=0.3 * torch.randn_like(start.loc) * jitter,
-                start_scale=init_scale,
-            )
-        else:
-            generator = self._own_hnet(hnet, init_scale, noise).to(dtype=start.loc.dtype, device=start.loc.device)
+        made = self._body(body, hnet, start, init_loc_fn, init_scale, noise, noise_dim, hidden_layers, estimator)
         # Registered past PyroModule, which would put the parameters into Pyro's global store at every access.
-        self._modules["hnet"] = generator
-        self._sampler = NoisySampler(generator)
-        self.estimator = estimator or (ChangeOfVariables() if self._sampler.shared else Linearised())
-        if not isinstance(self.estimator, LogDensity):
-            raise ArgumentTypeError(
-                f"estimator: is a {type(estimator).__name__}; pass an estimator of bayeshnet.entropy, such as "
-                "ChangeOfVariables()."
-            )
-        self.estimator.check(self._sampler)
+        self._modules["body"] = made
+        self._modules["inducing"] = None if self._plan is None else self._plan.inducing
+        self._rows_placed = 0 if self._plan is None else self._plan.num_rows
 
     # ------------------------------------------------------------------ building
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        # That of AutoContinuous would fail on discrete latents and on mixtures; the sites are described here instead.
-        AutoGuide._setup_prototype(self, *args, **kwargs)
-        self._sites = latent_sites(cast("Trace", self.prototype_trace))
-        self._sizes = [site.numel for site in self._sites]
-        self.latent_dim = sum(self._sizes)
-        self._unpacked_shapes: tuple[torch.Size | None, list[torch.Size]] = (None, [])
-
-    def _init_loc(self) -> Tensor:
-        nodes = nodes_of(cast("Trace", self.prototype_trace))
-        values = [site.unconstrain(nodes[site.name]["value"]) for site in self._sites]
-        return torch.cat([value.reshape(-1) for value in values]).detach()
-
-    def _start(
+    def _conditional_plan(
         self,
         model: Callable[..., Any],
+        start: PriorStart,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        init_loc_fn: Callable[..., Any] | None,
-        whiten: bool,
-    ) -> PriorStart:
-        prototype = self._init_loc()
-        start = prior_start(model, self._sites, prototype, args, kwargs)
-        loc = start.loc if init_loc_fn is None else prototype
+        conditional: Conditional,
+        num_inducing: int | None,
+        hnet: object,
+    ) -> tuple[ConditionalPlan | None, str | None]:
+        """The conditional layers, or why there are none."""
+        if conditional is None or (conditional == "auto" and hnet is not None):
+            if num_inducing is not None:
+                raise ArgumentError("num_inducing: was given, but no layer is conditional; see `conditional`.")
+            return None, None
+        try:
+            options: Any = {"conditional": conditional, "num_inducing": num_inducing}
+            return plan(model, self._sites, start, args, kwargs, **options), None
+        except NotApplicableError as error:
+            if conditional == "auto":
+                return None, str(error)
+            raise ArgumentError(
+                f"conditional: {conditional!r} is not possible here ({error}); pass conditional=None or 'auto'."
+            ) from None
+
+    def _placed(self, start: PriorStart, init_loc_fn: Callable[..., Any] | None, whiten: bool) -> PriorStart:
+        """Location and scale of the guide; conditional layers keep those of their prior."""
+        loc = start.loc if init_loc_fn is None else self._init_loc()
         scale = start.scale if whiten else torch.ones_like(start.scale)
+        if self._plan is not None:
+            layout = self._plan.layout
+            flags = [torch.full((size,), i in layout.conditional) for i, size in enumerate(layout.sizes)]
+            conditional = torch.cat(flags).to(loc.device)
+            loc, scale = torch.where(conditional, start.loc, loc), torch.where(conditional, start.scale, scale)
         return PriorStart(loc, scale, start.gaussian)
 
-    def _noise_dim(self, noise_dim: int | None) -> int:
+    def _body(
+        self,
+        body: str,
+        hnet: Callable[[list[list[int]]], HyperNetInterface] | None,
+        start: PriorStart,
+        init_loc_fn: Callable[..., Any] | None,
+        init_scale: float,
+        noise: Literal["shared", "independent"] | None,
+        noise_dim: int | None,
+        hidden_layers: Sequence[int] | None,
+        estimator: LogDensity | None,
+    ) -> Body | None:
+        """What draws the latents that are not conditional; None if all are."""
+        shapes = self._body_shapes()
+        size = num_weights(shapes)
+        if size == 0:
+            return None
+        if hnet is not None:
+            generator = self._own_hnet(hnet, shapes, init_scale, noise)
+            return HypernetBody(generator.to(dtype=start.loc.dtype, device=start.loc.device), estimator)
+        jitter = self._of_body(start.gaussian) if init_loc_fn is None else torch.zeros(size, dtype=torch.bool)
+        # A conditional layer can make use of many different features from the beginning.
+        spread = 0.3 if self._plan is None else 1.0
+        mean = spread * torch.randn_like(self._of_body(start.loc)) * jitter.to(start.loc.device)
+        if body == "mean_field":
+            return MeanFieldBody(mean, init_scale)
+        if body == "low_rank":
+            return LowRankBody(mean, init_scale)
+        generator = default_hnet(
+            shapes,
+            noise_dim=self._noise_dim(noise_dim, size),
+            hidden_layers=(64, 64) if hidden_layers is None else hidden_layers,
+            noise=noise or "shared",
+            start=mean,
+            start_scale=init_scale,
+        )
+        return HypernetBody(generator, estimator)
+
+    def _body_shapes(self) -> list[list[int]]:
+        """Shapes of the latents that the body draws."""
+        if self._plan is None:
+            return self.target_shapes
+        layout = self._plan.layout
+        shapes = [list(shape) for i, shape in enumerate(layout.shapes) if i not in layout.conditional]
+        return [*shapes, [layout.rest]] if layout.rest else shapes
+
+    def _of_body(self, flat: Tensor) -> Tensor:
+        """The entries of a vector of all latents that the body draws."""
+        if self._plan is None:
+            return flat
+        layout = self._plan.layout
+        parts = flat.split(layout.sizes)
+        return torch.cat([part for i, part in enumerate(parts) if i not in layout.conditional])
+
+    @staticmethod
+    def _noise_dim(noise_dim: int | None, size: int) -> int:
         if noise_dim is None:
-            return min(20, self.latent_dim)
-        if not 1 <= noise_dim <= self.latent_dim:
+            return min(20, size)
+        if not 1 <= noise_dim <= size:
             raise ArgumentError(
-                f"noise_dim: is {noise_dim}; the model has {self.latent_dim} latent numbers, so pass 1 to "
-                f"{self.latent_dim}, or leave it out for {min(20, self.latent_dim)}."
+                f"noise_dim: is {noise_dim}; the hypernetwork draws {size} latent numbers, so pass 1 to {size}, or "
+                f"leave it out for {min(20, size)}."
             )
         return noise_dim
 
     def _own_hnet(
         self,
         build: Callable[[list[list[int]]], HyperNetInterface],
+        shapes: list[list[int]],
         init_scale: float,
         noise: Literal["shared", "independent"] | None,
     ) -> HPerturbWrapper:
-        hnet = build(self.target_shapes)
+        hnet = build(shapes)
         if not isinstance(hnet, HyperNetInterface):
             raise ArgumentTypeError(
                 f"hnet: returned a {type(hnet).__name__}; it has to return a hypernetwork (HyperNetInterface)."
             )
-        if hnet.num_outputs != self.latent_dim:
+        size = num_weights(shapes)
+        if hnet.num_outputs != size:
             raise ArgumentError(
-                f"hnet: produces {hnet.num_outputs} numbers; the model's latents need {self.latent_dim}. Build it from "
-                "the target shapes that it is called with."
+                f"hnet: produces {hnet.num_outputs} numbers; the latents that it draws are {size}. Build it from the "
+                "target shapes that it is called with."
             )
         if isinstance(hnet, HPerturbWrapper):
             if noise is not None:
@@ -216,151 +266,128 @@ class AutoHypernet(AutoContinuous):
 
     # ------------------------------------------------------------------ what there is
 
+    def learned_modules(self) -> dict[str, nn.Module]:
+        """Body and inducing points."""
+        return {name: module for name in ("body", "inducing") if (module := self._modules[name]) is not None}
+
+    @property
+    def body(self) -> Body | None:
+        """What draws the latents that are not conditional; None if all are."""
+        return self._modules["body"]  # pyright: ignore[reportReturnType]
+
+    @property
+    def inducing(self) -> InducingLayers | None:
+        """The conditional layers and their inducing points, or None."""
+        return self._modules["inducing"]  # pyright: ignore[reportReturnType]
+
     @property
     def hnet(self) -> HPerturbWrapper:
-        """The hypernetwork with its perturbation noise."""
-        return self._modules["hnet"]  # pyright: ignore[reportReturnType]
+        """The hypernetwork with its perturbation noise.
 
-    @property
-    def target_shapes(self) -> list[list[int]]:
-        """Shapes of the latents in unconstrained coordinates, in the order in which they are generated."""
-        return [list(site.shape) for site in self._sites]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy without the model, as for every guide of Pyro; theirs takes it from the original as well.
-        return {**self.__dict__, "_model": None, "master": None}
+        Raises:
+            RuntimeError: If the body is none.
+        """
+        body = self.body
+        if not isinstance(body, HypernetBody):
+            raise UsageError("hnet: the guide's body is no hypernetwork; build it with body='hypernet'.")
+        return body.hnet
 
     def __repr__(self) -> str:
-        noise = "shared" if self._sampler.shared else "independent"
-        return (
-            f"AutoHypernet(latent_dim={self.latent_dim}, sites={len(self._sites)}, "
-            f"hnet={type(self._sampler.generator).__name__}, noise_dim={self._sampler.latent_dim}, noise={noise!r}, "
-            f"estimator={self.estimator!r})"
-        )
+        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self._sites)}"]
+        if self.body is not None:
+            parts.append(self.body.describe())
+        if self._plan is not None:
+            names = ", ".join(self._plan.names)
+            parts.append(f"conditional=[{names}], num_inducing={self._plan.inducing.num_inducing}")
+        elif self._why_not is not None:
+            parts.append(f"conditional=None ({self._why_not})")
+        return f"AutoHypernet({', '.join(parts)})"
+
+    @property
+    def estimator(self) -> LogDensity | None:
+        """The estimator of the body's log q; None where it is exact."""
+        return self.body.estimator if isinstance(self.body, HypernetBody) else None
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameter groups for a torch optimiser: location, linear part and noise scale at ``lr``, the rest at 0.3 lr.
+        """Parameter groups for a torch optimiser: what acts on all weights at once at 0.3 lr, the rest at ``lr``.
 
-        A generator's hidden layers act on all weights at once and want smaller steps than parameters of one weight.
+        A generator's hidden layers want smaller steps than parameters of one weight.
         """
-        fast: list[nn.Parameter] = []
-        slow: list[nn.Parameter] = []
-        direct = getattr(self._sampler.generator, "direct_params", None)
-        one_weight = {id(param) for param in (direct() if direct is not None else ())}
-        generated = {id(param) for param in self._sampler.generator.internal_params or ()}
-        for param in self.hnet.parameters():
-            quick = id(param) in one_weight or id(param) not in generated
-            (fast if quick else slow).append(param)
+        slow = [] if self.body is None else self.body.slow_params()
+        known = {id(param) for param in slow}
+        fast = [param for param in self.parameters() if id(param) not in known]
         return [{"params": fast, "lr": lr}, {"params": slow, "lr": 0.3 * lr}]
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
-        """Check how far the guide's density can be trusted: folding, or the gap to importance sampling."""
-        return self.get_posterior().diagnose(num_samples=num_samples, thorough=thorough)
+        """Check how far the density of the body can be trusted: folding, or the gap to importance sampling.
+
+        Everything else in the guide is exact.
+        """
+        body = self.body
+        if not isinstance(body, HypernetBody):
+            return Diagnosis({})
+        return body.distribution().diagnose(num_samples=num_samples, thorough=thorough)
+
+    def place_inducing(self, x: Tensor, y: Tensor) -> None:
+        """Move the inducing points to random rows of these data, in place.
+
+        Args:
+            x: Inputs ``[B, ...]``.
+            y: Targets.
+
+        Raises:
+            RuntimeError: If no layer is conditional.
+        """
+        inducing, model = self.inducing, self.original_model
+        if inducing is None or not isinstance(model, BayesianModel):
+            raise UsageError("place_inducing: the guide has no conditional layers, or is a copy without its model.")
+        place_inducing(model, inducing, x, y, max(len(x), model.dataset_size or 0))
+        self._rows_placed = len(x)
+
+    @property
+    def wants_rows(self) -> int:
+        """Number of rows that :meth:`place_inducing` would make use of, because the example had too few; else 0."""
+        wanted = 0 if self.inducing is None else self.inducing.num_inducing
+        return wanted if wanted > self._rows_placed else 0
 
     # ------------------------------------------------------------------ the guide
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> ImplicitWeights:
+    def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
         """The distribution over all latents, flattened and unconstrained: a draw is ``[D]``."""
-        # Not validated: it is built at every step, of parts that were checked once.
-        return ImplicitWeights(
-            self._sampler, estimator=self.estimator, loc=self.loc, scale=self.scale, validate_args=False
+        body, inducing = self.body, self.inducing
+        if body is not None and (inducing is None or self._plan is None):
+            return body.distribution(self.loc, self.scale)
+        drawn = None if body is None else body.distribution()
+        layout = cast("ConditionalPlan", self._plan).layout
+        return ConditionalWeights(
+            drawn, cast("InducingLayers", inducing), layout, loc=self.loc, scale=self.scale, validate_args=False
         )
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Draw all latents as Pyro sites; the arguments are those of the model.
 
-        Returns:
-            The values by site name.
-        """
-        emit_param_sites(f"{self._pyro_name}.hnet", self.hnet)
-        latent = self.sample_latent(*args, **kwargs)
-        plates = self._create_plates(*args, **kwargs)
-        masked = poutine.get_mask() is False
-        values: dict[str, Tensor] = {}
-        for site, unconstrained in self._unpack(latent):
-            value = site.constrain(unconstrained)
-            with ExitStack() as stack:
-                for plate in site.plates:
-                    stack.enter_context(plates[plate])
-                if site.transform is not None and not masked:
-                    # A site of its own: inside the Delta, TraceMeanField_ELBO would drop the Jacobian.
-                    log_density = -site.transform.log_abs_det_jacobian(unconstrained, value)
-                    log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + site.value_event_dim)
-                    unit = dist.Unit(log_density, has_rsample=True)
-                    pyro.sample(f"_jac_{site.name}", unit, infer={"is_auxiliary": True})
-                values[site.name] = pyro.sample(site.name, _PointMass(value, event_dim=site.value_event_dim))
-        return values
-
-    def _unpack(self, latent: Tensor) -> Iterator[tuple[LatentSite, Tensor]]:
-        batch_shape = latent.shape[:-1]
-        if self._unpacked_shapes[0] != batch_shape:  # the same at every step; broadcast_shapes is slow
-            shapes = [torch.broadcast_shapes(s.shape, batch_shape + (1,) * s.event_dim) for s in self._sites]
-            self._unpacked_shapes = (batch_shape, shapes)
-        parts = latent.split(self._sizes, -1)
-        for site, part, shape in zip(self._sites, parts, self._unpacked_shapes[1], strict=True):
-            yield site, part.reshape(shape)
-
-    # ------------------------------------------------------------------ summaries
-
-    @torch.no_grad()
-    def sample_posterior(self, num_samples: int) -> dict[str, Tensor]:
-        """``num_samples`` draws of every latent in one call: ``[num_samples, *shape]`` by site name.
-
-        Raises:
-            ValueError: If ``num_samples`` is not positive.
-        """
-        if num_samples < 1:
-            raise ArgumentError(f"num_samples: is {num_samples}; pass a positive number.")
-        latent = self.get_posterior().rsample((num_samples,))
-        return {
-            site.name: site.constrain(part.reshape((num_samples, *site.shape)))
-            for site, part in zip(self._sites, latent.split(self._sizes, -1), strict=True)
-        }
-
-    def median(  # pyright: ignore[reportIncompatibleMethodOverride] - one keyword more than Pyro's
-        self, *args: Any, num_samples: int = 1000, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Median of each latent coordinate by Monte Carlo, standard error about ``1.25 std / sqrt(num_samples)``."""
-        return {name: value[0] for name, value in self.quantiles([0.5], num_samples=num_samples).items()}
-
-    @torch.no_grad()
-    def quantiles(
-        self, quantiles: Sequence[float] | Tensor, *args: Any, num_samples: int = 1000, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Quantiles of each latent coordinate by Monte Carlo.
-
-        They are taken in unconstrained coordinates and transformed, as Pyro's other guides do.
-
-        Args:
-            quantiles: Q numbers between 0 and 1.
-            args: Ignored, for Pyro's signature.
-            num_samples: Number of draws; the error of a quantile falls with its square root.
-            kwargs: Ignored.
-
-        Returns:
-            ``[Q, *shape]`` by site name.
-
-        Raises:
-            ValueError: If a quantile is outside of 0..1.
-        """
-        levels = torch.as_tensor(quantiles, dtype=self.loc.dtype, device=self.loc.device)
-        if levels.dim() != 1 or bool(((levels < 0) | (levels > 1)).any()):
-            raise ArgumentError(f"quantiles: is {quantiles}; pass a list of numbers between 0 and 1.")
-        latent = self.get_posterior().rsample((num_samples,))
-        parts = sample_quantiles(latent, levels).split(self._sizes, -1)
-        return {
-            site.name: site.constrain(part.reshape((len(levels), *site.shape)))
-            for site, part in zip(self._sites, parts, strict=True)
-        }
-
-
-class _PointMass(dist.Delta):
-    """A Delta that recognises its own value, without comparing all numbers at every step."""
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        return super().rsample(sample_shape) if sample_shape else self.v
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        if x is self.v:
-            return cast("Tensor", self.log_density).expand(self.batch_shape)
-        return super().log_prob(x)
+def _check_options(
+    *,
+    hnet: object,
+    body: str,
+    noise: str | None,
+    estimator: object,
+    init_scale: float,
+    default_only: Mapping[str, Any],
+) -> None:
+    """Refuse options that contradict each other."""
+    if body not in _BODIES:
+        raise ArgumentError(f"body: is {body!r}; pass one of {', '.join(map(repr, _BODIES))}.")
+    clash = [name for name, value in default_only.items() if value is not None]
+    if hnet is not None and clash:
+        raise ArgumentError(
+            f"hnet, {clash[0]}: both were given; {clash[0]} describes the default hypernetwork. Build yours with it "
+            "inside the function hnet."
+        )
+    if body != "hypernet":
+        given = {"hnet": hnet, "noise": noise, "estimator": estimator, **default_only}
+        clash = [name for name, value in given.items() if value is not None]
+        if clash:
+            raise ArgumentError(f"body, {clash[0]}: {clash[0]} belongs to a hypernetwork; leave out body={body!r}.")
+    if noise not in (None, "shared", "independent"):
+        raise ArgumentError(f"noise: is {noise!r}; pass 'shared' or 'independent'.")
+    if not init_scale > 0:
+        raise ArgumentError(f"init_scale: is {init_scale}; pass a positive number.")

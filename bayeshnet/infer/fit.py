@@ -24,7 +24,7 @@ from bayeshnet.errors import (
     NonFiniteLossError,
     UsageError,
 )
-from bayeshnet.infer.arguments import call_arguments, require_targets
+from bayeshnet.infer.arguments import call_arguments, inputs_and_targets, require_targets
 from bayeshnet.infer.auto_hypernet import AutoHypernet
 from bayeshnet.infer.blame import UNKNOWN_CAUSE, non_finite_cause
 from bayeshnet.infer.history import FlatElbo, History
@@ -128,6 +128,8 @@ def fit(
     schedule = lr_schedule or ((lambda _: 1.0) if stop is not None else flat_then_cosine(steps))
     batches = _batches(data)
     _warn_of_missing_size(model, data)
+    if isinstance(guide, AutoHypernet) and guide.wants_rows:
+        _place_inducing(guide, data)
     trainer = _Trainer(model, guide, elbo, lr, schedule, optimizer, clip_norm)
     history = History()
     bar = tqdm(total=steps, disable=not progress, desc="fit", unit="step")
@@ -293,6 +295,21 @@ def _batches(data: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
             yield call_arguments(batch, "data")
         if count == 0:
             raise ArgumentError("data: is an empty iterable; there is no batch to fit to.")
+
+
+def _place_inducing(guide: AutoHypernet, data: Any) -> None:
+    """Give a guide whose example had too few rows for its inducing points as many as there are in the data."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    single = isinstance(data, Tensor | Mapping | tuple)
+    for batch in [data] if single else data:
+        args, kwargs = call_arguments(batch, "data")
+        x, y = inputs_and_targets(args, kwargs)
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            return  # the model itself will say what is missing
+        parts.append((x, y))
+        if sum(len(x) for x, _ in parts) >= guide.wants_rows:
+            break
+    guide.place_inducing(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
 
 
 def _check_numbers(steps: int, lr: float, num_particles: int, clip_norm: float | None) -> None:

@@ -1,0 +1,181 @@
+"""The weights of a network: some drawn by a body, the others conditionally on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Size, Tensor
+
+from bayeshnet.distributions.inducing import ConditionalDraw, InducingLayers
+from bayeshnet.errors import ArgumentError
+
+__all__ = ["ConditionalWeights", "FlatLayout"]
+
+# Without gradients, so many float64 numbers of features are worked on at once (128 MB).
+_CHUNK = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class FlatLayout:
+    """Where the tensors lie in the flat vector of all latents.
+
+    Attributes:
+        shapes: Shape of each tensor of the network, in table order, as it lies in the vector.
+        rest: Number of latents that follow the network's weights.
+        layers: For each conditional layer the indices of its weight and bias (or None).
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    rest: int
+    layers: tuple[tuple[int, int | None], ...]
+
+    @property
+    def conditional(self) -> set[int]:
+        """Indices of the tensors that are drawn conditionally."""
+        return {i for layer in self.layers for i in layer if i is not None}
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of elements of each part of the vector: the tensors, then the rest."""
+        return [*(math.prod(shape) for shape in self.shapes), self.rest]
+
+    @property
+    def body_sizes(self) -> list[int]:
+        """The same for the parts that the body draws."""
+        conditional = self.conditional
+        return [size for i, size in enumerate(self.sizes) if i not in conditional]
+
+
+class ConditionalWeights(TorchDistribution):
+    r"""A distribution over all weights, in which some layers are conditional on the others.
+
+    .. math:: q(u) = q_\mathrm{body}(u_b) \prod_l q(u_l \mid u_b, u_{<l})
+
+    in whitened coordinates, ``w = loc + scale * u``. The conditional factors are exact Gaussians, see
+    :class:`~bayeshnet.distributions.inducing.InducingLayers`. Where the body has a density at foreign values, so has
+    this distribution.
+
+    Args:
+        body: A distribution over R^n, n being the number of latents that are not drawn conditionally; None if n is 0.
+        inducing: The conditional layers.
+        layout: Where everything lies in the vector of all latents.
+        loc: Prior mean of all latents ``[D]``.
+        scale: Prior standard deviation ``[D]``.
+    """
+
+    # torch declares these as properties and uses them as plain attributes.
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore[reportIncompatibleMethodOverride]
+    support: Any = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
+    has_rsample = True
+
+    def __init__(
+        self,
+        body: TorchDistribution | None,
+        inducing: InducingLayers,
+        layout: FlatLayout,
+        *,
+        loc: Tensor,
+        scale: Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.body, self.inducing, self.layout = body, inducing, layout
+        self.loc, self.scale = loc, scale
+        self._last: tuple[Tensor, Tensor, list[ConditionalDraw]] | None = None
+        super().__init__(Size(), loc.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ConditionalWeights:
+        """The same distribution, drawn independently for every place of ``batch_shape``."""
+        new: ConditionalWeights = type(self).__new__(type(self)) if _instance is None else _instance
+        new.body, new.inducing, new.layout = self.body, self.inducing, self.layout
+        new.loc, new.scale = self.loc, self.scale
+        new._last = None
+        TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The last draw hangs on its autograd graph, which can be neither copied nor pickled.
+        return {**self.__dict__, "_last": None}
+
+    # ------------------------------------------------------------------ sampling and density
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+        """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to body and inducing points."""
+        shape = Size(sample_shape) + self.batch_shape
+        num = math.prod(shape)
+        whitened = self.loc.new_zeros(num, 0) if self.body is None else self.body.rsample(Size((num,)))
+        size = max(1, _CHUNK // self.inducing.cost)
+        parts = [whitened] if torch.is_grad_enabled() else whitened.split(size)
+        draws = [self.inducing.draw(len(part), self._network_weights(part)) for part in parts]
+        values = [torch.cat(column) for column in zip(*(draw.values for draw in draws), strict=True)]
+        latents = self._join(whitened, values).reshape(shape + self.event_shape)
+        self._last = (latents, whitened, draws)
+        return latents
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density ``[*sample_shape, *batch_shape]``.
+
+        Raises:
+            ValueError: If the last dimension is not D.
+            RuntimeError: If the body has no density at a foreign value.
+        """
+        if value.dim() == 0 or value.shape[-1:] != self.event_shape:
+            raise ArgumentError(
+                f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.event_shape[0]}, the "
+                "number of latents."
+            )
+        last = self._last
+        if last is not None and (value is last[0] or (value.shape == last[0].shape and torch.equal(value, last[0]))):
+            whitened, draws = last[1], last[2]
+        else:
+            rows = value.reshape(-1, value.shape[-1])
+            whitened, given = self._divide(rows)
+            draws = [self.inducing.draw(len(whitened), self._network_weights(whitened), given)]
+        log_q = torch.cat([draw.log_prob() for draw in draws]).to(value.dtype)
+        log_q = log_q if self.body is None else log_q + self.body.log_prob(whitened)
+        log_q = log_q.reshape(value.shape[:-1]) - self.scale.log().sum()
+        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
+
+    # ------------------------------------------------------------------ the flat vector
+
+    def _network_weights(self, whitened: Tensor) -> list[Tensor | None]:
+        """The network's tensors ``[S, *shape]``, None for conditional ones."""
+        layout, conditional = self.layout, self.layout.conditional
+        parts = iter(whitened.split(layout.body_sizes, dim=-1))
+        locs, scales = self.loc.split(layout.sizes), self.scale.split(layout.sizes)
+        return [
+            None if i in conditional else torch.addcmul(locs[i], next(parts), scales[i]).reshape(-1, *shape)
+            for i, shape in enumerate(layout.shapes)
+        ]
+
+    def _join(self, whitened: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """All latents ``[S, D]`` of the body's whitened ones and the whitened weights of the conditional layers."""
+        layout = self.layout
+        placed: dict[int, Tensor] = {}
+        for (weight, bias), value in zip(layout.layers, values, strict=True):
+            matrix = value.transpose(1, 2).to(whitened.dtype)  # [S, out, q]
+            if bias is not None:
+                placed[bias] = matrix[..., -1]
+                matrix = matrix[..., :-1]
+            placed[weight] = matrix.flatten(1)
+        parts = iter(whitened.split(layout.body_sizes, dim=-1))
+        joined = torch.cat([placed[i] if i in placed else next(parts) for i in range(len(layout.sizes))], dim=-1)
+        return torch.addcmul(self.loc, joined, self.scale)
+
+    def _divide(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The inverse of :meth:`_join`, from values of any origin."""
+        layout = self.layout
+        whitened = ((latents - self.loc) / self.scale).split(layout.sizes, dim=-1)
+        conditional = layout.conditional
+        body = torch.cat([part for i, part in enumerate(whitened) if i not in conditional], dim=-1)
+        values: list[Tensor] = []
+        for weight, bias in layout.layers:
+            matrix = whitened[weight].reshape(-1, *layout.shapes[weight])
+            joint = matrix if bias is None else torch.cat([matrix, whitened[bias].unsqueeze(-1)], dim=-1)
+            values.append(joint.transpose(1, 2))
+        return body, values

@@ -1,0 +1,226 @@
+"""Layers of a network that are drawn conditionally on what comes before them, at learned inducing points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayeshnet.distributions.conditional_layer import LayerConditional
+from bayeshnet.mnets.batched import batched_forward
+from bayeshnet.mnets.chain import Chain, LinearStep
+
+__all__ = ["ConditionalDraw", "HeadNet", "InducingLayers", "LayerPrior"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPrior:
+    """A conditional layer: its place in the network's table, and its Gaussian prior.
+
+    Attributes:
+        weight: Index of the weight in the parameter table.
+        bias: Index of the bias, or None.
+        loc: Prior mean of weight and bias ``[out, q]``, the bias last.
+        scale: Prior standard deviation ``[out, q]``.
+    """
+
+    weight: int
+    bias: int | None
+    loc: Tensor
+    scale: Tensor
+
+    @property
+    def same_scale(self) -> bool:
+        """Whether all outputs have the same prior scales, so that one matrix serves them all."""
+        return bool((self.scale == self.scale[:1]).all())
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNet:
+    """A network whose last operation is a linear layer, and the network before it.
+
+    Attributes:
+        body: The network without the layer: called with all weights, it returns the layer's inputs.
+        weight: Index of the layer's weight in the parameter table.
+        bias: Index of its bias, or None.
+    """
+
+    body: nn.Module
+    weight: int
+    bias: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionalDraw:
+    """Draws of the conditional layers, with what their density needs.
+
+    Attributes:
+        layers: The conditional distribution of each layer.
+        values: Whitened weights ``[S, q, out]`` of each.
+    """
+
+    layers: list[LayerConditional]
+    values: list[Tensor]
+
+    def log_prob(self) -> Tensor:
+        """Log-density ``[S]`` of the values, given what comes before."""
+        total = [layer.log_prob(value) for layer, value in zip(self.layers, self.values, strict=True)]
+        return torch.stack(total).sum(0)
+
+
+class _Points(nn.Module):
+    """What is learned for one layer: pseudo-observations and the free form of the conditional."""
+
+    def __init__(self, targets: Tensor, log_precision: Tensor, size: int) -> None:
+        super().__init__()
+        out, device = targets.shape[1], targets.device
+        self.targets = nn.Parameter(targets.to(torch.float64))
+        self.log_precision = nn.Parameter(log_precision.to(torch.float64))
+        self.offset = nn.Parameter(torch.zeros(size, out, dtype=torch.float64, device=device))
+        self.log_scale = nn.Parameter(torch.zeros(size, dtype=torch.float64, device=device))
+        self.log_spread = nn.Parameter(torch.zeros(out, dtype=torch.float64, device=device))
+
+
+class InducingLayers(nn.Module):
+    """Draws the conditional layers of a network, given the weights of its other layers.
+
+    Learned pseudo-inputs are pushed through the layers drawn so far; a conditional layer is drawn from the exact
+    linear-Gaussian conditional given its pseudo-targets (:class:`~bayeshnet.distributions.conditional_layer.
+    LayerConditional`), in float64 whatever the dtype of the weights.
+
+    Args:
+        net: The network as a chain of linear layers and functions, or with its last layer told apart.
+        layers: The conditional layers, from input to output. For a :class:`HeadNet` one.
+        inputs: Start of the pseudo-inputs ``[m, ...]``.
+        targets: Start of the pseudo-targets ``[m, out]`` of each layer.
+        log_precision: Start of the logarithm of their precisions ``[m]``, of each layer.
+    """
+
+    def __init__(
+        self,
+        net: Chain | HeadNet,
+        layers: Sequence[LayerPrior],
+        inputs: Tensor,
+        targets: Sequence[Tensor],
+        log_precision: Sequence[Tensor],
+    ) -> None:
+        super().__init__()
+        self._net = net
+        self._layers = tuple(layers)
+        self.inputs = nn.Parameter(inputs.detach().clone())
+        sizes = [layer.loc.shape[1] for layer in layers]
+        self.points = nn.ModuleList(
+            _Points(target, precision, size)
+            for target, precision, size in zip(targets, log_precision, sizes, strict=True)
+        )
+        self._same_scale = tuple(layer.same_scale for layer in layers)
+        self._centred = tuple(not bool(layer.loc.any()) for layer in layers)
+        for i, layer in enumerate(layers):
+            self.register_buffer(f"loc_{i}", layer.loc.to(torch.float64))
+            self.register_buffer(f"scale_{i}", layer.scale.to(torch.float64))
+
+    @property
+    def num_inducing(self) -> int:
+        """Number m of pseudo-inputs."""
+        return self.inputs.shape[0]
+
+    @property
+    def cost(self) -> int:
+        """Numbers that the largest matrix of features has, for one sample."""
+        shapes = [layer.loc.shape for layer in self._layers]
+        sizes = [size * (1 if same else out) for (out, size), same in zip(shapes, self._same_scale, strict=True)]
+        return self.num_inducing * max(sizes)
+
+    def draw(
+        self, num: int, weights: Sequence[Tensor | None], given: Sequence[Tensor] | None = None
+    ) -> ConditionalDraw:
+        """Draw the conditional layers, or condition them where their weights are given.
+
+        Args:
+            num: Number of samples S.
+            weights: For each entry of the network's table the weights ``[S, *shape]``; None for conditional layers.
+            given: Whitened weights ``[S, q, out]`` of the conditional layers, whose density is asked for.
+        """
+        found: list[LayerConditional] = []
+        values: list[Tensor] = []
+
+        def condition(features: Tensor) -> Tensor:
+            i = len(found)
+            layer, placed = self._condition(i, features.to(torch.float64))
+            found.append(layer)
+            values.append(layer.rsample() if given is None else given[i].to(torch.float64))
+            return placed(values[i]).to(features.dtype)
+
+        if isinstance(self._net, HeadNet):
+            self._push_head(self._net, num, weights, condition)
+        else:
+            self._push_chain(self._net, num, weights, condition)
+        return ConditionalDraw(found, values)
+
+    def _condition(self, i: int, features: Tensor) -> tuple[LayerConditional, Callable[[Tensor], Tensor]]:
+        """The conditional of layer i, and its outputs at the pseudo-inputs as a function of its whitened weights."""
+        points: Any = self.points[i]
+        prior = self._layers[i]
+        # A guide may have been converted to another dtype as a whole.
+        loc, scale = getattr(self, f"loc_{i}").double(), getattr(self, f"scale_{i}").double()
+        if prior.bias is not None:
+            features = F.pad(features, (0, 1), value=1.0)
+        shift = None if self._centred[i] else features @ loc.t()
+        targets = points.targets.double() if shift is None else points.targets.double() - shift
+        same = self._same_scale[i]
+        psi = features * scale[0] if same else features.unsqueeze(1) * scale.unsqueeze(1)
+        layer = LayerConditional.of(
+            psi,
+            targets,
+            points.log_precision.double(),
+            offset=points.offset.double(),
+            log_scale=points.log_scale.double(),
+            log_spread=points.log_spread.double(),
+        )
+
+        def placed(whitened: Tensor) -> Tensor:
+            out = psi @ whitened if same else (psi @ whitened.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+            return out if shift is None else out + shift
+
+        return layer, placed
+
+    def _push_chain(
+        self, chain: Chain, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor], Tensor]
+    ) -> None:
+        conditional = [layer.weight for layer in self._layers]
+        h: Any = self.inputs
+        for step in chain.steps:
+            if isinstance(step, nn.Dropout):
+                continue  # pseudo-observations are of the network without it
+            if not isinstance(step, LinearStep):
+                h = step(h)
+            elif step.weight in conditional:
+                h = condition(h if h.dim() == 3 else h.expand(num, *h.shape))
+                if step.weight == conditional[-1]:
+                    return
+            else:
+                matrix: Any = weights[step.weight]
+                h = h @ matrix.transpose(1, 2)
+                bias = None if step.bias is None else weights[step.bias]
+                h = h if bias is None else h + bias.unsqueeze(1)
+
+    def _push_head(
+        self, net: HeadNet, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor], Tensor]
+    ) -> None:
+        # The body ignores the weights of the layer that it lacks; they only have to have the right shape.
+        shapes = [record.shape for record in net.body.param_table]  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
+        full = [
+            self.inputs.new_zeros(()).expand(num, *shape) if w is None else w
+            for w, shape in zip(weights, shapes, strict=True)
+        ]
+        condition(batched_forward(net.body, full, self.inputs).flatten(1, -2))
+
+    @staticmethod
+    def start_precision(num_rows: int, num_inducing: int, noise: float) -> float:
+        """Logarithm of the precision with which m points weigh as much as N observations of this noise."""
+        return math.log(num_rows / (num_inducing * noise**2))

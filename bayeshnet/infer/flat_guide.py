@@ -1,0 +1,201 @@
+"""The part of a guide that turns a distribution over all latents, in one flat vector, into Pyro sites."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, cast
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide import AutoContinuous, AutoGuide
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.distributions.utils import _sum_rightmost as sum_rightmost  # pyright: ignore[reportPrivateUsage]
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data, require_targets
+from bayeshnet.infer.latents import LatentSite, latent_sites, nodes_of, prior_draw
+from bayeshnet.infer.quantiles import sample_quantiles
+from bayeshnet.models.param_sites import emit_param_sites
+
+__all__ = ["FlatGuide"]
+
+
+class FlatGuide(AutoContinuous):
+    """Base of the guides: built at once from an example, right under every ELBO of Pyro.
+
+    A subclass implements :meth:`get_posterior`, and :meth:`learned_modules` if it has parameters.
+
+    Args:
+        model: Any Pyro model whose latents are continuous.
+        example: The model's arguments.
+        init_loc_fn: Per-site initialisation function for the prototype; prior draws by default.
+
+    Raises:
+        ValueError: If latents are discrete or absent, or the data hold NaN.
+        TypeError: If ``model`` is no callable.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], *, example: Any, init_loc_fn: Callable[..., Any] | None = None
+    ) -> None:
+        if not callable(model):
+            raise ArgumentTypeError(f"model: is a {type(model).__name__}; pass a Pyro model, a callable.")
+        super().__init__(model, init_loc_fn=init_loc_fn or prior_draw)
+        self._original: tuple[Callable[..., Any]] | None = (model,)  # in a tuple: no submodule of the guide
+        args, kwargs = call_arguments(example, "example")
+        require_targets(model, args, kwargs, "example")
+        try:
+            self._setup_prototype(*args, **kwargs)
+        except ValueError as error:  # Pyro's validation of a distribution's parameters, computed from the data
+            better = nan_data_error(args, kwargs, error)
+            if better is None:
+                raise
+            raise better from error
+        refuse_nan_data(cast("Trace", self.prototype_trace), args, kwargs)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        # That of AutoContinuous would fail on discrete latents and on mixtures; the sites are described here instead.
+        AutoGuide._setup_prototype(self, *args, **kwargs)
+        self._sites = latent_sites(cast("Trace", self.prototype_trace))
+        self._sizes = [site.numel for site in self._sites]
+        self.latent_dim = sum(self._sizes)
+        self._unpacked_shapes: tuple[torch.Size | None, list[torch.Size]] = (None, [])
+
+    def _init_loc(self) -> Tensor:
+        nodes = nodes_of(cast("Trace", self.prototype_trace))
+        values = [site.unconstrain(nodes[site.name]["value"]) for site in self._sites]
+        return torch.cat([value.reshape(-1) for value in values]).detach()
+
+    # ------------------------------------------------------------------ for subclasses
+
+    @abstractmethod
+    def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
+        """The distribution over all latents, flattened and unconstrained: a draw is ``[D]``."""
+
+    def learned_modules(self) -> dict[str, nn.Module]:
+        """The modules whose parameters are announced to Pyro, by name."""
+        return {}
+
+    # ------------------------------------------------------------------ what there is
+
+    @property
+    def original_model(self) -> Callable[..., Any] | None:
+        """The model as it was given, without Pyro's handlers; None in a copy."""
+        return None if self._original is None else self._original[0]
+
+    @property
+    def target_shapes(self) -> list[list[int]]:
+        """Shapes of the latents in unconstrained coordinates, in the order in which they are generated."""
+        return [list(site.shape) for site in self._sites]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy without the model, as for every guide of Pyro; theirs takes it from the original as well.
+        return {**self.__dict__, "_model": None, "master": None, "_original": None}
+
+    # ------------------------------------------------------------------ the guide
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw all latents as Pyro sites; the arguments are those of the model.
+
+        Returns:
+            The values by site name.
+        """
+        for name, module in self.learned_modules().items():
+            emit_param_sites(f"{self._pyro_name}.{name}", module)
+        latent = self.sample_latent(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        masked = poutine.get_mask() is False
+        values: dict[str, Tensor] = {}
+        for site, unconstrained in self._unpack(latent):
+            value = site.constrain(unconstrained)
+            with ExitStack() as stack:
+                for plate in site.plates:
+                    stack.enter_context(plates[plate])
+                if site.transform is not None and not masked:
+                    # A site of its own: inside the Delta, TraceMeanField_ELBO would drop the Jacobian.
+                    log_density = -site.transform.log_abs_det_jacobian(unconstrained, value)
+                    log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + site.value_event_dim)
+                    unit = dist.Unit(log_density, has_rsample=True)
+                    pyro.sample(f"_jac_{site.name}", unit, infer={"is_auxiliary": True})
+                values[site.name] = pyro.sample(site.name, _PointMass(value, event_dim=site.value_event_dim))
+        return values
+
+    def _unpack(self, latent: Tensor) -> Iterator[tuple[LatentSite, Tensor]]:
+        batch_shape = latent.shape[:-1]
+        if self._unpacked_shapes[0] != batch_shape:  # the same at every step; broadcast_shapes is slow
+            shapes = [torch.broadcast_shapes(s.shape, batch_shape + (1,) * s.event_dim) for s in self._sites]
+            self._unpacked_shapes = (batch_shape, shapes)
+        parts = latent.split(self._sizes, -1)
+        for site, part, shape in zip(self._sites, parts, self._unpacked_shapes[1], strict=True):
+            yield site, part.reshape(shape)
+
+    # ------------------------------------------------------------------ summaries
+
+    @torch.no_grad()
+    def sample_posterior(self, num_samples: int) -> dict[str, Tensor]:
+        """``num_samples`` draws of every latent in one call: ``[num_samples, *shape]`` by site name.
+
+        Raises:
+            ValueError: If ``num_samples`` is not positive.
+        """
+        if num_samples < 1:
+            raise ArgumentError(f"num_samples: is {num_samples}; pass a positive number.")
+        latent = self.get_posterior().rsample((num_samples,))
+        return {
+            site.name: site.constrain(part.reshape((num_samples, *site.shape)))
+            for site, part in zip(self._sites, latent.split(self._sizes, -1), strict=True)
+        }
+
+    def median(  # pyright: ignore[reportIncompatibleMethodOverride] - one keyword more than Pyro's
+        self, *args: Any, num_samples: int = 1000, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Median of each latent coordinate by Monte Carlo, standard error about ``1.25 std / sqrt(num_samples)``."""
+        return {name: value[0] for name, value in self.quantiles([0.5], num_samples=num_samples).items()}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, *args: Any, num_samples: int = 1000, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Quantiles of each latent coordinate by Monte Carlo.
+
+        They are taken in unconstrained coordinates and transformed, as Pyro's other guides do.
+
+        Args:
+            quantiles: Q numbers between 0 and 1.
+            args: Ignored, for Pyro's signature.
+            num_samples: Number of draws; the error of a quantile falls with its square root.
+            kwargs: Ignored.
+
+        Returns:
+            ``[Q, *shape]`` by site name.
+
+        Raises:
+            ValueError: If a quantile is outside of 0..1.
+        """
+        levels = torch.as_tensor(quantiles, dtype=self.loc.dtype, device=self.loc.device)
+        if levels.dim() != 1 or bool(((levels < 0) | (levels > 1)).any()):
+            raise ArgumentError(f"quantiles: is {quantiles}; pass a list of numbers between 0 and 1.")
+        latent = self.get_posterior().rsample((num_samples,))
+        parts = sample_quantiles(latent, levels).split(self._sizes, -1)
+        return {
+            site.name: site.constrain(part.reshape((len(levels), *site.shape)))
+            for site, part in zip(self._sites, parts, strict=True)
+        }
+
+
+class _PointMass(dist.Delta):
+    """A Delta that recognises its own value, without comparing all numbers at every step."""
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return super().rsample(sample_shape) if sample_shape else self.v
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        if x is self.v:
+            return cast("Tensor", self.log_density).expand(self.batch_shape)
+        return super().log_prob(x)
