@@ -1,6 +1,7 @@
 """Time of one training step of a Bayesian 10-50-1 network on 442 rows, against Pyro's way and a hand-written loop.
 
-* ours: ``bayeshnet.fit`` with an ``AutoHypernet`` (also with all weights in one flat site);
+* ours: ``bayeshnet.fit`` with an ``AutoHypernet`` that draws all weights from its hypernetwork (``conditional=None``; also
+  with all weights in one flat site);
 * peer: the same network as a ``PyroModule`` with ``PyroSample`` weights, ``AutoNormal`` and ``SVI``, the way of Pyro's
   tutorials (its layers cannot be vectorised over particles); Pyro's validation is off;
 * floor: plain PyTorch with the same sampler, the same density and the same loss, written out by hand.
@@ -39,7 +40,7 @@ def ours(x: Tensor, y: Tensor, num: int, steps: int, *, flat: bool) -> Callable[
     net = nn.Sequential(nn.Linear(INPUTS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
     likelihood = likelihoods.Normal(scale=NOISE)
     model = bayeshnet.BayesianModel(net, prior=priors.Normal(scale="fan_in"), likelihood=likelihood, flat=flat)
-    guide = bayeshnet.AutoHypernet(model, example=(x, y), noise_dim=NOISE_DIM)
+    guide = bayeshnet.AutoHypernet(model, example=(x, y), conditional=None, noise_dim=NOISE_DIM)
 
     def run() -> None:
         bayeshnet.fit(model, guide, (x, y), steps=steps, num_particles=num, progress=False)
