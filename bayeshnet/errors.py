@@ -13,7 +13,10 @@ Every error is also the built-in error that fits it, so ``except ValueError`` ke
     BayeshnetWarning           (UserWarning)
     ├── DatasetSizeWarning                     a minibatch is taken for the whole data set
     ├── FoldingWarning                         a sampler folds: its density is not exact
-    ├── EntropyGapWarning                      an entropy estimate is far from importance sampling
+    ├── EntropyGapWarning                      an entropy estimate is far from one that can be trusted more
+    ├── OwnWeightWarning                       a semi-implicit bound sees nothing but a draw's own noise
+    ├── SpreadWarning                          an estimated gradient of log q makes a posterior too narrow or too wide
+    ├── DiscriminatorWarning                   a learned density ratio is saturated, not calibrated or not trained
     └── ConvergenceWarning                     a fit ended before its stopping rule was met
 """
 
@@ -28,9 +31,12 @@ __all__ = [
     "ConvergenceWarning",
     "DatasetSizeWarning",
     "DensityError",
+    "DiscriminatorWarning",
     "EntropyGapWarning",
     "FoldingWarning",
     "NonFiniteLossError",
+    "OwnWeightWarning",
+    "SpreadWarning",
     "UsageError",
 ]
 
@@ -76,7 +82,19 @@ class FoldingWarning(BayeshnetWarning):
 
 
 class EntropyGapWarning(BayeshnetWarning):
-    """The entropy estimate differs from an importance-sampling estimate by more than its error."""
+    """The entropy estimate differs from one that can be trusted more by more than its error."""
+
+
+class OwnWeightWarning(BayeshnetWarning):
+    """The noise that made a draw carries nearly all weight in a semi-implicit bound, which then sees nothing else."""
+
+
+class SpreadWarning(BayeshnetWarning):
+    """The estimated gradient of log q counts the spread of the draws for too little or too much."""
+
+
+class DiscriminatorWarning(BayeshnetWarning):
+    """The discriminator behind an adversarial estimate separates too well, is not calibrated, or has not learned."""
 
 
 class ConvergenceWarning(BayeshnetWarning):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from bayeshnet.entropy.adversarial import Adversarial
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.importance import ImportanceEstimate, importance_log_density
 from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.preimages import Preimages, find_preimages
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
+from bayeshnet.entropy.semi_implicit import SemiImplicit
+from bayeshnet.entropy.spectral_stein import SpectralStein, spectral_score
 
 __all__ = [
+    "Adversarial",
     "ChangeOfVariables",
     "Diagnosis",
     "Draw",
@@ -18,6 +22,9 @@ __all__ = [
     "LogDensity",
     "NoisySampler",
     "Preimages",
+    "SemiImplicit",
+    "SpectralStein",
     "find_preimages",
     "importance_log_density",
+    "spectral_score",
 ]

@@ -36,11 +36,12 @@ class Diagnosis:
 class LogDensity(ABC):
     """Estimates log q of a sampler's draws.
 
-    An estimator is stateless: one object serves any number of samplers.
+    An estimator is stateless, one object serves any number of samplers, unless its class says otherwise
+    (:class:`~bayeshnet.entropy.Adversarial` learns one sampler).
     """
 
-    noise: str
-    """The kind of perturbation noise that it applies to, ``"shared"`` or ``"independent"``."""
+    noise: str | None
+    """The kind of perturbation noise that it applies to, ``"shared"`` or ``"independent"``; None for both."""
 
     @abstractmethod
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
@@ -67,12 +68,14 @@ class LogDensity(ABC):
     def check(self, sampler: NoisySampler) -> None:
         """Raise unless the estimator applies to the sampler.
 
+        Whoever builds a distribution or a guide calls it first, so an estimator with a state makes it here.
+
         Raises:
             ValueError: If the kind of noise differs.
             RuntimeError: If the sampler has no density per sample.
         """
         kind = "shared" if sampler.shared else "independent"
-        if kind != self.noise:
+        if self.noise is not None and kind != self.noise:
             raise ArgumentError(
                 f"estimator: {type(self).__name__} applies to {self.noise} noise, the hypernetwork has {kind} noise; "
                 f"build the wrapper with HPerturbWrapper(..., noise={self.noise!r}) or choose another estimator."
