@@ -1,7 +1,7 @@
 r"""The weights of a linear layer given its inputs at inducing points: exact linear-Gaussian conditionals.
 
-A layer with weights ``W [q, out]`` (the bias among them, in whitened coordinates, prior N(0, I)) is observed at m
-pseudo-inputs with features ``Psi [m, q]``, pseudo-targets ``V [m, out]`` and precisions ``Lambda [m]`` (global inducing
+A layer with weights ``W [q, out]`` (the bias among them, in whitened coordinates: prior N(0, I), the weights proper
+are ``s W``) is observed at m pseudo-inputs with features ``F [m, q]``, ``Psi = F diag(s)``, pseudo-targets ``V [m, out]`` and precisions ``Lambda [m]`` (global inducing
 points, Ober & Aitchison, ICML 2021, https://arxiv.org/abs/2005.08140). With a diagonal pseudo-prior N(M, diag(r^2)) and
 a factor c per output,
 
@@ -37,15 +37,17 @@ class LayerConditional:
     definite).
 
     Attributes:
-        whitened: A, ``[S, G, m, q]``; G is 1, or out where each output has a matrix of its own.
+        features: ``Lambda^(1/2) F``, ``[S, 1, m, q]``.
+        factor: ``s r``, ``[G, q, 1]``; G is 1, or out where the prior scales differ between outputs.
         root: Cholesky factor of P ``[S, G, q, q]``, or of C ``[S, G, m, m]`` where m < q.
         mean: ``P^-1 A^T Lambda^(1/2) (V - Psi M)``, ``[S, G, q, out / G]``.
         offset: M, ``[G, q, out / G]``.
-        scale: r, ``[q]``.
+        scale: r, ``[q, 1]``.
         spread: c, ``[G, 1, out / G]``.
     """
 
-    whitened: Tensor
+    features: Tensor
+    factor: Tensor
     root: Tensor
     mean: Tensor
     offset: Tensor
@@ -59,6 +61,7 @@ class LayerConditional:
         targets: Tensor,
         log_precision: Tensor,
         *,
+        prior_scale: Tensor,
         offset: Tensor,
         log_scale: Tensor,
         log_spread: Tensor,
@@ -66,9 +69,10 @@ class LayerConditional:
         """Condition on pseudo-observations.
 
         Args:
-            features: Psi, ``[S, m, q]``, or ``[S, out, m, q]`` if they differ between outputs.
+            features: F, ``[S, m, q]``.
             targets: V, ``[m, out]`` or ``[S, m, out]``.
             log_precision: Logarithm of Lambda, ``[m]``.
+            prior_scale: s, ``[1, q]``, or ``[out, q]`` if the prior differs between outputs.
             offset: M, ``[q, out]``.
             log_scale: Logarithm of r, ``[q]``.
             log_spread: Logarithm of c, ``[out]``.
@@ -76,18 +80,21 @@ class LayerConditional:
         Raises:
             RuntimeError: If the matrix is not positive definite: features or precisions are NaN or infinite.
         """
-        shared = features.dim() == 3
-        psi = features.unsqueeze(1) if shared else features
-        # [..., G, m, out / G]
-        columns = targets.unsqueeze(-3) if shared else targets.transpose(-1, -2).unsqueeze(-1)
-        m_offset = offset.unsqueeze(0) if shared else offset.t().unsqueeze(-1)
+        shared = len(prior_scale) == 1
+        columns = _columns(targets, shared)
+        places = _columns(offset, shared)
         root_precision = (0.5 * log_precision).exp().unsqueeze(-1)
-        scale = log_scale.exp()
-        whitened = root_precision * psi * scale
-        residual = root_precision * (columns - psi @ m_offset)
-        num, size = whitened.shape[-2:]
-        transposed = whitened.transpose(-1, -2)
-        gram = whitened @ transposed if num < size else transposed @ whitened
+        weighted = (root_precision * features).unsqueeze(1)
+        transposed = weighted.transpose(-1, -2)
+        scale = log_scale.exp().unsqueeze(-1)
+        prior = prior_scale.unsqueeze(-1)
+        factor = prior * scale
+        residual = root_precision * columns - weighted @ (prior * places)
+        num, size = features.shape[-2:]
+        if num < size:
+            gram = (weighted * factor.square().transpose(-1, -2)) @ transposed
+        else:
+            gram = (factor * factor.transpose(-1, -2)) * (transposed @ weighted)
         gram = gram + torch.eye(min(num, size), dtype=gram.dtype, device=gram.device)
         root, info = torch.linalg.cholesky_ex(gram)
         if bool(info.any()):
@@ -96,40 +103,49 @@ class LayerConditional:
                 "points became NaN or infinite. Lower the learning rate, or clip gradients (fit(..., clip_norm=10.0))."
             )
         if num < size:
-            mean = transposed @ torch.cholesky_solve(residual, root)
+            mean = factor * (transposed @ torch.cholesky_solve(residual, root))
         else:
-            mean = torch.cholesky_solve(transposed @ residual, root)
-        spread = (log_spread.unsqueeze(0) if shared else log_spread.unsqueeze(-1)).exp().unsqueeze(1)
-        return cls(whitened, root, mean, m_offset, scale, spread)
+            mean = torch.cholesky_solve(factor * (transposed @ residual), root)
+        spread = _columns(log_spread.exp().unsqueeze(0), shared)
+        return cls(weighted, factor, root, mean, places, scale, spread)
 
     # ------------------------------------------------------------------ sampling and density
 
     @property
     def _dual(self) -> bool:
-        return self.whitened.shape[-2] < self.whitened.shape[-1]
+        return self.features.shape[-2] < self.features.shape[-1]
 
-    def rsample(self) -> Tensor:
-        """Draw weights ``[S, q, out]``, one for each sample of what comes before."""
-        noise = torch.randn_like(self.mean)
+    def rsample(self) -> tuple[Tensor, Tensor]:
+        """Draw weights ``[S, q, out]``, one for each sample of what comes before; with their log-density ``[S]``."""
+        base = torch.randn_like(self.mean)
         if self._dual:
-            a = self.whitened
-            extra = torch.randn(*a.shape[:-1], noise.shape[-1], dtype=noise.dtype, device=noise.device)
-            noise = noise - a.transpose(-1, -2) @ torch.cholesky_solve(a @ noise - extra, self.root)
+            shape = (*self.root.shape[:-1], base.shape[-1])
+            extra = torch.randn(shape, dtype=base.dtype, device=base.device)
+            solved = torch.cholesky_solve(self.features @ (self.factor * base) - extra, self.root)
+            noise = base - self.factor * (self.features.transpose(-1, -2) @ solved)
+            # The second term is A noise, without another product with A.
+            quadratic = noise.square().sum((-3, -2, -1)) + (extra + solved).square().sum((-3, -2, -1))
         else:
-            noise = torch.linalg.solve_triangular(self.root.transpose(-1, -2), noise, upper=True)
-        return self._join(self.offset + self.scale.unsqueeze(-1) * (self.mean + noise * self.spread))
+            noise = torch.linalg.solve_triangular(self.root.transpose(-1, -2), base, upper=True)
+            quadratic = base.square().sum((-3, -2, -1))
+        columns = self.offset + self.scale * (self.mean + noise * self.spread)
+        weights = columns.squeeze(1) if columns.shape[1] == 1 else columns.squeeze(-1).transpose(1, 2)
+        return weights, self._log_prob(quadratic)
 
     def log_prob(self, weights: Tensor) -> Tensor:
         """Log-density ``[S]`` of weights ``[S, q, out]``."""
-        columns = weights.unsqueeze(1) if self.whitened.shape[1] == 1 else weights.transpose(1, 2).unsqueeze(-1)
-        noise = ((columns - self.offset) / self.scale.unsqueeze(-1) - self.mean) / self.spread
-        quadratic = noise.square().sum((-3, -2, -1)) + (self.whitened @ noise).square().sum((-3, -2, -1))
-        size, out = weights.shape[-2:]
-        per_group = out // self.whitened.shape[1]
+        noise = ((_columns(weights, len(self.factor) == 1) - self.offset) / self.scale - self.mean) / self.spread
+        seen = self.features @ (self.factor * noise)
+        return self._log_prob(noise.square().sum((-3, -2, -1)) + seen.square().sum((-3, -2, -1)))
+
+    def _log_prob(self, quadratic: Tensor) -> Tensor:
+        size, per_group = self.mean.shape[-2:]
+        out = per_group * self.mean.shape[1]
         log_det = 2.0 * per_group * self.root.diagonal(dim1=-2, dim2=-1).log().sum((-2, -1))
         scales = 2.0 * (out * self.scale.log().sum() + size * self.spread.log().sum())
         return -0.5 * (quadratic + size * out * _LOG_2PI - log_det + scales)
 
-    def _join(self, columns: Tensor) -> Tensor:
-        """From ``[S, G, q, out / G]`` to ``[S, q, out]``."""
-        return columns.squeeze(1) if columns.shape[1] == 1 else columns.squeeze(-1).transpose(1, 2)
+
+def _columns(matrix: Tensor, shared: bool) -> Tensor:
+    """From ``[..., n, out]`` to ``[..., G, n, out / G]``: all outputs together, or one by one."""
+    return matrix.unsqueeze(-3) if shared else matrix.transpose(-1, -2).unsqueeze(-1)

@@ -136,7 +136,7 @@ class ConditionalWeights(TorchDistribution):
             rows = value.reshape(-1, value.shape[-1])
             whitened, given = self._divide(rows)
             draws = [self.inducing.draw(len(whitened), self._network_weights(whitened), given)]
-        log_q = torch.cat([draw.log_prob() for draw in draws]).to(value.dtype)
+        log_q = torch.cat([draw.log_prob for draw in draws]).to(value.dtype)
         log_q = log_q if self.body is None else log_q + self.body.log_prob(whitened)
         log_q = log_q.reshape(value.shape[:-1]) - self.scale.log().sum()
         return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))

@@ -57,20 +57,15 @@ class HeadNet:
 
 @dataclass(frozen=True, slots=True)
 class ConditionalDraw:
-    """Draws of the conditional layers, with what their density needs.
+    """Draws of the conditional layers, with their density.
 
     Attributes:
-        layers: The conditional distribution of each layer.
-        values: Whitened weights ``[S, q, out]`` of each.
+        values: Whitened weights ``[S, q, out]`` of each layer.
+        log_prob: Log-density ``[S]`` of all of them, given what comes before.
     """
 
-    layers: list[LayerConditional]
     values: list[Tensor]
-
-    def log_prob(self) -> Tensor:
-        """Log-density ``[S]`` of the values, given what comes before."""
-        total = [layer.log_prob(value) for layer, value in zip(self.layers, self.values, strict=True)]
-        return torch.stack(total).sum(0)
+    log_prob: Tensor
 
 
 class _Points(nn.Module):
@@ -146,21 +141,27 @@ class InducingLayers(nn.Module):
             weights: For each entry of the network's table the weights ``[S, *shape]``; None for conditional layers.
             given: Whitened weights ``[S, q, out]`` of the conditional layers, whose density is asked for.
         """
-        found: list[LayerConditional] = []
         values: list[Tensor] = []
+        log_probs: list[Tensor] = []
 
         def condition(features: Tensor) -> Tensor:
-            i = len(found)
+            i = len(values)
             layer, placed = self._condition(i, features.to(torch.float64))
-            found.append(layer)
-            values.append(layer.rsample() if given is None else given[i].to(torch.float64))
-            return placed(values[i]).to(features.dtype)
+            if given is None:
+                value, log_prob = layer.rsample()
+            else:
+                value = given[i].to(torch.float64)
+                log_prob = layer.log_prob(value)
+            values.append(value)
+            log_probs.append(log_prob)
+            # Only what follows needs the outputs.
+            return features if i == len(self._layers) - 1 else placed(value).to(features.dtype)
 
         if isinstance(self._net, HeadNet):
             self._push_head(self._net, num, weights, condition)
         else:
             self._push_chain(self._net, num, weights, condition)
-        return ConditionalDraw(found, values)
+        return ConditionalDraw(values, torch.stack(log_probs).sum(0))
 
     def _condition(self, i: int, features: Tensor) -> tuple[LayerConditional, Callable[[Tensor], Tensor]]:
         """The conditional of layer i, and its outputs at the pseudo-inputs as a function of its whitened weights."""
@@ -172,19 +173,18 @@ class InducingLayers(nn.Module):
             features = F.pad(features, (0, 1), value=1.0)
         shift = None if self._centred[i] else features @ loc.t()
         targets = points.targets.double() if shift is None else points.targets.double() - shift
-        same = self._same_scale[i]
-        psi = features * scale[0] if same else features.unsqueeze(1) * scale.unsqueeze(1)
         layer = LayerConditional.of(
-            psi,
+            features,
             targets,
             points.log_precision.double(),
+            prior_scale=scale[:1] if self._same_scale[i] else scale,
             offset=points.offset.double(),
             log_scale=points.log_scale.double(),
             log_spread=points.log_spread.double(),
         )
 
         def placed(whitened: Tensor) -> Tensor:
-            out = psi @ whitened if same else (psi @ whitened.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+            out = features @ (whitened * scale.t())
             return out if shift is None else out + shift
 
         return layer, placed

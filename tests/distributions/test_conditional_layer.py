@@ -10,13 +10,14 @@ import torch
 from bayeshnet.distributions import LayerConditional
 from bayeshnet.errors import DensityError
 
-# Samples, points, size, outputs, whether each output has features of its own; both sides of points = size.
+# Samples, points, size, outputs, whether each output has prior scales of its own; both sides of points = size.
 CASES = [(3, 10, 4, 2, False), (3, 4, 7, 2, False), (2, 5, 5, 1, False), (3, 10, 4, 2, True), (3, 4, 7, 3, True)]
 
 
 def problem(num, points, size, out, own):
-    psi = torch.randn(num, *([out] if own else []), points, size, dtype=torch.float64)
+    psi = torch.randn(num, points, size, dtype=torch.float64)
     learned = {
+        "prior_scale": torch.rand(out if own else 1, size, dtype=torch.float64) + 0.5,
         "offset": torch.randn(size, out, dtype=torch.float64),
         "log_scale": 0.3 * torch.randn(size, dtype=torch.float64),
         "log_spread": 0.3 * torch.randn(out, dtype=torch.float64),
@@ -26,7 +27,8 @@ def problem(num, points, size, out, own):
 
 def dense(psi, targets, log_precision, learned, s, o):
     """Mean and covariance of column o for sample s, by inverting the precision."""
-    features = psi[s, o] if psi.dim() == 4 else psi[s]
+    scales = learned["prior_scale"]
+    features = psi[s] * scales[o if len(scales) > 1 else 0]
     prior = torch.diag((-2 * learned["log_scale"]).exp())
     weighted = features.T * log_precision.exp()
     covariance = torch.linalg.inv(prior + weighted @ features)
@@ -59,7 +61,8 @@ def test_moments_of_draws(case):
     psi, targets, log_precision, learned = problem(*case)
     num = 100_000
     layer = LayerConditional.of(psi[:1].expand(num, *psi.shape[1:]), targets, log_precision, **learned)
-    draws = layer.rsample()
+    draws, log_prob = layer.rsample()
+    torch.testing.assert_close(layer.log_prob(draws), log_prob)
     for o in range(case[3]):
         mean, covariance = dense(psi, targets, log_precision, learned, 0, o)
         std = covariance.diagonal().sqrt()
@@ -74,13 +77,11 @@ def test_gradients_of_draw_and_density(points):
     psi, targets, log_precision, learned = problem(2, points, 5, 2, False)
     inputs = [t.requires_grad_() for t in (psi, targets, log_precision, *learned.values())]
 
-    def run(psi, targets, log_precision, offset, log_scale, log_spread):
+    def run(psi, targets, log_precision, *rest):
         torch.manual_seed(0)
-        layer = LayerConditional.of(
-            psi, targets, log_precision, offset=offset, log_scale=log_scale, log_spread=log_spread
-        )
-        draw = layer.rsample()
-        return draw, layer.log_prob(draw)
+        layer = LayerConditional.of(psi, targets, log_precision, **dict(zip(learned, rest, strict=True)))
+        draw, log_prob = layer.rsample()
+        return draw, log_prob, layer.log_prob(draw)
 
     assert torch.autograd.gradcheck(run, inputs)
 
