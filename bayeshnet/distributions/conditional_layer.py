@@ -44,6 +44,15 @@ class LayerConditional:
         offset: M, ``[G, q, out / G]``.
         scale: r, ``[q, 1]``.
         spread: c, ``[G, 1, out / G]``.
+
+    Example:
+        >>> free = {"offset": torch.zeros(4, 2), "log_scale": torch.zeros(4), "log_spread": torch.zeros(2)}
+        >>> layer = LayerConditional.of(
+        ...     torch.randn(3, 10, 4), torch.randn(10, 2), torch.zeros(10), prior_scale=torch.ones(1, 4), **free
+        ... )
+        >>> weights, log_prob = layer.rsample()
+        >>> weights.shape, torch.allclose(layer.log_prob(weights), log_prob, atol=1e-4)
+        (torch.Size([3, 4, 2]), True)
     """
 
     features: Tensor

@@ -28,6 +28,11 @@ class FlatLayout:
         shapes: Shape of each tensor of the network, in table order, as it lies in the vector.
         rest: Number of latents that follow the network's weights.
         layers: For each conditional layer the indices of its weight and bias (or None).
+
+    Example:
+        >>> layout = FlatLayout(((5, 2), (5,), (1, 5), (1,)), 1, ((2, 3),))
+        >>> layout.sizes, layout.body_sizes
+        ([10, 5, 5, 1, 1], [10, 5, 1])
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -66,6 +71,17 @@ class ConditionalWeights(TorchDistribution):
         layout: Where everything lies in the vector of all latents.
         loc: Prior mean of all latents ``[D]``.
         scale: Prior standard deviation ``[D]``.
+
+    Example:
+        >>> from torch import nn
+        >>> from bayeshnet import AutoHypernet, BayesianModel, likelihoods
+        >>> x = torch.randn(20, 2)
+        >>> net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1))
+        >>> model = BayesianModel(net, likelihood=likelihoods.Normal(scale=0.1))
+        >>> q = AutoHypernet(model, example=(x, x[:, 0])).get_posterior()
+        >>> w = q.rsample((7,))
+        >>> w.shape, q.log_prob(w).shape
+        (torch.Size([7, 21]), torch.Size([7]))
     """
 
     # torch declares these as properties and uses them as plain attributes.

@@ -94,6 +94,15 @@ class InducingLayers(nn.Module):
         inputs: Start of the pseudo-inputs ``[m, ...]``.
         targets: Start of the pseudo-targets ``[m, out]`` of each layer.
         log_precision: Start of the logarithm of their precisions ``[m]``, of each layer.
+
+    Example:
+        >>> from bayeshnet.mnets.chain import Chain, LinearStep
+        >>> chain = Chain((LinearStep(0, None), torch.tanh, LinearStep(1, None)))
+        >>> last = LayerPrior(1, None, loc=torch.zeros(1, 5), scale=torch.ones(1, 5))
+        >>> points = InducingLayers(chain, [last], torch.randn(8, 2), [torch.zeros(8, 1)], [torch.zeros(8)])
+        >>> draw = points.draw(3, [torch.randn(3, 5, 2), None])
+        >>> draw.values[0].shape, draw.log_prob.shape
+        (torch.Size([3, 5, 1]), torch.Size([3]))
     """
 
     def __init__(
@@ -106,6 +115,8 @@ class InducingLayers(nn.Module):
     ) -> None:
         super().__init__()
         self._net = net
+        # Registered, so that its buffers (statistics of a batch norm, say) move with the guide.
+        self.head_body = net.body if isinstance(net, HeadNet) else None
         self._layers = tuple(layers)
         self.inputs = nn.Parameter(inputs.detach().clone())
         sizes = [layer.loc.shape[1] for layer in layers]
