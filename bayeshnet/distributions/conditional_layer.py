@@ -1,9 +1,9 @@
 r"""The weights of a linear layer given its inputs at inducing points: exact linear-Gaussian conditionals.
 
 A layer with weights ``W [q, out]`` (the bias among them, in whitened coordinates: prior N(0, I), the weights proper
-are ``s W``) is observed at m pseudo-inputs with features ``F [m, q]``, ``Psi = F diag(s)``, pseudo-targets ``V [m, out]`` and precisions ``Lambda [m]`` (global inducing
-points, Ober & Aitchison, ICML 2021, https://arxiv.org/abs/2005.08140). With a diagonal pseudo-prior N(M, diag(r^2)) and
-a factor c per output,
+are ``s W``) is observed at m pseudo-inputs with features ``F [m, q]``, ``Psi = F diag(s)``, pseudo-targets
+``V [m, out]`` and precisions ``Lambda [m]`` (global inducing points, Ober & Aitchison, ICML 2021,
+https://arxiv.org/abs/2005.08140). With a diagonal pseudo-prior N(M, diag(r^2)) and a factor c per output,
 
 .. math::
     A = \Lambda^{1/2} \Psi\, \mathrm{diag}(r), \quad P = I + A^\top A, \quad
