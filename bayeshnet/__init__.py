@@ -5,10 +5,25 @@ from __future__ import annotations
 from bayeshnet import entropy, hnets, init, mnets
 from bayeshnet.distributions import ImplicitWeights
 from bayeshnet.hnets import HMLP, HPerturbWrapper
-from bayeshnet.infer import AutoHypernet, FlatElbo, History, Prediction, fit, load, predict, save
+from bayeshnet.infer import (
+    AutoHypernet,
+    AutoHypernetDelta,
+    AutoHypernetNormal,
+    FlatElbo,
+    History,
+    Prediction,
+    diagnose,
+    fit,
+    importance_sample,
+    load,
+    log_evidence,
+    predict,
+    save,
+    start_from,
+)
 from bayeshnet.mnets import ModuleMainNet, batched_forward
 from bayeshnet.mnets.mlp import MLP
-from bayeshnet.models import BayesianModel, likelihoods, priors
+from bayeshnet.models import BayesianModel, flipout, likelihoods, local_reparameterisation, priors
 
 __version__ = "0.1.0"
 
@@ -16,6 +31,8 @@ __all__ = [
     "HMLP",
     "MLP",
     "AutoHypernet",
+    "AutoHypernetDelta",
+    "AutoHypernetNormal",
     "BayesianModel",
     "FlatElbo",
     "HPerturbWrapper",
@@ -24,14 +41,20 @@ __all__ = [
     "ModuleMainNet",
     "Prediction",
     "batched_forward",
+    "diagnose",
     "entropy",
     "fit",
+    "flipout",
     "hnets",
+    "importance_sample",
     "init",
     "likelihoods",
     "load",
+    "local_reparameterisation",
+    "log_evidence",
     "mnets",
     "predict",
     "priors",
     "save",
+    "start_from",
 ]

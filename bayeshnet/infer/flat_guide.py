@@ -10,16 +10,14 @@ from typing import Any, cast
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions.utils import _sum_rightmost as sum_rightmost  # pyright: ignore[reportPrivateUsage]
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data, require_targets
-from bayeshnet.infer.latents import LatentSite, latent_sites, nodes_of, prior_draw
+from bayeshnet.infer.latents import LatentSite, jacobian_site, latent_sites, nodes_of, prior_draw
 from bayeshnet.infer.quantiles import sample_quantiles
 from bayeshnet.models.param_sites import emit_param_sites
 
@@ -110,19 +108,13 @@ class FlatGuide(AutoContinuous):
             emit_param_sites(f"{self._pyro_name}.{name}", module)
         latent = self.sample_latent(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
-        masked = poutine.get_mask() is False
         values: dict[str, Tensor] = {}
         for site, unconstrained in self._unpack(latent):
             value = site.constrain(unconstrained)
             with ExitStack() as stack:
                 for plate in site.plates:
                     stack.enter_context(plates[plate])
-                if site.transform is not None and not masked:
-                    # A site of its own: inside the Delta, TraceMeanField_ELBO would drop the Jacobian.
-                    log_density = -site.transform.log_abs_det_jacobian(unconstrained, value)
-                    log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + site.value_event_dim)
-                    unit = dist.Unit(log_density, has_rsample=True)
-                    pyro.sample(f"_jac_{site.name}", unit, infer={"is_auxiliary": True})
+                jacobian_site(site, unconstrained, value)
                 values[site.name] = pyro.sample(site.name, _PointMass(value, event_dim=site.value_event_dim))
         return values
 

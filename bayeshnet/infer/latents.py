@@ -8,17 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import TransformedDistribution, biject_to, constraints
 from torch.distributions.transforms import Transform
+from torch.distributions.utils import _sum_rightmost as sum_rightmost  # pyright: ignore[reportPrivateUsage]
 
 from bayeshnet.errors import ArgumentError
 
-__all__ = ["LatentSite", "PriorStart", "latent_sites", "nodes_of", "prior_draw", "prior_start"]
+__all__ = ["LatentSite", "PriorStart", "jacobian_site", "latent_sites", "nodes_of", "prior_draw", "prior_start"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,18 @@ class LatentSite:
     def unconstrain(self, value: Tensor) -> Tensor:
         """Unconstrained coordinates of the site's value."""
         return value if self.transform is None else cast("Tensor", self.transform.inv(value))
+
+
+def jacobian_site(site: LatentSite, unconstrained: Tensor, value: Tensor) -> None:
+    """Tell Pyro the log-density that a constrained latent owes to its bijection, unless densities are masked away.
+
+    A site of its own: inside the Delta of the latent, ``TraceMeanField_ELBO`` would drop it.
+    """
+    if site.transform is None or poutine.get_mask() is False:
+        return
+    log_density = -site.transform.log_abs_det_jacobian(unconstrained, value)
+    log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + site.value_event_dim)
+    pyro.sample(f"_jac_{site.name}", dist.Unit(log_density, has_rsample=True), infer={"is_auxiliary": True})
 
 
 def nodes_of(trace: Trace) -> dict[str, Any]:
@@ -189,6 +204,8 @@ def _constant_normal(traces: Sequence[Trace], site: LatentSite) -> tuple[Tensor,
     for trace in traces[:2]:
         fn = nodes_of(trace)[site.name]["fn"]
         while not isinstance(fn, torch.distributions.Normal):
+            if isinstance(fn, TransformedDistribution) and not isinstance(fn, torch.distributions.LogNormal):
+                return None  # its base is Normal in other coordinates than the unconstrained ones
             fn = getattr(fn, "base_dist", None)
             if fn is None:
                 return None

@@ -31,6 +31,10 @@ def predict(
     The same networks are used for all inputs, so ``draws[s]`` is one function. The network is evaluated in the mode it
     is in; the model is put into evaluation mode for the call.
 
+    For importance-corrected predictions give draws resampled by their weights in place of the guide:
+    ``predict(model, importance_sample(model, guide, (x_train, y_train), 5000).resample(500), x)``; see
+    :func:`~bayeshnet.importance_sample`.
+
     Args:
         model: The Bayesian network. For another Pyro model use ``pyro.infer.Predictive``.
         guide: A fitted guide, any of Pyro's; or draws ``[S, *shape]`` by site, from NUTS for instance.

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from bayeshnet.models import likelihoods, priors
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.local_reparam import flipout, local_reparameterisation
 from bayeshnet.models.param_sites import ParamCapture, emit_param_sites
 
-__all__ = ["BayesianModel", "ParamCapture", "emit_param_sites", "likelihoods", "priors"]
+__all__ = [
+    "BayesianModel",
+    "ParamCapture",
+    "emit_param_sites",
+    "flipout",
+    "likelihoods",
+    "local_reparameterisation",
+    "priors",
+]

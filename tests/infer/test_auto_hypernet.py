@@ -340,3 +340,17 @@ def test_errors():
             AutoHypernet(model, example=bad)
     with pytest.raises(ArgumentError, match="num_samples: is 0"):
         AutoHypernet(eight_schools, example=args).sample_posterior(0)
+
+
+def test_a_prior_that_is_a_shifted_normal_keeps_its_place():
+    """Its base distribution is not the prior of the unconstrained value."""
+
+    def model(y):
+        shifted = dist.TransformedDistribution(dist.Normal(0.0, 1.0), dist.transforms.AffineTransform(50.0, 2.0))
+        mu = pyro.sample("mu", shifted)
+        pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
+
+    guide = AutoHypernet(model, example=(torch.tensor(50.0),))
+    # Median and spread of 48 prior draws: standard errors 1.25 * 2 / sqrt(48) and 2 * 0.17.
+    assert abs(float(guide.loc) - 50.0) < 4 * 0.36
+    assert 0.6 < float(guide.scale) < 3.4
