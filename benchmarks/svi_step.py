@@ -1,7 +1,7 @@
 """Time of one training step of a Bayesian 10-50-1 network on 442 rows, against Pyro's way and a hand-written loop.
 
-* ours: ``bayeshnet.fit`` with an ``AutoHypernet`` that draws all weights from its hypernetwork (``conditional=None``; also
-  with all weights in one flat site);
+* ours: ``bayeshnet.fit`` with an ``AutoHypernet`` that draws all weights from its hypernetwork (``conditional=None``;
+  also with all weights in one flat site);
 * peer: the same network as a ``PyroModule`` with ``PyroSample`` weights, ``AutoNormal`` and ``SVI``, the way of Pyro's
   tutorials (its layers cannot be vectorised over particles); Pyro's validation is off;
 * floor: plain PyTorch with the same sampler, the same density and the same loss, written out by hand.
