@@ -27,19 +27,22 @@ class Piece:
         chunks: Numbers of the chunks that hold parts of it, in order.
         element: Its position in each of them.
         dim: The dimension along which the parts are joined: 0 for output channels, 1 for input channels.
+        copy: Whether it is copied where it is a single part. Among layers that are joined, and so have memory of their
+            own, a view would keep alive what the internal hypernetwork made for all of them.
     """
 
     chunks: tuple[int, ...]
     element: int
     dim: int
+    copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkAssembly:
     """The ``assembly_fct`` of a chunking: puts the target tensors together.
 
-    A function without state that can be pickled, copied and batched by ``torch.func.vmap``. A tensor that is a whole
-    chunk element is handed on as it is, without a copy.
+    A function without state that can be pickled, copied and batched by ``torch.func.vmap``. Where all layers of an
+    internal hypernetwork are whole chunks they are handed on as they are, without a copy.
 
     Attributes:
         pieces: One entry per target tensor, in the order in which they are returned.
@@ -75,7 +78,10 @@ class ChunkAssembly:
         targets: list[Tensor] = []
         for piece in self.pieces:
             parts = [list_of_chunks[chunk][piece.element] for chunk in piece.chunks]
-            targets.append(parts[0] if len(parts) == 1 else torch.cat(parts, piece.dim))
+            if len(parts) > 1:
+                targets.append(torch.cat(parts, piece.dim))
+            else:
+                targets.append(parts[0].clone() if piece.copy else parts[0])
         return targets
 
 
@@ -247,13 +253,14 @@ def _chunking(groups: Sequence[_Group]) -> Chunking:
     start = 0
     for group in groups:
         before = start
+        joined = any(group.num_chunks(layer) > 1 for layer in group.layers)
         for layer in group.layers:
             chunks = tuple(range(start, start + group.num_chunks(layer)))
             start += len(chunks)
             for element, (ref, shape) in enumerate(zip(layer.refs, layer.shapes, strict=True)):
                 # Input channels are a matter of the weight: of the vectors, every chunk holds a whole one.
                 whole = group.dim > 0 and len(shape) == 1
-                pieces[ref] = Piece(chunks[:1] if whole else chunks, element, group.dim)
+                pieces[ref] = Piece(chunks[:1] if whole else chunks, element, group.dim, copy=joined)
         nums.append(start - before)
     assembly = ChunkAssembly(tuple(pieces[ref] for ref in sorted(pieces)), start)
     return [group.chunk_shapes() for group in groups], nums, assembly

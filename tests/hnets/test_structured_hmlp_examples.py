@@ -176,9 +176,10 @@ def test_only_the_first_bias_of_a_layer_is_used():
     # The third 3x3 convolution is the second of its group: chunks 2 and 3.
     weight, bias = targets[names.index(("weight", convs[2]))], targets[names.index(("bias", convs[2]))]
     torch.testing.assert_close(weight, torch.cat([chunks[2][0], chunks[3][0]], 1), rtol=0, atol=0)
-    assert bias is chunks[2][1]
-    assert targets[4] is chunks[2][2]  # scale and shift of the third batch norm
-    assert targets[5] is chunks[2][3]
+    assert torch.equal(bias, chunks[2][1])
+    assert not torch.equal(bias, chunks[3][1])
+    assert torch.equal(targets[4], chunks[2][2])  # scale and shift of the third batch norm
+    assert torch.equal(targets[5], chunks[2][3])
 
 
 def test_whole_tensors_are_not_copied():
@@ -231,3 +232,15 @@ def test_errors():
     _, _, assembly = resnet_chunking(resnet)
     with pytest.raises(ArgumentError, match="list_of_chunks: has 1 chunks; this chunking makes 14, the sum"):
         assembly([[torch.ones(1)]])
+
+
+@pytest.mark.parametrize("options", [{}, {"gcd_chunking": True}])
+def test_what_is_not_used_is_freed(options):
+    """No target keeps the memory of the chunks alive that were joined elsewhere."""
+    net = WRN(n=1, k=2, num_feature_maps=(4, 4, 8, 16), use_bias=False, no_weights=True)
+    shapes, nums, assembly = wrn_chunking(net, **options)
+    made = [[torch.zeros(num, *shape).unbind(0) for shape in chunk] for chunk, num in zip(shapes, nums, strict=True)]
+    chunks = [list(chunk) for tensors in made for chunk in zip(*tensors, strict=True)]
+    targets = assembly(chunks)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in targets}
+    assert sum(storages.values()) == 4 * sum(t.numel() for t in targets)
