@@ -16,7 +16,9 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarnin
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.module_mainnet import functional_copy
 from bayeshnet.models import priors
+from bayeshnet.models.learned_scales import LearnedScales
 from bayeshnet.models.likelihoods import Likelihood
+from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.models.weight_normal import WeightNormal
 
 __all__ = ["BayesianModel"]
@@ -95,16 +97,35 @@ class BayesianModel(nn.Module):
         self._most_rows = 0
         self._squeeze_output = False
         self._indices: Tensor | None = None
+        self.learned_scales = self._learned_scales()
         self.weight_priors()  # an unusable prior is an error here, not at the first step
 
     # ------------------------------------------------------------------ what is latent
 
     def weight_priors(self) -> dict[str, TorchDistributionMixin]:
-        """The prior of every weight site, by site name."""
+        """The prior of every weight site, by site name; with the learned scales as they are now."""
         key = (self._like.dtype, self._like.device)
         if self._prior_cache is None or self._prior_cache[0] != key:
             self._prior_cache = (key, self._build_priors())
-        return self._prior_cache[1]
+        start: dict[str, Any] = self._prior_cache[1]
+        return start if self.learned_scales is None else {**self.learned_scales.priors(start)}
+
+    def _learned_scales(self) -> LearnedScales | None:
+        """Factors for the prior scales, where the prior asks for them."""
+        shape_of = getattr(self.prior, "factor_shape", None)
+        if shape_of is None:  # a plain function
+            return None
+        found = {name: shape_of(name, r) for name, r in zip(self._names, self.net.param_table, strict=True)}
+        shapes = {name: shape for name, shape in found.items() if shape is not None}
+        return LearnedScales(dict(zip(self._names, self._shapes, strict=True)), shapes, self._like) if shapes else None
+
+    @property
+    def scale_factors(self) -> dict[str, Tensor]:
+        """What the prior scales of each parameter were multiplied by in learning; empty if none are learned.
+
+        One number for each tensor, or ``[1, in, ...]`` where there is one for each input.
+        """
+        return {} if self.learned_scales is None else self.learned_scales.factors()
 
     def _build_priors(self) -> dict[str, TorchDistributionMixin]:
         rule: Any = getattr(self.prior, "distribution", self.prior)
@@ -117,7 +138,8 @@ class BayesianModel(nn.Module):
                     f"event shape {tuple(fn.event_shape)}; expected () and {shape}. Use "
                     ".expand(shape).to_event(len(shape))."
                 )
-            made[name] = fn
+            learned = self.learned_scales is not None and name in self.learned_scales.factor_shapes
+            made[name] = LearnedScales.check(name, fn) if learned else fn
         return {"weights": _flat_normal(made)} if self.flat else made
 
     @property
@@ -145,6 +167,8 @@ class BayesianModel(nn.Module):
             TypeError: If a dtype does not fit.
         """
         self._check_input(x)
+        if self.learned_scales is not None:
+            emit_param_sites("prior", self.learned_scales)
         draws = {name: pyro.sample(name, fn) for name, fn in self.weight_priors().items()}
         params = self.likelihood.sample_params()
         f, lead = self.evaluate(x, draws)

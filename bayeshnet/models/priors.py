@@ -6,7 +6,7 @@ import fnmatch
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -20,6 +20,7 @@ from bayeshnet.models.weight_normal import WeightNormal
 __all__ = ["Normal", "Prior"]
 
 Scale: TypeAlias = "float | Tensor | str"
+Learn: TypeAlias = "bool | Literal['inputs']"
 
 
 class Prior(ABC):
@@ -41,6 +42,14 @@ class Prior(ABC):
             A distribution with empty ``batch_shape`` and ``event_shape`` equal to the record's shape.
         """
 
+    def factor_shape(self, name: str, record: ParamRecord) -> tuple[int, ...] | None:
+        """Shape of the factors that a model learns for the scale of one parameter; None keeps the scale.
+
+        It has to expand to the parameter's shape, and :meth:`distribution`, which is then the start, has to return a
+        :class:`~bayeshnet.models.weight_normal.WeightNormal`.
+        """
+        return None
+
 
 class Normal(Prior):
     """Independent Gaussian weights, ``w ~ N(loc, scale^2)``.
@@ -52,6 +61,11 @@ class Normal(Prior):
             exact name counts first, then the patterns (``"*.bias"``) in their order.
         loc: The mean: a number, or a mapping as for ``scale``. By default, and for names that a mapping leaves out, 0;
             but 1 for the scales of normalisation and context-modulation layers, which multiply activations.
+        learn: Optimise the scales with the guide, starting at ``scale`` (maximum marginal likelihood): True for one
+            factor for each parameter tensor, ``"inputs"`` for one for each input of a weight ``[out, in, ...]``
+            (automatic relevance determination) and one for each other tensor; or a mapping from names or patterns to
+            False, True or ``"inputs"``. The factors are parameters of the model that uses the prior, see
+            :attr:`~bayeshnet.BayesianModel.scale_factors`; two models never share them.
 
     Raises:
         ValueError: If a scale is not positive or finite, or (when a model is built) a mapping leaves a parameter out.
@@ -68,6 +82,7 @@ class Normal(Prior):
         scale: float | Tensor | str | Mapping[str, Scale] = 1.0,
         *,
         loc: float | Tensor | Mapping[str, float | Tensor] | None = None,
+        learn: Learn | Mapping[str, Learn] = False,
     ) -> None:
         for key, value in scale.items() if isinstance(scale, Mapping) else [("", scale)]:
             _check_scale(value, f"scale[{key!r}]" if key else "scale")
@@ -75,11 +90,16 @@ class Normal(Prior):
             if not isinstance(value, int | float | Tensor):
                 where = f"loc[{key!r}]" if key else "loc"
                 raise ArgumentTypeError(f"{where}: is a {type(value).__name__}; pass a number or a tensor.")
+        for value in learn.values() if isinstance(learn, Mapping) else [learn]:
+            if not (isinstance(value, bool) or value == "inputs"):
+                raise ArgumentError(f"learn: is {value!r}; pass False, True or 'inputs', or a mapping to these.")
         self.scale = scale
         self.loc = loc
+        self.learn = learn
 
     def __repr__(self) -> str:
-        return f"Normal(scale={self.scale!r}, loc={self.loc!r})"
+        learn = f", learn={self.learn!r}" if self.learn else ""
+        return f"Normal(scale={self.scale!r}, loc={self.loc!r}{learn})"
 
     def distribution(self, name: str, record: ParamRecord, *, like: Tensor) -> TorchDistributionMixin:
         """See :meth:`Prior.distribution`."""
@@ -98,6 +118,16 @@ class Normal(Prior):
         full_scale = _expanded(scale, name, record, like, "scale")
         full_loc = _expanded(loc, name, record, like, "loc")
         return WeightNormal(full_loc, full_scale)
+
+    def factor_shape(self, name: str, record: ParamRecord) -> tuple[int, ...] | None:
+        """See :meth:`Prior.factor_shape`."""
+        learn = _lookup(self.learn, name)
+        if not learn:
+            return None
+        if learn == "inputs" and record.name == "weight" and len(record.shape) >= 2:
+            axis = 0 if record.extra.get("transposed", False) else 1
+            return tuple(size if i == axis else 1 for i, size in enumerate(record.shape))
+        return ()
 
 
 def _check_scale(value: object, where: str) -> None:

@@ -47,6 +47,24 @@ class WeightNormal(dist.Independent):
         new._validate_args = self._validate_args
         return new
 
+    def scaled(self, log_factor: Tensor) -> WeightNormal:
+        """The same with its standard deviations times ``exp(log_factor)``, differentiable with respect to the factor.
+
+        Args:
+            log_factor: Of a shape that expands to that of the weights: one number, or one for each input of a layer.
+        """
+        new = type(self).__new__(type(self))
+        base: Any = self.base_dist
+        new._loc = self._loc
+        new._inverse = self._inverse * (-log_factor).exp()
+        repeats = self.event_shape.numel() / max(1, log_factor.numel())
+        new._const = self._const - repeats * log_factor.sum()
+        new.base_dist = dist.Normal(base.loc, base.scale * log_factor.exp(), validate_args=False)
+        new.reinterpreted_batch_ndims = self.reinterpreted_batch_ndims
+        dist.TorchDistribution.__init__(new, Size(), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of weights ``[*batch, *shape]``: ``[*batch]``."""
         if self._validate_args:
