@@ -7,6 +7,7 @@ from bayeshnet.distributions.conditional_weights import ConditionalWeights, Flat
 from bayeshnet.distributions.implicit_weights import ImplicitWeights
 from bayeshnet.distributions.inducing import InducingLayers
 from bayeshnet.distributions.low_rank import MultiplicativeLowRank
+from bayeshnet.distributions.mixture import MixtureWeights
 
 __all__ = [
     "ConditionalWeights",
@@ -14,5 +15,6 @@ __all__ = [
     "ImplicitWeights",
     "InducingLayers",
     "LayerConditional",
+    "MixtureWeights",
     "MultiplicativeLowRank",
 ]

@@ -24,9 +24,13 @@ from torch import Tensor
 
 from bayeshnet.errors import DensityError
 
-__all__ = ["LayerConditional"]
+__all__ = ["LARGEST", "LayerConditional"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
+
+# P has no eigenvalue below 1, but the error of each is about 2e-16 of the largest entry. Up to this size of the entries
+# that is 1e-6; above it the root comes from A and not from A^T A.
+LARGEST = 1e10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,13 @@ class LayerConditional:
     Attributes:
         features: ``Lambda^(1/2) F``, ``[S, 1, m, q]``.
         factor: ``s r``, ``[G, q, 1]``; G is 1, or out where the prior scales differ between outputs.
-        root: Cholesky factor of P ``[S, G, q, q]``, or of C ``[S, G, m, m]`` where m < q.
+        root: Cholesky factor of P ``[S, G, q, q]``, or of C ``[S, G, m, m]`` where m < q (and P not near singular).
         mean: ``P^-1 A^T Lambda^(1/2) (V - Psi M)``, ``[S, G, q, out / G]``.
         offset: M, ``[G, q, out / G]``.
         scale: r, ``[q, 1]``.
         spread: c, ``[G, 1, out / G]``.
+        residual: ``Lambda^(1/2) (V - Psi M)``, ``[S or 1, G, m, out / G]``.
+        log_precision: Logarithm of Lambda, ``[m]`` or ``[S, m]``.
 
     Example:
         >>> free = {"offset": torch.zeros(4, 2), "log_scale": torch.zeros(4), "log_spread": torch.zeros(2)}
@@ -62,6 +68,8 @@ class LayerConditional:
     offset: Tensor
     scale: Tensor
     spread: Tensor
+    residual: Tensor
+    log_precision: Tensor
 
     @classmethod
     def of(
@@ -80,20 +88,20 @@ class LayerConditional:
         Args:
             features: F, ``[S, m, q]``.
             targets: V, ``[m, out]`` or ``[S, m, out]``.
-            log_precision: Logarithm of Lambda, ``[m]``.
+            log_precision: Logarithm of Lambda, ``[m]``, or ``[S, m]`` where it depends on what comes before.
             prior_scale: s, ``[1, q]``, or ``[out, q]`` if the prior differs between outputs.
             offset: M, ``[q, out]``.
             log_scale: Logarithm of r, ``[q]``.
             log_spread: Logarithm of c, ``[out]``.
 
         Raises:
-            RuntimeError: If the matrix is not positive definite: features or precisions are NaN or infinite.
+            RuntimeError: If features or precisions are NaN or infinite.
         """
         shared = len(prior_scale) == 1
         columns = _columns(targets, shared)
         places = _columns(offset, shared)
-        root_precision = (0.5 * log_precision).exp().unsqueeze(-1)
-        weighted = (root_precision * features).unsqueeze(1)
+        root_precision = (0.5 * log_precision).exp().unsqueeze(-2).unsqueeze(-1)  # [1, m, 1] or [S, 1, m, 1]
+        weighted = root_precision * features.unsqueeze(1)
         transposed = weighted.transpose(-1, -2)
         scale = log_scale.exp().unsqueeze(-1)
         prior = prior_scale.unsqueeze(-1)
@@ -104,40 +112,55 @@ class LayerConditional:
             gram = (weighted * factor.square().transpose(-1, -2)) @ transposed
         else:
             gram = (factor * factor.transpose(-1, -2)) * (transposed @ weighted)
-        gram = gram + torch.eye(min(num, size), dtype=gram.dtype, device=gram.device)
-        root, info = torch.linalg.cholesky_ex(gram)
-        if bool(info.any()):
-            raise DensityError(
-                "The matrix of a conditional layer is not positive definite: features or precisions of its inducing "
-                "points became NaN or infinite. Lower the learning rate, or clip gradients (fit(..., clip_norm=10.0))."
-            )
-        if num < size:
+        root = _root(gram, weighted, factor)
+        if root.shape[-1] < size:
             mean = factor * (transposed @ torch.cholesky_solve(residual, root))
         else:
             mean = torch.cholesky_solve(factor * (transposed @ residual), root)
         spread = _columns(log_spread.exp().unsqueeze(0), shared)
-        return cls(weighted, factor, root, mean, places, scale, spread)
+        return cls(weighted, factor, root, mean, places, scale, spread, residual, log_precision)
 
     # ------------------------------------------------------------------ sampling and density
 
     @property
-    def _dual(self) -> bool:
-        return self.features.shape[-2] < self.features.shape[-1]
+    def log_evidence(self) -> Tensor:
+        """Log-density ``[S]`` of the pseudo-targets V with the weights integrated out, under N(M, diag(r^2))."""
+        num, out = self.residual.shape[-2], self.mean.shape[1] * self.mean.shape[-1]
+        projected = self.factor * (self.features.transpose(-1, -2) @ self.residual)
+        quadratic = self.residual.square().sum((-3, -2, -1)) - (projected * self.mean).sum((-3, -2, -1))
+        log_det = self.mean.shape[-1] * self._log_det - out * self.log_precision.sum(-1)
+        return -0.5 * (quadratic + log_det + num * out * _LOG_2PI)
 
-    def rsample(self) -> tuple[Tensor, Tensor]:
-        """Draw weights ``[S, q, out]``, one for each sample of what comes before; with their log-density ``[S]``."""
-        base = torch.randn_like(self.mean)
+    @property
+    def _log_det(self) -> Tensor:
+        """Sum over groups of the logarithm of the determinant of P ``[S]``."""
+        return 2.0 * self.root.diagonal(dim1=-2, dim2=-1).log().sum((-2, -1))
+
+    @property
+    def _dual(self) -> bool:
+        return self.root.shape[-1] < self.features.shape[-1]
+
+    def rsample(self, *, noise: tuple[Tensor, Tensor | None] | None = None) -> tuple[Tensor, Tensor]:
+        """Draw weights ``[S, q, out]``, one for each sample of what comes before; with their log-density ``[S]``.
+
+        Args:
+            noise: Standard normal numbers to use for one group, ``[S, q, out]`` and, where m < q, ``[S, m, out]``.
+        """
+        base = torch.randn_like(self.mean) if noise is None else noise[0].unsqueeze(1)
         if self._dual:
-            shape = (*self.root.shape[:-1], base.shape[-1])
-            extra = torch.randn(shape, dtype=base.dtype, device=base.device)
+            if noise is None or noise[1] is None:
+                shape = (*self.root.shape[:-1], base.shape[-1])
+                extra = torch.randn(shape, dtype=base.dtype, device=base.device)
+            else:
+                extra = noise[1].unsqueeze(1)
             solved = torch.cholesky_solve(self.features @ (self.factor * base) - extra, self.root)
-            noise = base - self.factor * (self.features.transpose(-1, -2) @ solved)
-            # The second term is A noise, without another product with A.
-            quadratic = noise.square().sum((-3, -2, -1)) + (extra + solved).square().sum((-3, -2, -1))
+            drawn = base - self.factor * (self.features.transpose(-1, -2) @ solved)
+            # The second term is A times it, without another product with A.
+            quadratic = drawn.square().sum((-3, -2, -1)) + (extra + solved).square().sum((-3, -2, -1))
         else:
-            noise = torch.linalg.solve_triangular(self.root.transpose(-1, -2), base, upper=True)
+            drawn = torch.linalg.solve_triangular(self.root.transpose(-1, -2), base, upper=True)
             quadratic = base.square().sum((-3, -2, -1))
-        columns = self.offset + self.scale * (self.mean + noise * self.spread)
+        columns = self.offset + self.scale * (self.mean + drawn * self.spread)
         weights = columns.squeeze(1) if columns.shape[1] == 1 else columns.squeeze(-1).transpose(1, 2)
         return weights, self._log_prob(quadratic)
 
@@ -150,9 +173,33 @@ class LayerConditional:
     def _log_prob(self, quadratic: Tensor) -> Tensor:
         size, per_group = self.mean.shape[-2:]
         out = per_group * self.mean.shape[1]
-        log_det = 2.0 * per_group * self.root.diagonal(dim1=-2, dim2=-1).log().sum((-2, -1))
+        log_det = per_group * self._log_det
         scales = 2.0 * (out * self.scale.log().sum() + size * self.spread.log().sum())
         return -0.5 * (quadratic + size * out * _LOG_2PI - log_det + scales)
+
+
+def _root(gram: Tensor, weighted: Tensor, factor: Tensor) -> Tensor:
+    """Cholesky factor of I + G, where G is ``A^T A`` or, with fewer rows than columns, ``A A^T``.
+
+    Where rounding would decide about I + G, that of ``I + A^T A`` in either case, by a QR decomposition of A: the error
+    grows as A then and not as its square. (Matheron's rule has the latter error even with an exact root.)
+    """
+    largest = float(gram.detach().diagonal(dim1=-2, dim2=-1).amax())
+    if not math.isfinite(largest):
+        raise DensityError(
+            "The matrix of a conditional layer is not finite: features or precisions of its inducing points became "
+            "NaN or infinite. Lower the learning rate, or clip gradients (fit(..., clip_norm=10.0))."
+        )
+    if largest <= LARGEST:
+        root, info = torch.linalg.cholesky_ex(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+        if not bool(info.any()):
+            return root
+    matrix = weighted * factor.transpose(-1, -2)
+    eye = torch.eye(matrix.shape[-1], dtype=gram.dtype, device=gram.device)
+    # (I, A) = Q R has R^T R = I + A^T A.
+    upper = torch.linalg.qr(torch.cat([eye.expand(*matrix.shape[:-2], *eye.shape), matrix], dim=-2)).R
+    signs = upper.detach().diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)
+    return (signs * upper).transpose(-1, -2)
 
 
 def _columns(matrix: Tensor, shared: bool) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,16 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
-from bayeshnet.distributions.inducing import ConditionalDraw, InducingLayers
+from bayeshnet.distributions.inducing import ConditionalDraw, InducingLayers, standard_normal
 from bayeshnet.errors import ArgumentError
 
 __all__ = ["ConditionalWeights", "FlatLayout"]
 
 # Without gradients, so many float64 numbers of features are worked on at once (128 MB).
 _CHUNK = 16 * 2**20
+
+# So many sets of rivals estimate the density of a value that was not drawn here.
+_SETS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +68,27 @@ class ConditionalWeights(TorchDistribution):
     :class:`~bayeshnet.distributions.inducing.InducingLayers`. Where the body has a density at foreign values, so has
     this distribution.
 
+    With ``num_candidates`` K > 1, a draw that needs no gradient is the one of K independent candidates that the
+    pseudo-targets chose: with probability proportional to
+
+    .. math:: a_k = \bigl(\hat Z(u_k) \, p(u_k) / q_\mathrm{body}(u_k)\bigr)^\tau
+
+    where Z is the density of the pseudo-targets, the last layer integrated out, p the prior, and tau ``power``. What is
+    evaluated as log q is :math:`\log q(u_k) + \log(K a_k / \sum_l a_l)`, with which the ELBO is a bound on the
+    evidence for any a; for a that are exact it is the importance-weighted one (Cremer, Morris & Duvenaud,
+    https://arxiv.org/abs/1704.02916), and the draws are closer to the posterior with every candidate. Draws with a
+    gradient, as in training, have one candidate: the same parameters serve both.
+
     Args:
         body: A distribution over R^n, n being the number of latents that are not drawn conditionally; None if n is 0.
         inducing: The conditional layers.
         layout: Where everything lies in the vector of all latents.
         loc: Prior mean of all latents ``[D]``.
         scale: Prior standard deviation ``[D]``.
+        log_precision: From latents that are no weights ``[S, rest]`` the logarithm ``[S]`` of a factor of the
+            pseudo-targets' precisions, for observation noise that is inferred.
+        num_candidates: Number of candidates K of a draw without gradient.
+        power: The exponent tau, a tensor without dimensions; 1 by default.
 
     Example:
         >>> from torch import nn
@@ -97,11 +115,16 @@ class ConditionalWeights(TorchDistribution):
         *,
         loc: Tensor,
         scale: Tensor,
+        log_precision: Callable[[Tensor], Tensor] | None = None,
+        num_candidates: int = 1,
+        power: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.body, self.inducing, self.layout = body, inducing, layout
         self.loc, self.scale = loc, scale
-        self._last: tuple[Tensor, Tensor, list[ConditionalDraw]] | None = None
+        self.log_precision, self.num_candidates = log_precision, num_candidates
+        self.power = loc.new_ones(()) if power is None else power
+        self._last: tuple[Tensor, Callable[[], Tensor]] | None = None
         super().__init__(Size(), loc.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ConditionalWeights:
@@ -109,6 +132,7 @@ class ConditionalWeights(TorchDistribution):
         new: ConditionalWeights = type(self).__new__(type(self)) if _instance is None else _instance
         new.body, new.inducing, new.layout = self.body, self.inducing, self.layout
         new.loc, new.scale = self.loc, self.scale
+        new.log_precision, new.num_candidates, new.power = self.log_precision, self.num_candidates, self.power
         new._last = None
         TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
@@ -124,17 +148,68 @@ class ConditionalWeights(TorchDistribution):
         """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to body and inducing points."""
         shape = Size(sample_shape) + self.batch_shape
         num = math.prod(shape)
-        whitened = self.loc.new_zeros(num, 0) if self.body is None else self.body.rsample(Size((num,)))
-        size = max(1, _CHUNK // self.inducing.cost)
-        parts = [whitened] if torch.is_grad_enabled() else whitened.split(size)
-        draws = [self.inducing.draw(len(part), self._network_weights(part)) for part in parts]
-        values = [torch.cat(column) for column in zip(*(draw.values for draw in draws), strict=True)]
-        latents = self._join(whitened, values).reshape(shape + self.event_shape)
-        self._last = (latents, whitened, draws)
+        if torch.is_grad_enabled():
+            whitened, draw = self._draw(num)
+            rows = self._join(whitened, draw.values)
+
+            def log_q() -> Tensor:
+                return self._log_q(whitened, draw)
+        else:
+            size = max(1, _CHUNK // (self.inducing.cost * self.num_candidates))
+            counts = [min(size, num - done) for done in range(0, num, size)] or [0]
+            parts = [self._chosen(count) for count in counts]
+            rows, log_probs = (torch.cat(column) for column in zip(*parts, strict=True))
+
+            def log_q() -> Tensor:
+                return log_probs
+
+        latents = rows.reshape(shape + self.event_shape)
+        self._last = (latents, log_q)
         return latents
+
+    def _chosen(self, num: int) -> tuple[Tensor, Tensor]:
+        """Draws ``[num, D]``, each chosen from its candidates, and their log q ``[num]``."""
+        whitened, draw = self._draw(num * self.num_candidates)
+        rows, log_q = self._join(whitened, draw.values), self._log_q(whitened, draw)
+        if self.num_candidates == 1 or num == 0:
+            return rows, log_q
+        log_weight = self._log_weight(whitened, draw).reshape(num, self.num_candidates)
+        choice = torch.multinomial(log_weight.softmax(-1), 1)
+        excess = math.log(self.num_candidates) + log_weight.log_softmax(-1).gather(1, choice).squeeze(1)
+        places = choice.squeeze(1) + self.num_candidates * torch.arange(num, device=choice.device)
+        return rows[places], log_q[places] + excess
+
+    def _draw(self, num: int) -> tuple[Tensor, ConditionalDraw]:
+        whitened = self.loc.new_zeros(num, 0) if self.body is None else self.body.rsample(Size((num,)))
+        return whitened, self._condition(whitened)
+
+    def _condition(self, whitened: Tensor, given: Sequence[Tensor] | None = None) -> ConditionalDraw:
+        log_precision = None if self.log_precision is None else self.log_precision(self._rest(whitened))
+        weights = self._network_weights(whitened)
+        return self.inducing.draw(len(whitened), weights, given, log_precision=log_precision)
+
+    def _log_q(self, whitened: Tensor, draw: ConditionalDraw) -> Tensor:
+        """Log-density of whitened latents ``[S]`` in float64, without choosing among candidates."""
+        return draw.log_prob if self.body is None else draw.log_prob + self.body.log_prob(whitened)
+
+    def _log_weight(self, whitened: Tensor, draw: ConditionalDraw) -> Tensor:
+        """Logarithm of a, ``[S]``; finite."""
+        log_weight = draw.log_weight
+        if self.body is not None:
+            log_weight = log_weight + standard_normal(whitened) - self.body.log_prob(whitened)
+        return torch.nan_to_num(self.power * log_weight, nan=-1e30, posinf=1e30, neginf=-1e30)
+
+    def candidates(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``num`` single candidates: latents ``[num, D]``, their log q and the logarithm of their a ``[num]``."""
+        whitened, draw = self._draw(num)
+        log_q = self._log_q(whitened, draw) - self.scale.log().sum()
+        return self._join(whitened, draw.values), log_q, self._log_weight(whitened, draw)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density ``[*sample_shape, *batch_shape]``.
+
+        Of a value that was not drawn here, and without gradients, the effect of several candidates is estimated from
+        fresh ones; with gradients it is left out.
 
         Raises:
             ValueError: If the last dimension is not D.
@@ -147,15 +222,23 @@ class ConditionalWeights(TorchDistribution):
             )
         last = self._last
         if last is not None and (value is last[0] or (value.shape == last[0].shape and torch.equal(value, last[0]))):
-            whitened, draws = last[1], last[2]
+            log_q = last[1]()
         else:
-            rows = value.reshape(-1, value.shape[-1])
-            whitened, given = self._divide(rows)
-            draws = [self.inducing.draw(len(whitened), self._network_weights(whitened), given)]
-        log_q = torch.cat([draw.log_prob for draw in draws]).to(value.dtype)
-        log_q = log_q if self.body is None else log_q + self.body.log_prob(whitened)
-        log_q = log_q.reshape(value.shape[:-1]) - self.scale.log().sum()
+            log_q = self._foreign_log_q(value.reshape(-1, value.shape[-1]))
+        log_q = log_q.to(value.dtype).reshape(value.shape[:-1]) - self.scale.log().sum()
         return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
+
+    def _foreign_log_q(self, rows: Tensor) -> Tensor:
+        whitened, given = self._divide(rows)
+        draw = self._condition(whitened, given)
+        log_q = self._log_q(whitened, draw)
+        if torch.is_grad_enabled() or self.num_candidates == 1:
+            return log_q
+        log_weight = self._log_weight(whitened, draw)
+        rivals = self._log_weight(*self._draw(_SETS * (self.num_candidates - 1))).reshape(_SETS, -1).logsumexp(1)
+        # K a / (a + those of K - 1 rivals), averaged over sets of rivals.
+        share = log_weight - torch.logaddexp(log_weight, rivals.unsqueeze(-1))
+        return log_q + math.log(self.num_candidates) + share.logsumexp(0) - math.log(_SETS)
 
     # ------------------------------------------------------------------ the flat vector
 
@@ -168,6 +251,11 @@ class ConditionalWeights(TorchDistribution):
             None if i in conditional else torch.addcmul(locs[i], next(parts), scales[i]).reshape(-1, *shape)
             for i, shape in enumerate(layout.shapes)
         ]
+
+    def _rest(self, whitened: Tensor) -> Tensor:
+        """The latents ``[S, rest]`` that are no weights of the network."""
+        rest = self.layout.rest
+        return torch.addcmul(self.loc[-rest:], whitened[..., -rest:], self.scale[-rest:])
 
     def _join(self, whitened: Tensor, values: Sequence[Tensor]) -> Tensor:
         """All latents ``[S, D]`` of the body's whitened ones and the whitened weights of the conditional layers."""

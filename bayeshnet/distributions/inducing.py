@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from bayeshnet.distributions.conditional_gradient import PseudoObservations
 from bayeshnet.distributions.conditional_layer import LayerConditional
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import Chain, LinearStep
 
-__all__ = ["ConditionalDraw", "HeadNet", "InducingLayers", "LayerPrior"]
+__all__ = ["ConditionalDraw", "HeadNet", "InducingLayers", "LayerPrior", "standard_normal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,34 @@ class ConditionalDraw:
 
     Attributes:
         values: Whitened weights ``[S, q, out]`` of each layer.
-        log_prob: Log-density ``[S]`` of all of them, given what comes before.
+        log_probs: Log-density ``[S]`` of each, given what comes before.
+        last: The Gaussian that the last layer was drawn from; made on demand.
     """
 
     values: list[Tensor]
-    log_prob: Tensor
+    log_probs: list[Tensor]
+    last: Callable[[], LayerConditional]
+
+    @property
+    def log_prob(self) -> Tensor:
+        """Log-density ``[S]`` of all of them, given what comes before."""
+        return torch.stack(self.log_probs).sum(0)
+
+    @property
+    def log_weight(self) -> Tensor:
+        """How well the layers before the last one explain its pseudo-targets, as an importance weight ``[S]``.
+
+        The logarithm of the targets' density with the last layer integrated out, times prior over q of the layers
+        before it.
+        """
+        before = zip(self.values[:-1], self.log_probs[:-1], strict=True)
+        ratios = [standard_normal(value.flatten(1)) - log_q for value, log_q in before]
+        return torch.stack([*ratios, self.last().log_evidence]).sum(0)
+
+
+def standard_normal(whitened: Tensor) -> Tensor:
+    """Log-density ``[S]`` of ``[S, n]`` under N(0, I): the prior, in whitened coordinates."""
+    return -0.5 * (whitened.square().sum(-1) + whitened.shape[-1] * math.log(2.0 * math.pi))
 
 
 class _Points(nn.Module):
@@ -143,7 +166,12 @@ class InducingLayers(nn.Module):
         return self.num_inducing * max(sizes)
 
     def draw(
-        self, num: int, weights: Sequence[Tensor | None], given: Sequence[Tensor] | None = None
+        self,
+        num: int,
+        weights: Sequence[Tensor | None],
+        given: Sequence[Tensor] | None = None,
+        *,
+        log_precision: Tensor | None = None,
     ) -> ConditionalDraw:
         """Draw the conditional layers, or condition them where their weights are given.
 
@@ -151,54 +179,63 @@ class InducingLayers(nn.Module):
             num: Number of samples S.
             weights: For each entry of the network's table the weights ``[S, *shape]``; None for conditional layers.
             given: Whitened weights ``[S, q, out]`` of the conditional layers, whose density is asked for.
+            log_precision: Logarithm ``[S]`` of a factor of the precisions of the last layer's pseudo-targets, which
+                are observations: they are worth more where the noise of a sample is small.
         """
         values: list[Tensor] = []
         log_probs: list[Tensor] = []
+        layers: list[PseudoObservations] = []
 
         def condition(features: Tensor) -> Tensor:
             i = len(values)
-            layer, placed = self._condition(i, features.to(torch.float64))
+            last = i == len(self._layers) - 1
+            layer, shift = self._observed(i, features, log_precision if last else None)
             if given is None:
                 value, log_prob = layer.rsample()
             else:
                 value = given[i].to(torch.float64)
-                log_prob = layer.log_prob(value)
+                log_prob = layer.conditional().log_prob(value)
             values.append(value)
             log_probs.append(log_prob)
+            layers[:] = [layer]
             # Only what follows needs the outputs.
-            return features if i == len(self._layers) - 1 else placed(value).to(features.dtype)
+            return features if last else self._outputs(i, layer, value, shift).to(features.dtype)
 
         if isinstance(self._net, HeadNet):
             self._push_head(self._net, num, weights, condition)
         else:
             self._push_chain(self._net, num, weights, condition)
-        return ConditionalDraw(values, torch.stack(log_probs).sum(0))
+        return ConditionalDraw(values, log_probs, layers[0].conditional)
 
-    def _condition(self, i: int, features: Tensor) -> tuple[LayerConditional, Callable[[Tensor], Tensor]]:
-        """The conditional of layer i, and its outputs at the pseudo-inputs as a function of its whitened weights."""
+    def _observed(
+        self, i: int, features: Tensor, log_factor: Tensor | None
+    ) -> tuple[PseudoObservations, Tensor | None]:
+        """What layer i is conditional on, and what its prior mean adds to its outputs, if anything."""
         points: Any = self.points[i]
-        prior = self._layers[i]
         # A guide may have been converted to another dtype as a whole.
         loc, scale = getattr(self, f"loc_{i}").double(), getattr(self, f"scale_{i}").double()
-        if prior.bias is not None:
-            features = F.pad(features, (0, 1), value=1.0)
-        shift = None if self._centred[i] else features @ loc.t()
-        targets = points.targets.double() if shift is None else points.targets.double() - shift
-        layer = LayerConditional.of(
+        log_precision = points.log_precision.double()
+        if log_factor is not None:
+            log_precision = log_precision + log_factor.double().unsqueeze(-1)
+        observed = PseudoObservations(
             features,
-            targets,
-            points.log_precision.double(),
-            prior_scale=scale[:1] if self._same_scale[i] else scale,
-            offset=points.offset.double(),
-            log_scale=points.log_scale.double(),
-            log_spread=points.log_spread.double(),
+            self._layers[i].bias is not None,
+            points.targets.double(),
+            log_precision,
+            scale[:1] if self._same_scale[i] else scale,
+            points.offset.double(),
+            points.log_scale.double(),
+            points.log_spread.double(),
         )
+        if self._centred[i]:
+            return observed, None
+        shift = observed.full_features() @ loc.t()
+        return replace(observed, targets=observed.targets - shift), shift
 
-        def placed(whitened: Tensor) -> Tensor:
-            out = features @ (whitened * scale.t())
-            return out if shift is None else out + shift
-
-        return layer, placed
+    def _outputs(self, i: int, observed: PseudoObservations, whitened: Tensor, shift: Tensor | None) -> Tensor:
+        """Outputs of layer i at the pseudo-inputs, for its whitened weights ``[S, q, out]``."""
+        out = observed.full_features() @ (whitened * getattr(self, f"scale_{i}").double().t())
+        return out if shift is None else out + shift
 
     def _push_chain(
         self, chain: Chain, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor], Tensor]

@@ -8,7 +8,7 @@ from torch import Tensor
 from bayeshnet.entropy.preimages import find_preimages
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
-from bayeshnet.errors import FoldingWarning
+from bayeshnet.errors import ArgumentError, FoldingWarning
 
 __all__ = ["ChangeOfVariables"]
 
@@ -25,13 +25,35 @@ class ChangeOfVariables(LogDensity):
 
     Exact where T is injective. Where it folds, several z give one w, their densities add up, and the value of one of
     them is too low: the entropy is over-estimated. :meth:`diagnose` measures by how much.
+
+    Args:
+        num_starts: Starting points of the search for the noise behind weights that were not just drawn.
+
+    Raises:
+        ValueError: If ``num_starts`` is not positive.
     """
 
     noise = "shared"
+    everywhere = True
+
+    def __init__(self, *, num_starts: int = 16) -> None:
+        if num_starts < 1:
+            raise ArgumentError(f"num_starts: is {num_starts}; pass 1 or more, 16 where the sampler may fold.")
+        self.num_starts = num_starts
+
+    def __repr__(self) -> str:
+        return "ChangeOfVariables()" if self.num_starts == 16 else f"ChangeOfVariables(num_starts={self.num_starts})"
 
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
-        """See :meth:`LogDensity.log_prob`."""
-        _, log_det = self.slogdet(sampler, draw.z)
+        """See :meth:`LogDensity.log_prob`.
+
+        Under gradients, a determinant of the rarer sign among the draws gets the opposite gradient. Its draw lies
+        beyond a fold, where the value is not exact and the logarithm would drive it further; so it is led back.
+        """
+        sign, log_det = self.slogdet(sampler, draw.z)
+        if log_det.requires_grad:
+            rarer = sign * (1.0 if float(sign.detach().sum()) >= 0 else -1.0) < 0
+            log_det = torch.where(rarer, 2.0 * log_det.detach() - log_det, log_det)
         return sampler.log_base_density(draw.noise) - log_det
 
     def slogdet(self, sampler: NoisySampler, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,9 +72,9 @@ class ChangeOfVariables(LogDensity):
         """Sum of the densities of all preimages found; -inf where none was found.
 
         The equation ``h(u) + sigma u = w`` is solved in the first n coordinates by Newton's method from many starts;
-        the remaining noise follows.
+        the remaining noise follows. Differentiable with respect to the weights and the sampler.
         """
-        return find_preimages(sampler, weights, log_abs_det=self._log_abs_det).log_prob
+        return find_preimages(sampler, weights, log_abs_det=self._log_abs_det, num_starts=self.num_starts).log_prob
 
     def _log_abs_det(self, sampler: NoisySampler, z: Tensor) -> Tensor:
         return self.slogdet(sampler, z)[1]

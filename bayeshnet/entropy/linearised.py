@@ -50,6 +50,11 @@ class Linearised(LogDensity):
     def __repr__(self) -> str:
         return f"Linearised(form={self.form!r})"
 
+    @property
+    def per_draw(self) -> bool:
+        """See :attr:`LogDensity.per_draw`."""
+        return self.form == "density"
+
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
         """See :meth:`LogDensity.log_prob`."""
         curvature, pull = self._curvature(sampler, draw)

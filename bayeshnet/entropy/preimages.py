@@ -114,9 +114,29 @@ def _summed_density(
     repeated = (near & earlier & solved.unsqueeze(1)).any(-1)
     distinct = solved & ~repeated
 
-    flat = u.reshape(-1, n)
-    sigma = sampler.sigma
-    rest = (target.repeat_interleave(k, 0) - sampler.generate(flat))[:, n:] / sigma[n:]
-    log_density = sampler.log_base_density(torch.cat([flat, rest], 1)) - log_abs_det(sampler, flat)
-    log_density = log_density.reshape(num, k).masked_fill(~distinct, -torch.inf)
-    return torch.logsumexp(log_density, 1), distinct.sum(1)
+    # Only of solutions: elsewhere the Jacobian may be singular, whose gradient would spoil that of the others.
+    goal = target.unsqueeze(1).expand(num, k, -1)[distinct]
+    found = _with_gradient(sampler, goal[:, :n], u[distinct])
+    rest = (goal - sampler.generate(found))[:, n:] / sampler.sigma[n:]
+    log_density = sampler.log_base_density(torch.cat([found, rest], 1)) - log_abs_det(sampler, found)
+    each = torch.full_like(residual[..., 0], -torch.inf) if n else target.new_full((num, k), -torch.inf)
+    each = each.masked_scatter(distinct, log_density)
+    some = distinct.any(1)
+    total = torch.logsumexp(each.masked_fill(~some.unsqueeze(1), 0.0), 1)
+    return total.masked_fill(~some, -torch.inf), distinct.sum(1)
+
+
+def _with_gradient(sampler: NoisySampler, goal: Tensor, u: Tensor) -> Tensor:
+    """One Newton step more, through which the solution follows the weights and the sampler.
+
+    By the implicit function theorem its gradient is that of the exact solution.
+    """
+    n = u.shape[1]
+    if n == 0 or not torch.is_grad_enabled():
+        return u
+    residual = sampler.generate(u)[:, :n] + sampler.sigma[:n] * u - goal
+    with torch.no_grad():
+        jacobian = sampler.jacobian(u, rows=n).transpose(1, 2) + torch.diag_embed(sampler.sigma[:n])
+        inverse, _ = torch.linalg.inv_ex(jacobian.double())
+        inverse = torch.nan_to_num(inverse, nan=0.0, posinf=0.0, neginf=0.0).to(u.dtype)
+    return u - (inverse @ residual.unsqueeze(-1)).squeeze(-1)

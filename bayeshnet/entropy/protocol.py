@@ -43,6 +43,14 @@ class LogDensity(ABC):
     noise: str | None
     """The kind of perturbation noise that it applies to, ``"shared"`` or ``"independent"``; None for both."""
 
+    everywhere: bool = False
+    """Whether :meth:`log_prob_at` is a density anywhere and has a gradient, as a component of a mixture needs it."""
+
+    @property
+    def per_draw(self) -> bool:
+        """Whether :meth:`log_prob` is a density of each draw, and not on average only."""
+        return True
+
     @abstractmethod
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
         """Log-density of each sample of a draw ``[S]``, differentiable with respect to everything in it."""

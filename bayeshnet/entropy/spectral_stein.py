@@ -144,6 +144,11 @@ class SpectralStein(LogDensity):
             # step (particles that are not vectorised) suffices.
             return _SpectralBasis(sampler.draw(self.num_samples).weights, self.share)
 
+    @property
+    def per_draw(self) -> bool:
+        """See :attr:`LogDensity.per_draw`."""
+        return False
+
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
         """A surrogate ``[S]`` whose gradient is the estimate and whose value is a Gaussian's; see the class."""
         basis = self._basis(sampler)

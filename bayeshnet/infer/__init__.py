@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bayeshnet.infer.auto_hypernet import AutoHypernet
+from bayeshnet.infer.build_body import Mixture
 from bayeshnet.infer.checkpoint import load, save
 from bayeshnet.infer.delta_hypernet import AutoHypernetDelta
 from bayeshnet.infer.diagnose import Report, diagnose
@@ -22,6 +23,7 @@ __all__ = [
     "Estimate",
     "FlatElbo",
     "History",
+    "Mixture",
     "Prediction",
     "Report",
     "SmoothedWeights",

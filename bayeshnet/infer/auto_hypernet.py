@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from bayeshnet.distributions.conditional_weights import ConditionalWeights
 from bayeshnet.distributions.inducing import InducingLayers
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.infer.arguments import call_arguments
-from bayeshnet.infer.bodies import Body, HypernetBody, LowRankBody, MeanFieldBody
+from bayeshnet.infer.bodies import Body, HypernetBody
+from bayeshnet.infer.build_body import BodyOptions, BodyStart, Mixture, build_body
+from bayeshnet.infer.candidates import best_power, default_num_candidates, score_candidates
 from bayeshnet.infer.conditional_plan import Conditional, ConditionalPlan, NotApplicableError, place_inducing, plan
-from bayeshnet.infer.default_hnet import default_hnet
 from bayeshnet.infer.flat_guide import FlatGuide
 from bayeshnet.infer.latents import PriorStart, prior_start
+from bayeshnet.infer.unit_body import unit_layout
 from bayeshnet.mnets.param_table import num_weights
 from bayeshnet.models.bayesian_model import BayesianModel
 
 __all__ = ["AutoHypernet"]
-
-_BODIES = ("hypernet", "mean_field", "low_rank")
 
 
 class AutoHypernet(FlatGuide):
@@ -56,14 +56,22 @@ class AutoHypernet(FlatGuide):
         hnet: A function from target shapes (a list of lists of int) to a hypernetwork. One without a perturbation
             wrapper gets one with a learned scale per weight. By default an MLP with tanh layers and a linear part,
             which starts injective.
-        body: What draws the latents that are not conditional: ``"hypernet"``, ``"mean_field"`` (independent Gaussians)
-            or ``"low_rank"`` (:class:`~bayeshnet.distributions.MultiplicativeLowRank`).
+        body: What draws the latents that are not conditional: ``"hypernet"`` (beside conditional layers its noise is
+            correlated within each unit), ``"units"`` (a mixture of such noises without a hypernetwork),
+            ``"mean_field"`` (independent Gaussians), ``"low_rank"``
+            (:class:`~bayeshnet.distributions.MultiplicativeLowRank`), ``"mixture"`` (of independent Gaussians), or a
+            :class:`~bayeshnet.infer.Mixture` of any of them.
+        num_components: Number of components of ``body="units"`` and ``body="mixture"``; 4 by default.
         conditional: Which linear layers are drawn conditionally: ``"auto"`` (the last one if the model allows it and no
             ``hnet`` is given), ``"last"``, ``"all"``, names of layers (with the last one among them), or None.
         num_inducing: Number of inducing points; by default all rows up to 40, then as the square root of their number.
             They start at random rows of ``example``; :func:`~bayeshnet.fit` takes them from its data where the example
             has too few.
-        noise_dim: Number n of noise inputs; ``min(20, D)`` by default. Not with ``hnet``.
+        num_candidates: A draw without gradient is chosen from so many, by how well each explains the inducing points'
+            targets; see :class:`~bayeshnet.distributions.ConditionalWeights`. 4 to 32 by default, as their cost
+            allows; 1 leaves it out. Training draws are single ones.
+        noise_dim: Number n of noise inputs; by default ``min(20, D)``, beside conditional layers ``min(4, D)``. Not
+            with ``hnet``.
         hidden_layers: Widths of the default hypernetwork. Not with ``hnet``.
         noise: Kind of the perturbation: ``"shared"`` (exact density where the sampler does not fold; default of the
             default hypernetwork) or ``"independent"`` (linearised density; default of a network from ``hnet``, which
@@ -72,7 +80,9 @@ class AutoHypernet(FlatGuide):
             :class:`~bayeshnet.entropy.ChangeOfVariables` or :class:`~bayeshnet.entropy.Linearised`.
         init_loc_fn: One of Pyro's per-site initialisation functions for the location. By default weights with a Normal
             prior start at ``0.3`` of its scale around its mean, at random, and other latents at their prior median.
-        init_scale: Start of the noise scale, in units of the prior's spread.
+        init_scale: Start of the noise scale, in units of the prior's spread: 0.1 by default. The default hypernetwork
+            of 20 latents or fewer starts at 0.5 and at the centre of the prior, to find all modes, unless this or
+            ``init_loc_fn`` is given.
         whiten: Use the prior's spread as the scale; otherwise 1.
 
     Raises:
@@ -98,25 +108,30 @@ class AutoHypernet(FlatGuide):
         *,
         example: Any,
         hnet: Callable[[list[list[int]]], HyperNetInterface] | None = None,
-        body: Literal["hypernet", "mean_field", "low_rank"] = "hypernet",
+        body: Literal["units", "hypernet", "mean_field", "low_rank", "mixture"] | Mixture = "hypernet",
+        num_components: int | None = None,
         conditional: Conditional = "auto",
         num_inducing: int | None = None,
+        num_candidates: int | None = None,
         noise_dim: int | None = None,
         hidden_layers: Sequence[int] | None = None,
         noise: Literal["shared", "independent"] | None = None,
         estimator: LogDensity | None = None,
         init_loc_fn: Callable[..., Any] | None = None,
-        init_scale: float = 0.1,
+        init_scale: float | None = None,
         whiten: bool = True,
     ) -> None:
-        _check_options(
-            hnet=hnet,
+        options = BodyOptions(
             body=body,
+            num_components=num_components,
+            hnet=hnet,
             noise=noise,
+            noise_dim=noise_dim,
+            hidden_layers=hidden_layers,
             estimator=estimator,
             init_scale=init_scale,
-            default_only={"noise_dim": noise_dim, "hidden_layers": hidden_layers},
         )
+        options.check()
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
         args, kwargs = call_arguments(example, "example")
         start = prior_start(model, self._sites, self._init_loc(), args, kwargs)
@@ -126,11 +141,14 @@ class AutoHypernet(FlatGuide):
         self.register_buffer("scale", start.scale)
         self.loc: Tensor
         self.scale: Tensor
-        made = self._body(body, hnet, start, init_loc_fn, init_scale, noise, noise_dim, hidden_layers, estimator)
+        made = self._body(options, start, init_loc_fn)
         # Registered past PyroModule, which would put the parameters into Pyro's global store at every access.
         self._modules["body"] = made
         self._modules["inducing"] = None if self._plan is None else self._plan.inducing
         self._rows_placed = 0 if self._plan is None else self._plan.num_rows
+        self.num_candidates = _num_candidates(num_candidates, self._plan, made)
+        self.register_buffer("candidate_power", torch.ones_like(self.loc[0]))
+        self.candidate_power: Tensor
 
     # ------------------------------------------------------------------ building
 
@@ -170,43 +188,24 @@ class AutoHypernet(FlatGuide):
             loc, scale = torch.where(conditional, start.loc, loc), torch.where(conditional, start.scale, scale)
         return PriorStart(loc, scale, start.gaussian)
 
-    def _body(
-        self,
-        body: str,
-        hnet: Callable[[list[list[int]]], HyperNetInterface] | None,
-        start: PriorStart,
-        init_loc_fn: Callable[..., Any] | None,
-        init_scale: float,
-        noise: Literal["shared", "independent"] | None,
-        noise_dim: int | None,
-        hidden_layers: Sequence[int] | None,
-        estimator: LogDensity | None,
-    ) -> Body | None:
+    def _body(self, options: BodyOptions, start: PriorStart, init_loc_fn: Callable[..., Any] | None) -> Body | None:
         """What draws the latents that are not conditional; None if all are."""
         shapes = self._body_shapes()
         size = num_weights(shapes)
         if size == 0:
             return None
-        if hnet is not None:
-            generator = self._own_hnet(hnet, shapes, init_scale, noise)
-            return HypernetBody(generator.to(dtype=start.loc.dtype, device=start.loc.device), estimator)
-        jitter = self._of_body(start.gaussian) if init_loc_fn is None else torch.zeros(size, dtype=torch.bool)
         # A conditional layer can make use of many different features from the beginning.
         spread = 0.3 if self._plan is None else 1.0
-        mean = spread * torch.randn_like(self._of_body(start.loc)) * jitter.to(start.loc.device)
-        if body == "mean_field":
-            return MeanFieldBody(mean, init_scale)
-        if body == "low_rank":
-            return LowRankBody(mean, init_scale)
-        generator = default_hnet(
-            shapes,
-            noise_dim=self._noise_dim(noise_dim, size),
-            hidden_layers=(64, 64) if hidden_layers is None else hidden_layers,
-            noise=noise or "shared",
-            start=mean,
-            start_scale=init_scale,
+        like = self._of_body(start.loc)
+        jitter = spread * self._of_body(start.gaussian).to(like) if init_loc_fn is None else torch.zeros_like(like)
+        # The components of a mixture look for modes all over the prior, or around the place that was asked for.
+        apart = 1.0 if init_loc_fn is None else options.scale
+        anywhere = self._plan is None and init_loc_fn is None
+        network, conditional = (
+            (None, ()) if self._plan is None else (self.original_model, self._plan.layout.conditional)
         )
-        return HypernetBody(generator, estimator)
+        units = unit_layout(network, self._sites, conditional)
+        return build_body(options, BodyStart(shapes, like, jitter, apart, units, anywhere))
 
     def _body_shapes(self) -> list[list[int]]:
         """Shapes of the latents that the body draws."""
@@ -223,46 +222,6 @@ class AutoHypernet(FlatGuide):
         layout = self._plan.layout
         parts = flat.split(layout.sizes)
         return torch.cat([part for i, part in enumerate(parts) if i not in layout.conditional])
-
-    @staticmethod
-    def _noise_dim(noise_dim: int | None, size: int) -> int:
-        if noise_dim is None:
-            return min(20, size)
-        if not 1 <= noise_dim <= size:
-            raise ArgumentError(
-                f"noise_dim: is {noise_dim}; the hypernetwork draws {size} latent numbers, so pass 1 to {size}, or "
-                f"leave it out for {min(20, size)}."
-            )
-        return noise_dim
-
-    def _own_hnet(
-        self,
-        build: Callable[[list[list[int]]], HyperNetInterface],
-        shapes: list[list[int]],
-        init_scale: float,
-        noise: Literal["shared", "independent"] | None,
-    ) -> HPerturbWrapper:
-        hnet = build(shapes)
-        if not isinstance(hnet, HyperNetInterface):
-            raise ArgumentTypeError(
-                f"hnet: returned a {type(hnet).__name__}; it has to return a hypernetwork (HyperNetInterface)."
-            )
-        size = num_weights(shapes)
-        if hnet.num_outputs != size:
-            raise ArgumentError(
-                f"hnet: produces {hnet.num_outputs} numbers; the latents that it draws are {size}. Build it from the "
-                "target shapes that it is called with."
-            )
-        if isinstance(hnet, HPerturbWrapper):
-            if noise is not None:
-                raise ArgumentError(
-                    "hnet, noise: both were given, and the hypernetwork has a perturbation wrapper; choose the noise "
-                    "there."
-                )
-            return hnet
-        return HPerturbWrapper(
-            hnet, sigma_noise=init_scale, noise=noise or "independent", learn_sigma="per_weight", verbose=False
-        )
 
     # ------------------------------------------------------------------ what there is
 
@@ -299,6 +258,7 @@ class AutoHypernet(FlatGuide):
         if self._plan is not None:
             names = ", ".join(self._plan.names)
             parts.append(f"conditional=[{names}], num_inducing={self._plan.inducing.num_inducing}")
+            parts.append(f"num_candidates={self.num_candidates}")
         elif self._why_not is not None:
             parts.append(f"conditional=None ({self._why_not})")
         return f"AutoHypernet({', '.join(parts)})"
@@ -309,14 +269,14 @@ class AutoHypernet(FlatGuide):
         return self.body.estimator if isinstance(self.body, HypernetBody) else None
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameter groups for a torch optimiser: what acts on all weights at once at 0.3 lr, the rest at ``lr``.
+        """Parameter groups for a torch optimiser: what acts on all weights at once smaller, the rest at ``lr``.
 
         A generator's hidden layers want smaller steps than parameters of one weight.
         """
-        slow = [] if self.body is None else self.body.slow_params()
+        slow, rate = ([], 1.0) if self.body is None else (self.body.slow_params(), self.body.slow_rate)
         known = {id(param) for param in slow}
         fast = [param for param in self.parameters() if id(param) not in known]
-        return [{"params": fast, "lr": lr}, {"params": slow, "lr": 0.3 * lr}]
+        return [{"params": fast, "lr": lr}, {"params": slow, "lr": rate * lr}]
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Check how far the density of the body can be trusted: folding, or the gap to importance sampling.
@@ -324,9 +284,7 @@ class AutoHypernet(FlatGuide):
         Everything else in the guide is exact.
         """
         body = self.body
-        if not isinstance(body, HypernetBody):
-            return Diagnosis({})
-        return body.distribution().diagnose(num_samples=num_samples, thorough=thorough)
+        return Diagnosis({}) if body is None else body.diagnose(num_samples=num_samples, thorough=thorough)
 
     def place_inducing(self, x: Tensor, y: Tensor) -> None:
         """Move the inducing points to random rows of these data, in place.
@@ -344,6 +302,32 @@ class AutoHypernet(FlatGuide):
         place_inducing(model, inducing, x, y, max(len(x), model.dataset_size or 0))
         self._rows_placed = len(x)
 
+    def calibrate(self, x: Tensor, y: Tensor) -> float:
+        """Choose how far the inducing points are trusted in choosing among candidates: by the ELBO, on these data.
+
+        :func:`~bayeshnet.fit` does it at its end. The result is the buffer ``candidate_power``, from 0 (one candidate
+        is as good as another) to 1.
+
+        Args:
+            x: Inputs ``[B, ...]``.
+            y: Targets.
+
+        Returns:
+            The power.
+
+        Raises:
+            RuntimeError: If no layer is conditional.
+        """
+        model = self.original_model
+        if self.inducing is None or not isinstance(model, BayesianModel):
+            raise UsageError("calibrate: the guide has no conditional layers, or is a copy without its model.")
+        self.candidate_power.fill_(1.0)
+        if self.num_candidates > 1:
+            posterior = cast("ConditionalWeights", self.get_posterior())
+            ratios, weights = score_candidates(model, posterior, self._sites, x, y)
+            self.candidate_power.fill_(best_power(ratios, weights, self.num_candidates))
+        return float(self.candidate_power)
+
     @property
     def wants_rows(self) -> int:
         """Number of rows that :meth:`place_inducing` would make use of, because the example had too few; else 0."""
@@ -357,37 +341,28 @@ class AutoHypernet(FlatGuide):
         body, inducing = self.body, self.inducing
         if body is not None and (inducing is None or self._plan is None):
             return body.distribution(self.loc, self.scale)
-        drawn = None if body is None else body.distribution()
-        layout = cast("ConditionalPlan", self._plan).layout
+        plan = cast("ConditionalPlan", self._plan)
         return ConditionalWeights(
-            drawn, cast("InducingLayers", inducing), layout, loc=self.loc, scale=self.scale, validate_args=False
+            None if body is None else body.distribution(),
+            cast("InducingLayers", inducing),
+            plan.layout,
+            loc=self.loc,
+            scale=self.scale,
+            log_precision=plan.log_precision,
+            num_candidates=self.num_candidates,
+            power=self.candidate_power,
+            validate_args=False,
         )
 
 
-def _check_options(
-    *,
-    hnet: object,
-    body: str,
-    noise: str | None,
-    estimator: object,
-    init_scale: float,
-    default_only: Mapping[str, Any],
-) -> None:
-    """Refuse options that contradict each other."""
-    if body not in _BODIES:
-        raise ArgumentError(f"body: is {body!r}; pass one of {', '.join(map(repr, _BODIES))}.")
-    clash = [name for name, value in default_only.items() if value is not None]
-    if hnet is not None and clash:
+def _num_candidates(given: int | None, plan: ConditionalPlan | None, body: Body | None) -> int:
+    """The number of candidates of a draw; 1 where there is nothing that could choose among them."""
+    if given is not None and given < 1:
+        raise ArgumentError(f"num_candidates: is {given}; pass 1 or more.")
+    if plan is not None and body is not None and plan.ranks_candidates and body.scores_draws:
+        return default_num_candidates(plan) if given is None else given
+    if given not in (None, 1):
         raise ArgumentError(
-            f"hnet, {clash[0]}: both were given; {clash[0]} describes the default hypernetwork. Build yours with it "
-            "inside the function hnet."
+            f"num_candidates: is {given}, but no conditional layer can choose among candidates here; leave it out."
         )
-    if body != "hypernet":
-        given = {"hnet": hnet, "noise": noise, "estimator": estimator, **default_only}
-        clash = [name for name, value in given.items() if value is not None]
-        if clash:
-            raise ArgumentError(f"body, {clash[0]}: {clash[0]} belongs to a hypernetwork; leave out body={body!r}.")
-    if noise not in (None, "shared", "independent"):
-        raise ArgumentError(f"noise: is {noise!r}; pass 'shared' or 'independent'.")
-    if not init_scale > 0:
-        raise ArgumentError(f"init_scale: is {init_scale}; pass a positive number.")
+    return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 
 from bayeshnet.distributions.implicit_weights import ImplicitWeights
 from bayeshnet.distributions.low_rank import MultiplicativeLowRank
+from bayeshnet.distributions.mixture import MixtureWeights
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
-from bayeshnet.entropy.protocol import LogDensity
+from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentTypeError
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 
-__all__ = ["Body", "HypernetBody", "LowRankBody", "MeanFieldBody"]
+__all__ = ["Body", "HypernetBody", "LowRankBody", "MeanFieldBody", "MixtureBody"]
 
 
 class Body(nn.Module, ABC):
@@ -34,9 +36,21 @@ class Body(nn.Module, ABC):
     def describe(self) -> str:
         """What it is, for the guide's repr."""
 
+    @property
+    def scores_draws(self) -> bool:
+        """Whether it gives a density of each draw, and not of draws on average only."""
+        return True
+
+    slow_rate: float = 0.3
+    """Factor of the learning rate of the slow parameters."""
+
     def slow_params(self) -> list[nn.Parameter]:
         """The parameters that act on all latents at once and want smaller steps than parameters of one latent."""
         return []
+
+    def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
+        """Check how far the density can be trusted; without findings where it is exact by construction."""
+        return Diagnosis({})
 
 
 class HypernetBody(Body):
@@ -64,6 +78,11 @@ class HypernetBody(Body):
             )
         self.estimator.check(self.sampler)
 
+    @property
+    def scores_draws(self) -> bool:
+        """See :meth:`Body.scores_draws`."""
+        return self.estimator.per_draw
+
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> ImplicitWeights:
         """See :meth:`Body.distribution`."""
         # Not validated: it is built at every step, of parts that were checked once.
@@ -89,6 +108,10 @@ class HypernetBody(Body):
         direct: Any = getattr(generator, "direct_params", None)
         one_weight = {id(param) for param in (direct() if direct is not None else ())}
         return [param for param in generator.internal_params or () if id(param) not in one_weight]
+
+    def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
+        """Folding, or the gap to importance sampling."""
+        return self.distribution().diagnose(num_samples=num_samples, thorough=thorough)
 
 
 class MeanFieldBody(Body):
@@ -141,6 +164,50 @@ class LowRankBody(Body):
     def describe(self) -> str:
         """See :meth:`Body.describe`."""
         return f"body='low_rank', rank={self.left.shape[1]}"
+
+
+class MixtureBody(Body):
+    """A mixture with equal weights, whose draws are shared out evenly among the components.
+
+    Args:
+        components: Bodies over the same latents, K > 0.
+
+    Raises:
+        ValueError: If a component has no density at the draws of the others.
+
+    Example:
+        >>> body = MixtureBody([MeanFieldBody(torch.randn(3), 0.1) for _ in range(4)])
+        >>> body.distribution().rsample((8,)).shape
+        torch.Size([8, 3])
+    """
+
+    def __init__(self, components: Sequence[Body]) -> None:
+        super().__init__()
+        self.components = nn.ModuleList(components)
+        MixtureWeights([part.distribution() for part in components])  # checks them once
+
+    def _parts(self) -> list[Body]:
+        return cast("list[Body]", list(self.components))
+
+    def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> MixtureWeights:
+        """See :meth:`Body.distribution`."""
+        parts = [part.distribution(loc, scale) for part in self._parts()]
+        return MixtureWeights(parts, stratified=True, validate_args=False)
+
+    def describe(self) -> str:
+        """See :meth:`Body.describe`."""
+        return f"body='mixture', num_components={len(self.components)}, each: {self._parts()[0].describe()}"
+
+    def slow_params(self) -> list[nn.Parameter]:
+        """See :meth:`Body.slow_params`."""
+        return [param for part in self._parts() for param in part.slow_params()]
+
+    def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
+        """The component in the worst state: the largest of each number, and each advice once."""
+        found = [part.diagnose(num_samples=num_samples, thorough=thorough) for part in self._parts()]
+        values = {name: max(each.values[name] for each in found) for name in found[0].values}
+        advice = {sentence: f"Component {k}: {sentence}" for k, each in enumerate(found) for sentence in each.advice}
+        return Diagnosis(values, list(advice.values()), found[0].category)
 
 
 def _placed(mean: Tensor, loc: Tensor | None, scale: Tensor | None) -> Tensor:

@@ -44,12 +44,35 @@ class ConditionalPlan:
         layout: Where everything lies in the vector of all latents.
         names: Dotted names of the conditional weights.
         num_rows: Number of rows that the inducing points were chosen from.
+        log_precision: From the latents that are no weights to the logarithm of the observations' precision, if it is
+            inferred.
+        ranks_candidates: Whether the inducing points tell how well a draw of the other layers fits.
     """
 
     inducing: InducingLayers
     layout: FlatLayout
     names: tuple[str, ...]
     num_rows: int
+    log_precision: NoiseFactor | None
+    ranks_candidates: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseFactor:
+    """From the latent noise of a likelihood to the logarithm of its precision.
+
+    Attributes:
+        site: The likelihood's only latent, a number; the last of the model.
+        is_precision: Whether it is the precision, or the standard deviation.
+    """
+
+    site: LatentSite
+    is_precision: bool
+
+    def __call__(self, rest: Tensor) -> Tensor:
+        """``[S]``, of unconstrained latents ``[S, 1]``."""
+        value = self.site.constrain(rest.reshape(-1, *self.site.shape)).reshape(-1).double()
+        return value.log() if self.is_precision else -2.0 * value.log()
 
 
 def default_num_inducing(num_rows: int) -> int:
@@ -113,7 +136,10 @@ def plan(
         net, priors, inputs, [*(t for t, _ in hidden), targets], [*(p for _, p in hidden), log_precision]
     )
     names = tuple(model.net.param_names[weight] for weight, _ in layers)
-    return ConditionalPlan(inducing, layout, names, len(x))
+    # With noise that is inferred, but not followed by the precisions, nothing would tell a fit from a large noise.
+    name = _latent_noise(model)
+    factor = None if name is None else NoiseFactor(sites[-1], name == "precision")
+    return ConditionalPlan(inducing, layout, names, len(x), factor, factor is not None or not model.likelihood.priors())
 
 
 @torch.no_grad()
@@ -160,8 +186,17 @@ def _num_outputs(model: BayesianModel) -> int:
     return weights[-1].shape[0]
 
 
+def _latent_noise(model: BayesianModel) -> str | None:
+    """Name of the likelihood's only latent, if that is one number: the scale or precision of the noise."""
+    latents = model.likelihood.priors()
+    name = next(iter(latents), None)
+    return name if len(latents) == 1 and name is not None and latents[name].event_shape.numel() == 1 else None
+
+
 def _noise(model: BayesianModel, y: Tensor) -> float:
     """Standard deviation of the observation noise: the known one, or a start for one that is inferred."""
+    if _latent_noise(model) is not None:
+        return 1.0  # a draw of the noise has its say later
     likelihood: Any = model.likelihood
     spread = float(y.double().std()) if y.numel() > 1 else 1.0
     if not likelihood.priors():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,14 @@ from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.hnets.mlp_hnet import HMLP
 from bayeshnet.typing import Shapes
 
-__all__ = ["default_hnet"]
+__all__ = ["default_hnet", "unbend"]
+
+
+@torch.no_grad()
+def unbend(wrapper: HPerturbWrapper) -> None:
+    """Leave nothing but the noise of a :func:`default_hnet`, in place."""
+    for param in list(cast("HMLP", wrapper.internal_hnet).internal_params or [])[-3:]:
+        param.zero_()
 
 
 @torch.no_grad()
@@ -24,7 +31,7 @@ def default_hnet(
     hidden_layers: Sequence[int] = (64, 64),
     noise: Literal["shared", "independent"] = "shared",
     start: Tensor,
-    start_scale: float = 0.1,
+    start_scale: float | None = 0.1,
 ) -> HPerturbWrapper:
     r"""A perturbed MLP that starts as a narrow Gaussian and bends from there.
 
@@ -38,7 +45,8 @@ def default_hnet(
         hidden_layers: Widths of the MLP.
         noise: Kind of the perturbation.
         start: The mean's start ``[D]``; its dtype and device are those of the result.
-        start_scale: Start of the noise scales.
+        start_scale: Start of the noise scales. None: standard normal noise that stays so, and A = 0 at the start; for
+            whoever scales and shifts what is drawn.
     """
     hnet = HMLP(
         [list(shape) for shape in target_shapes],
@@ -50,6 +58,10 @@ def default_hnet(
         linear_skip=True,
     )
     head_weight, head_bias, skip_weight = list(hnet.internal_params or [])[-3:]
+    if start_scale is None:
+        wrapper = HPerturbWrapper(hnet, sigma_noise=1.0, noise=noise, verbose=False)
+        unbend(wrapper)
+        return wrapper.to(dtype=start.dtype, device=start.device)
     head_weight.zero_()
     head_bias.copy_(start)
     skip_weight.normal_(0.0, 0.1 / math.sqrt(noise_dim))

@@ -15,8 +15,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor, nn
 
-from bayeshnet.entropy.linearised import Linearised
-from bayeshnet.entropy.spectral_stein import SpectralStein
+from bayeshnet.entropy.protocol import LogDensity
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError, UsageError
 from bayeshnet.infer.arguments import call_arguments, require_targets
 from bayeshnet.infer.latents import nodes_of
@@ -156,7 +155,7 @@ def _all_data(model: Callable[..., Any], data: Any) -> tuple[tuple[Any, ...], di
 
 def _require_density(guide: Any) -> None:
     estimator = getattr(guide, "estimator", None)
-    if isinstance(estimator, SpectralStein) or (isinstance(estimator, Linearised) and estimator.form == "entropy"):
+    if isinstance(estimator, LogDensity) and not estimator.per_draw:
         raise DensityError(
             f"guide: its estimator {estimator!r} gives no density of a draw, so there are no importance weights. Build "
             "the guide with ChangeOfVariables() for shared noise or Linearised() for independent noise."

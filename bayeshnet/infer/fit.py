@@ -33,6 +33,8 @@ from bayeshnet.models.param_sites import ParamCapture
 
 __all__ = ["fit", "flat_then_cosine"]
 
+_CALIBRATION_ROWS = 512
+
 Callback: TypeAlias = Callable[[int, History], "bool | None"]
 
 
@@ -128,8 +130,8 @@ def fit(
     schedule = lr_schedule or ((lambda _: 1.0) if stop is not None else flat_then_cosine(steps))
     batches = _batches(data)
     _warn_of_missing_size(model, data)
-    if isinstance(guide, AutoHypernet) and guide.wants_rows:
-        _place_inducing(guide, data)
+    if isinstance(guide, AutoHypernet) and guide.wants_rows and (rows := _rows(data, guide.wants_rows)) is not None:
+        guide.place_inducing(*rows)
     trainer = _Trainer(model, guide, elbo, lr, schedule, optimizer, clip_norm)
     history = History()
     bar = tqdm(total=steps, disable=not progress, desc="fit", unit="step")
@@ -171,6 +173,7 @@ def fit(
             ConvergenceWarning,
             stacklevel=2,
         )
+    _calibrate(guide, data)
     _warn_of_estimator(guide)
     return history
 
@@ -297,19 +300,30 @@ def _batches(data: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
             raise ArgumentError("data: is an empty iterable; there is no batch to fit to.")
 
 
-def _place_inducing(guide: AutoHypernet, data: Any) -> None:
-    """Give a guide whose example had too few rows for its inducing points as many as there are in the data."""
+def _rows(data: Any, num: int) -> tuple[Tensor, Tensor] | None:
+    """The first rows of the data, inputs and targets: ``num`` of them and the rest of their batch, or all."""
     parts: list[tuple[Tensor, Tensor]] = []
     single = isinstance(data, Tensor | Mapping | tuple)
     for batch in [data] if single else data:
         args, kwargs = call_arguments(batch, "data")
         x, y = inputs_and_targets(args, kwargs)
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-            return  # the model itself will say what is missing
+            return None  # the model itself will say what is missing
         parts.append((x, y))
-        if sum(len(x) for x, _ in parts) >= guide.wants_rows:
+        if sum(len(x) for x, _ in parts) >= num:
             break
-    guide.place_inducing(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def _calibrate(guide: Any, data: Any) -> None:
+    """Let a guide that chooses among candidates find out how far to trust what it chooses by."""
+    if not isinstance(guide, AutoHypernet) or guide.num_candidates == 1 or guide.inducing is None:
+        return
+    rows = _rows(data, _CALIBRATION_ROWS)
+    if rows is None or not isinstance(guide.original_model, BayesianModel):
+        return
+    with torch.random.fork_rng(devices=[]):  # the caller's stream goes on as if nothing had been drawn
+        guide.calibrate(*rows)
 
 
 def _check_numbers(steps: int, lr: float, num_particles: int, clip_norm: float | None) -> None:

@@ -21,7 +21,16 @@ from torch.distributions.utils import _sum_rightmost as sum_rightmost  # pyright
 
 from bayeshnet.errors import ArgumentError
 
-__all__ = ["LatentSite", "PriorStart", "jacobian_site", "latent_sites", "nodes_of", "prior_draw", "prior_start"]
+__all__ = [
+    "LatentSite",
+    "PriorStart",
+    "jacobian_site",
+    "latent_sites",
+    "nodes_of",
+    "prior_draw",
+    "prior_start",
+    "sum_rightmost",
+]
 
 
 @dataclass(frozen=True, slots=True)

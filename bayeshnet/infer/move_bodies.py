@@ -11,6 +11,8 @@ from torch import Tensor
 from bayeshnet.errors import UsageError
 from bayeshnet.hnets.mlp_hnet import HMLP
 from bayeshnet.infer.bodies import Body, HypernetBody, LowRankBody, MeanFieldBody
+from bayeshnet.infer.default_hnet import unbend
+from bayeshnet.infer.unit_body import UnitBody, UnitHypernetBody
 
 __all__ = ["move_body"]
 
@@ -37,7 +39,17 @@ def move_body(body: Body, mean: Tensor, std: Tensor) -> None:
         >>> body.loc.detach(), body.log_scale.exp().detach()
         (tensor([1., 2.]), tensor([0.5000, 0.1000]))
     """
-    if isinstance(body, HypernetBody):
+    if isinstance(body, UnitBody | UnitHypernetBody):
+        # Of independent latents mean and spread are known; what correlates and bends them starts anew.
+        if isinstance(body, UnitHypernetBody):
+            unbend(body.hnet)
+        noise = body.noise
+        for factor in noise.factors:
+            factor.zero_()
+        for k in range(len(noise.loc)):
+            _assign(noise.loc[k], mean[noise.place])
+            _assign(noise.log_scale[k], std.log()[noise.place])
+    elif isinstance(body, HypernetBody):
         _move_hypernet(body, mean, std)
     elif isinstance(body, MeanFieldBody):
         _assign(body.loc, mean)
@@ -49,7 +61,7 @@ def move_body(body: Body, mean: Tensor, std: Tensor) -> None:
     else:
         raise UsageError(
             f"guide: no starting point is known for its body, a {type(body).__name__}; use body='hypernet', "
-            "'mean_field' or 'low_rank'."
+            "'units', 'mean_field' or 'low_rank'."
         )
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bayeshnet.distributions import LayerConditional
+from bayeshnet.distributions import LayerConditional, conditional_layer
 from bayeshnet.errors import DensityError
 
 # Samples, points, size, outputs, whether each output has prior scales of its own; both sides of points = size.
@@ -36,6 +36,14 @@ def dense(psi, targets, log_precision, learned, s, o):
     return mean, covariance * (2 * learned["log_spread"][o]).exp()
 
 
+@pytest.fixture(params=["Cholesky", "QR"])
+def _either_root(request, monkeypatch):
+    """The root of the matrix by either way, whatever the size of its entries."""
+    if request.param == "QR":
+        monkeypatch.setattr(conditional_layer, "LARGEST", 0.0)
+
+
+@pytest.mark.usefixtures("_either_root")
 @pytest.mark.parametrize("case", CASES)
 def test_density_is_that_of_the_dense_gaussian(case):
     psi, targets, log_precision, learned = problem(*case)
@@ -72,6 +80,7 @@ def test_moments_of_draws(case):
         assert bool(((torch.cov(draws[..., o].T) - covariance).abs() < 5 * error).all())
 
 
+@pytest.mark.usefixtures("_either_root")
 @pytest.mark.parametrize("points", [3, 8])
 def test_gradients_of_draw_and_density(points):
     psi, targets, log_precision, learned = problem(2, points, 5, 2, False)
@@ -96,8 +105,36 @@ def test_targets_may_differ_between_samples():
         torch.testing.assert_close(single.log_prob(weights[s : s + 1])[0], whole[s])
 
 
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e9])
+@pytest.mark.parametrize(("points", "inputs"), [(20, 6), (6, 20)])
+def test_dependent_features_of_any_size(points, inputs, size):
+    """Three independent features among many, as from duplicated rows: I + A^T A is singular to float64 for A = 1e9."""
+    num, rank, out = 200, 3, 2
+    psi = torch.randn(num, points, rank, dtype=torch.float64) @ torch.randn(rank, inputs, dtype=torch.float64) * size
+    learned = {
+        "prior_scale": torch.ones(1, inputs, dtype=torch.float64),
+        "offset": torch.zeros(inputs, out, dtype=torch.float64),
+        "log_scale": torch.zeros(inputs, dtype=torch.float64),
+        "log_spread": torch.zeros(out, dtype=torch.float64),
+    }
+    layer = LayerConditional.of(psi, torch.randn(points, out).double(), torch.zeros(points).double(), **learned)
+    draws, log_prob = layer.rsample()
+    # In the basis of singular vectors the draws have standard deviations 1 / sqrt(1 + s^2), and 1 where s = 0.
+    _, singular, basis = torch.linalg.svd(psi, full_matrices=True)
+    precision = torch.ones(num, inputs, 1, dtype=torch.float64)
+    precision[:, :rank, 0] += singular[:, :rank].square()
+    scores = (basis @ (draws - layer.mean.squeeze(1))) * precision.sqrt()
+    normal = -0.5 * (scores.square() + math.log(2 * math.pi) - precision.log())
+    # Rounding: 2e-16 of A, in a few hundred terms.
+    accuracy = max(1e-6, 1e-12 * size)
+    torch.testing.assert_close(log_prob, normal.sum((1, 2)), rtol=0, atol=accuracy)
+    torch.testing.assert_close(layer.log_prob(draws), log_prob, rtol=0, atol=accuracy)
+    # Each mean square is over 200 x 2 squares of variance 2.
+    assert bool(((scores.square().mean((0, 2)) - 1).abs() < 5 * math.sqrt(2 / (num * out))).all())
+
+
 def test_no_nan_in_silence():
     psi, targets, log_precision, learned = problem(2, 6, 4, 1, False)
     psi[1, 0, 0] = math.nan
-    with pytest.raises(DensityError, match="not positive definite: features or precisions"):
+    with pytest.raises(DensityError, match="not finite: features or precisions"):
         LayerConditional.of(psi, targets, log_precision, **learned)

@@ -8,7 +8,7 @@ from torch import nn
 
 from bayeshnet.distributions import ImplicitWeights
 from bayeshnet.entropy import ChangeOfVariables, NoisySampler, find_preimages
-from bayeshnet.errors import ArgumentError, DensityError
+from bayeshnet.errors import ArgumentError, DensityError, FoldingWarning
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.infer import AutoHypernet, fit
 from tests.samplers import exact_shared_log_prob, perturbed
@@ -75,6 +75,25 @@ def test_gradient_equals_finite_difference():
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_gradient_leads_back_what_lies_beyond_a_fold():
+    """Determinants of the rarer sign: the value of the formula, the opposite gradient; all others as they are."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    hnet = perturbed(1, 1, kind="sine", sigma=0.3)
+    sampler, estimator = NoisySampler(hnet), ChangeOfVariables()
+    draw = sampler.draw(64)
+    sign, log_det = estimator.slogdet(sampler, draw.z)
+    rarer = sign != (1.0 if float(sign.detach().sum()) >= 0 else -1.0)
+    assert 0 < int(rarer.sum()) < 32
+    log_q = estimator.log_prob(sampler, draw)
+    torch.testing.assert_close(log_q, exact_shared_log_prob(hnet, draw.noise), rtol=0, atol=1e-8)
+    weight = hnet.internal_hnet.internal_params[0]
+    for chosen, expected in ((rarer, 1.0), (~rarer, -1.0)):
+        (found,) = torch.autograd.grad(log_q[chosen].sum(), weight, retain_graph=True)
+        (of_log_det,) = torch.autograd.grad(log_det[chosen].sum(), weight, retain_graph=True)
+        torch.testing.assert_close(found, expected * of_log_det)
+
+
 def test_density_at_foreign_weights_integrates_to_one():
     torch.set_default_dtype(torch.float64)
     q = ImplicitWeights(perturbed(2, 1, sigma=0.5))
@@ -109,6 +128,31 @@ def test_folding_is_diagnosed_and_the_density_sums_over_preimages():
         sampler, torch.zeros(1, 2), log_abs_det=lambda s, z: ChangeOfVariables().slogdet(s, z)[1], num_starts=40
     )
     assert int(found.count) == 3
+
+
+def _squared(uncond_input=None, **_):
+    """z -> z^2 of complex numbers z = z1 + i z2."""
+    first, second = uncond_input.unbind(1)
+    return torch.stack([first.square() - second.square(), 2 * first * second], 1)
+
+
+def test_folding_with_determinants_of_one_sign_is_found_by_preimages():
+    """z^2 + sigma z covers the plane twice, and its determinant, |2 z + sigma|^2, is nowhere negative."""
+    torch.set_default_dtype(torch.float64)
+    hnet = perturbed(2, 2, layers=(), sigma=0.01)
+    hnet.internal_hnet.forward = _squared
+    with torch.no_grad():
+        hnet.log_sigma_noise.fill_(math.log(0.01))
+    sampler = NoisySampler(hnet)
+    sampler.linear_head = None
+    assert ChangeOfVariables().diagnose(sampler, thorough=False).healthy
+    diagnosis = ChangeOfVariables().diagnose(sampler)
+    assert diagnosis.values["sign_mismatch"] == 0.0
+    assert diagnosis.values["preimages"] == pytest.approx(2.0, abs=0.02)
+    # z and -z - sigma are equally likely up to sigma.
+    assert diagnosis.values["entropy_excess"] == pytest.approx(math.log(2.0), abs=0.03)
+    assert "2.00 noise vectors" in diagnosis.advice[0]
+    assert diagnosis.category is FoldingWarning
 
 
 def test_injective_sampler_is_diagnosed_healthy():

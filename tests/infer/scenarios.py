@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bayeshnet.infer import Mixture
 from tests.infer.problems import EFFECTS, ERRORS, away_from_zero, bnn, eight_schools
 
 Y = torch.tensor([3.0, 3.5, 4.0, 2.0])
@@ -22,6 +23,15 @@ PROBLEMS: dict[str, Callable[[], Any]] = {
 PREDICTIVE = [
     (name, parallel) for name in PROBLEMS for parallel in (False, True) if (name, parallel) != ("constrained", True)
 ]
+
+# The `body` of an AutoHypernet. Those with an exact density at any value come first.
+EXACT_BODIES: dict[str, Any] = {"mean_field": "mean_field", "low_rank": "low_rank", "mixture": Mixture(3)}
+BODIES: dict[str, Any] = {
+    **EXACT_BODIES,
+    "mixture of low rank": Mixture(2, of="low_rank"),
+    "hypernet": "hypernet",
+    "mixture of hypernetworks": Mixture(2, of="hypernet"),
+}
 
 
 def mean_loss(elbo, model, guide, args, repeats: int) -> tuple[float, float]:

@@ -64,13 +64,13 @@ def test_means_by_hyperfan():
 def test_means_of_scales_are_around_1():
     net = MLP(3, 2, [200], no_weights=True, use_batch_norm=True, verbose=False)
     hnet = HMLP(net.param_shapes * 2, 8, 0, (20,))
-    # Over 300 seeds the scores of all twelve targets are standard normal; seed 0 is the one that is off by 4.4.
-    torch.manual_seed(1)
-    gauss_hyperfan_init(hnet, net, mean_var=0.01)
-    out = hnet(torch.randn(1, 8))
-    assert_uniform(out[0], 1.0, 0.01)
-    assert_uniform(out[1], 0.0, 0.01)
-    assert_uniform(out[6], 0.0, 0.083)
+    draws = []
+    for _ in range(60):
+        gauss_hyperfan_init(hnet, net, mean_var=0.01)
+        out = hnet(torch.randn(1, 8))
+        draws.append([out[0], out[1], out[6]])  # each target has 200 numbers a time, which are independent
+    for tensors, mean, var in zip(zip(*draws, strict=True), (1.0, 0.0, 0.0), (0.01, 0.01, 0.083), strict=True):
+        assert_uniform(torch.stack(tensors), mean, var)
 
 
 def both(chunks):

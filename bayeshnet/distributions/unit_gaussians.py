@@ -1,0 +1,266 @@
+r"""Gaussians over the weights of a network that correlate the weights of each unit.
+
+What a unit computes depends on its incoming weights and its bias together: a larger slope moves the place where it
+bends unless the bias moves along. A posterior in which all weights are independent cannot follow that. Here each unit
+has a Gaussian of its own over these numbers, and a mixture of several such Gaussians covers several modes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Size, Tensor
+from torch.distributions.transforms import Transform
+
+from bayeshnet.errors import ArgumentError
+
+__all__ = ["UnitGaussians", "UnitLayout", "UnitTransform"]
+
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitLayout:
+    """Which entries of a vector belong to the same unit.
+
+    Attributes:
+        order: Where each entry lies when the entries of a unit lie together ``[D]``.
+        blocks: Number of units and of entries of each, for one layer after the other; what follows them, up to D, is
+            independent.
+
+    Example:
+        >>> layout = UnitLayout.of([(3, 2), (3,), (5,)], [(0, 1)])
+        >>> layout.blocks, layout.order.tolist()
+        (((3, 3),), [0, 1, 3, 4, 6, 7, 2, 5, 8, 9, 10, 11, 12, 13])
+    """
+
+    order: Tensor
+    blocks: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(
+        cls, shapes: Sequence[Sequence[int]], layers: Sequence[tuple[int, int | None]], *, largest: int = 64
+    ) -> UnitLayout:
+        """The layout of tensors that lie in the vector one after the other.
+
+        Args:
+            shapes: Their shapes.
+            layers: For each layer of units the places in ``shapes`` of weight ``[units, ...]`` and bias, or None.
+            largest: Units with more entries than this stay independent: their matrices would be large.
+        """
+        sizes = [math.prod(shape) for shape in shapes]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        parts: list[Tensor] = []
+        blocks: list[tuple[int, int]] = []
+        taken: set[int] = set()
+        for weight, bias in layers:
+            units = shapes[weight][0]
+            size = sizes[weight] // units + (bias is not None)
+            if not 2 <= size <= largest:
+                continue
+            rows = starts[weight] + torch.arange(sizes[weight]).reshape(units, -1)
+            if bias is not None:
+                rows = torch.cat([rows, starts[bias] + torch.arange(units).unsqueeze(1)], dim=1)
+            parts.append(rows.reshape(-1))
+            blocks.append((units, size))
+            taken |= {weight} if bias is None else {weight, bias}
+        rest = [starts[i] + torch.arange(sizes[i]) for i in range(len(sizes)) if i not in taken]
+        place = torch.cat([*parts, *rest])
+        return cls(torch.argsort(place), tuple(blocks))
+
+
+class UnitGaussians(TorchDistribution):
+    r"""A mixture of C Gaussians with equal weights, each with one block of covariance per unit.
+
+    .. math:: w = \mu_c + \sigma_c \odot T_c e, \quad e \sim N(0, I), \quad T_c = I + \text{strictly lower triangular}
+
+    with T block-diagonal. The draws of one call are shared out among the components evenly and in random order: each of
+    them has the density of the mixture, and means over them vary less than if each chose a component by itself.
+
+    Args:
+        loc: Means ``[C, D]``, entries ordered by unit.
+        log_scale: Logarithm of sigma ``[C, D]``, ordered likewise.
+        factors: For each layer of units ``[C, units, k, k]``; only what lies below the diagonal counts.
+        layout: Which entries belong together.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    Example:
+        >>> layout = UnitLayout.of([(3, 2), (3,)], [(0, 1)])
+        >>> q = UnitGaussians(torch.randn(4, 9), torch.zeros(4, 9), [torch.zeros(4, 3, 3, 3)], layout)
+        >>> w = q.rsample((8,))
+        >>> w.shape, q.log_prob(w).shape
+        (torch.Size([8, 9]), torch.Size([8]))
+    """
+
+    # torch declares these as properties and uses them as plain attributes.
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore[reportIncompatibleMethodOverride]
+    support: Any = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
+    has_rsample = True
+
+    def __init__(
+        self,
+        loc: Tensor,
+        log_scale: Tensor,
+        factors: Sequence[Tensor],
+        layout: UnitLayout,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        if validate_args is not False:
+            _check(loc, log_scale, factors, layout)
+        self.loc, self.log_scale, self.factors, self.layout = loc, log_scale, list(factors), layout
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        super().__init__(Size(), loc.shape[1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> UnitGaussians:
+        """The same distribution for every place of ``batch_shape``."""
+        new: UnitGaussians = type(self).__new__(type(self)) if _instance is None else _instance
+        new.loc, new.log_scale, new.factors, new.layout = self.loc, self.log_scale, self.factors, self.layout
+        new._last = None
+        TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The last draw hangs on its autograd graph, which can be neither copied nor pickled.
+        return {**self.__dict__, "_last": None}
+
+    # ------------------------------------------------------------------ sampling and density
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+        """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to all parameters."""
+        shape = Size(sample_shape) + self.batch_shape
+        num, parts = math.prod(shape), len(self.loc)
+        rounds = -(-num // parts)  # every component makes as many; of the last round some are left out, at random
+        noise = torch.randn(parts, rounds, self.loc.shape[1], dtype=self.loc.dtype, device=self.loc.device)
+        ordered = self.loc.unsqueeze(1) + self.log_scale.exp().unsqueeze(1) * _mixed(self.factors, self.layout, noise)
+        ordered = ordered.flatten(0, 1)
+        if parts > 1:
+            ranks = torch.rand(rounds, parts, device=ordered.device).argsort(1)  # each round in random order
+            chosen = (ranks * rounds + torch.arange(rounds, device=ordered.device).unsqueeze(1)).flatten()[:num]
+            ordered = ordered[chosen[torch.randperm(num, device=ordered.device)]]
+        weights = ordered[:, self.layout.order].reshape(shape + self.event_shape)
+        self._last = (weights, ordered, noise)
+        return weights
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of the mixture ``[*sample_shape, *batch_shape]``.
+
+        Raises:
+            ValueError: If the last dimension is not D.
+        """
+        if value.dim() == 0 or value.shape[-1:] != self.event_shape:
+            raise ArgumentError(
+                f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.event_shape[0]}, the "
+                "number of weights."
+            )
+        last = self._last
+        own = last is not None and (value is last[0] or (value.shape == last[0].shape and torch.equal(value, last[0])))
+        log_det = self.log_scale.sum(1)
+        if own and last is not None and len(self.loc) == 1:
+            quadratic = last[2].square().sum(-1)
+        else:
+            inverse = torch.argsort(self.layout.order)
+            rows = last[1] if own and last is not None else value.reshape(-1, value.shape[-1])[:, inverse]
+            residual = (rows - self.loc.unsqueeze(1)) * (-self.log_scale).exp().unsqueeze(1)
+            parts = _unmixed(self.factors, self.layout, residual)
+            quadratic = torch.stack([part.square().sum(-1) for part in parts]).sum(0)
+        log_q = -0.5 * quadratic - log_det.unsqueeze(1)
+        log_q = log_q.squeeze(0) if len(self.loc) == 1 else log_q.logsumexp(0) - math.log(len(self.loc))
+        log_q = (log_q - 0.5 * self.event_shape[0] * _LOG_2PI).reshape(value.shape[:-1])
+        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
+
+
+class UnitTransform(Transform):
+    r"""The map from noise to weights that correlates the weights of each unit, ``w = mu + sigma * T e``.
+
+    Around a distribution over noise that is not Gaussian, a hypernetwork say, it makes one over weights.
+
+    Args:
+        loc: Means ``[D]``, entries ordered by unit.
+        log_scale: Logarithm of sigma ``[D]``, ordered likewise.
+        factors: For each layer of units ``[units, k, k]``; only what lies below the diagonal counts.
+        layout: Which entries belong together.
+
+    Example:
+        >>> layout = UnitLayout.of([(3, 2), (3,)], [(0, 1)])
+        >>> t = UnitTransform(torch.randn(9), torch.zeros(9), [torch.randn(3, 3, 3)], layout)
+        >>> e = torch.randn(5, 9)
+        >>> torch.allclose(t.inv(t(e).clone()), e, atol=1e-4)
+        True
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, factors: Sequence[Tensor], layout: UnitLayout) -> None:
+        super().__init__(cache_size=1)  # the noise behind a draw is known
+        self.loc, self.log_scale, self.layout = loc, log_scale, layout
+        self.factors = [factor.unsqueeze(0) for factor in factors]
+
+    def with_cache(self, cache_size: int = 1) -> UnitTransform:
+        """Itself; torch asks for a cache that it has."""
+        return self
+
+    def _call(self, x: Tensor) -> Tensor:
+        mixed = _mixed(self.factors, self.layout, x.reshape(1, -1, x.shape[-1]))
+        return (self.loc + self.log_scale.exp() * mixed)[0, :, self.layout.order].reshape(x.shape)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        rows = y.reshape(-1, y.shape[-1])[:, torch.argsort(self.layout.order)]
+        residual = ((rows - self.loc) * (-self.log_scale).exp()).unsqueeze(0)
+        return torch.cat([part.squeeze(0) for part in _unmixed(self.factors, self.layout, residual)], -1).reshape(
+            y.shape
+        )
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same everywhere: the sum of ``log_scale``, ``[*S]``."""
+        return self.log_scale.sum().expand(x.shape[:-1])
+
+
+def _split(entries: Tensor, layout: UnitLayout) -> tuple[list[Tensor], Tensor]:
+    """Layers ``[C, units, k, S]`` of ``[C, S, D]``, and the entries that belong to none."""
+    sizes = [units * size for units, size in layout.blocks]
+    *layers, rest = entries.split([*sizes, entries.shape[-1] - sum(sizes)], dim=-1)
+    shaped = [
+        layer.unflatten(-1, block).permute(0, 2, 3, 1) for layer, block in zip(layers, layout.blocks, strict=True)
+    ]
+    return shaped, rest
+
+
+def _mixed(factors: Sequence[Tensor], layout: UnitLayout, noise: Tensor) -> Tensor:
+    """``T e`` of ``[C, S, D]``."""
+    layers, rest = _split(noise, layout)
+    mixed = [e + factor.tril(-1) @ e for factor, e in zip(factors, layers, strict=True)]
+    return torch.cat([*(e.permute(0, 3, 1, 2).flatten(2) for e in mixed), rest], dim=-1)
+
+
+def _unmixed(factors: Sequence[Tensor], layout: UnitLayout, residual: Tensor) -> list[Tensor]:
+    """``T^-1 r`` of ``[C, S, D]``, in parts ``[C, S, *]``."""
+    layers, rest = _split(residual, layout)
+    solved = [
+        # The diagonal and what lies above it are not read.
+        torch.linalg.solve_triangular(factor, part, upper=False, unitriangular=True)
+        for factor, part in zip((f.tril(-1) for f in factors), layers, strict=True)
+    ]
+    return [*(part.permute(0, 3, 1, 2).flatten(2) for part in solved), rest]
+
+
+def _check(loc: Tensor, log_scale: Tensor, factors: Sequence[Tensor], layout: UnitLayout) -> None:
+    if loc.dim() != 2 or loc.shape[1] != len(layout.order) or log_scale.shape != loc.shape:
+        raise ArgumentError(
+            f"loc, log_scale: have shapes {tuple(loc.shape)} and {tuple(log_scale.shape)}; both have to be "
+            f"[C, {len(layout.order)}], a row per component."
+        )
+    expected = [(len(loc), units, size, size) for units, size in layout.blocks]
+    given = [tuple(factor.shape) for factor in factors]
+    if given != expected:
+        raise ArgumentError(f"factors: have shapes {given}; the layout asks for {expected}.")

@@ -1,0 +1,142 @@
+"""Bodies whose noise correlates the weights of each unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.torch import TransformedDistribution  # pyright: ignore[reportAttributeAccessIssue]
+from torch import Tensor, nn
+
+from bayeshnet.distributions.unit_gaussians import UnitGaussians, UnitLayout, UnitTransform
+from bayeshnet.entropy.protocol import Diagnosis, LogDensity
+from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
+from bayeshnet.infer.bodies import Body, HypernetBody
+from bayeshnet.infer.latents import LatentSite
+from bayeshnet.models.bayesian_model import BayesianModel
+
+__all__ = ["UnitBody", "UnitHypernetBody", "UnitNoise", "unit_layout"]
+
+
+class UnitNoise(nn.Module):
+    """Means, scales and the correlations within units, for each of C components; without correlations at the start.
+
+    Args:
+        starts: Start of the means ``[n]`` of each component.
+        start_scale: Start of the standard deviations.
+        layout: Which latents belong to the same unit.
+    """
+
+    def __init__(self, starts: Sequence[Tensor], start_scale: float, layout: UnitLayout) -> None:
+        super().__init__()
+        first = starts[0]
+        self.blocks = layout.blocks
+        self.register_buffer("order", layout.order.to(first.device))
+        self.register_buffer("place", torch.argsort(self.order))
+        self.order: Tensor
+        self.place: Tensor
+        self.loc = nn.Parameter(torch.stack([start.detach()[self.place] for start in starts]))
+        self.log_scale = nn.Parameter(torch.full_like(self.loc, math.log(start_scale)))
+        self.factors = nn.ParameterList(
+            first.new_zeros(len(starts), units, size, size) for units, size in layout.blocks
+        )
+
+    def params(self, loc: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor], UnitLayout]:
+        """Means, log-scales, factors and layout of ``loc + scale * u``."""
+        means, log_scale = self.loc, self.log_scale
+        if scale is not None:
+            by_unit = scale.expand(means.shape[1])[self.place]
+            means, log_scale = means * by_unit, log_scale + by_unit.log()
+        if loc is not None:
+            means = means + loc.expand(means.shape[1])[self.place]
+        return means, log_scale, list(self.factors), UnitLayout(self.order, self.blocks)
+
+
+class UnitBody(Body):
+    """A mixture of Gaussians with one block of covariance per unit.
+
+    Args:
+        noise: What is learned of it.
+    """
+
+    def __init__(self, noise: UnitNoise) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> UnitGaussians:
+        """See :meth:`Body.distribution`."""
+        return UnitGaussians(*self.noise.params(loc, scale), validate_args=False)
+
+    def describe(self) -> str:
+        """See :meth:`Body.describe`."""
+        return f"body='units', num_components={len(self.noise.loc)}"
+
+
+class UnitHypernetBody(HypernetBody):
+    r"""A hypernetwork whose noise on the weights is correlated within each unit.
+
+    .. math:: u = \mu + \sigma \odot T (h(z) + e)
+
+    Args:
+        hnet: The hypernetwork in a perturbation wrapper, both starting as standard normal noise.
+        noise: Of one component.
+        estimator: Of log q; by default the one that fits the noise.
+    """
+
+    slow_rate = 0.05
+
+    def __init__(self, hnet: HPerturbWrapper, noise: UnitNoise, estimator: LogDensity | None = None) -> None:
+        super().__init__(hnet, estimator)
+        self.noise = noise
+
+    def distribution(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, loc: Tensor | None = None, scale: Tensor | None = None
+    ) -> TorchDistribution:
+        """See :meth:`Body.distribution`."""
+        means, log_scale, factors, layout = self.noise.params(loc, scale)
+        transform = UnitTransform(means[0], log_scale[0], [factor[0] for factor in factors], layout)
+        return TransformedDistribution(super().distribution(), [transform], validate_args=False)
+
+    def describe(self) -> str:
+        """See :meth:`Body.describe`."""
+        return f"{super().describe()}, correlated by units"
+
+    def slow_params(self) -> list[nn.Parameter]:
+        """All of the hypernetwork: it bends noise that has the right place and scale without it."""
+        return list(self.hnet.internal_params or ())
+
+    def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
+        """See :meth:`Body.diagnose`; the map behind the hypernetwork is linear and neither folds nor tears."""
+        return HypernetBody.distribution(self).diagnose(num_samples=num_samples, thorough=thorough)
+
+
+def unit_layout(model: object, sites: Sequence[LatentSite], conditional: Collection[int]) -> UnitLayout:
+    """Which of the latents that a body draws are weights of the same unit of a network.
+
+    Args:
+        model: The Pyro model; of one that is no :class:`~bayeshnet.BayesianModel` nothing is known.
+        sites: Its latent sites.
+        conditional: Places in the network's parameter table of what the body does not draw.
+    """
+    sizes = [site.numel for site in sites]
+    if not isinstance(model, BayesianModel) or [s.name for s in sites][: len(model.weight_priors())] != list(
+        model.weight_priors()
+    ):
+        return UnitLayout.of([(size,) for size in sizes], [])
+    records = model.net.param_table
+    drawn = [i for i in range(len(records)) if i not in conditional]
+    rest = sum(sizes) - sum(record.numel for record in records)
+    layers: list[tuple[int, int | None]] = []
+    for place, i in enumerate(drawn):
+        weight = records[i]
+        if weight.name != "weight" or len(weight.shape) < 2 or weight.extra.get("transposed", False):
+            continue
+        biases = [
+            other
+            for other, j in enumerate(drawn)
+            if records[j].name == "bias" and records[j].layer == weight.layer and records[j].shape == weight.shape[:1]
+        ]
+        layers.append((place, biases[0] if len(biases) == 1 else None))
+    return UnitLayout.of([*(records[i].shape for i in drawn), (rest,)], layers)
