@@ -95,9 +95,9 @@ class Budget:
     steps: int = 2000
     map_steps: int = 3000
     max_steps: int = 12_000
-    checkpoint: int = 50
-    checkpoint_draws: int = 1000
-    draws: int = 4000
+    checkpoint: int = 100
+    checkpoint_draws: int = 500
+    draws: int = 2000
     elbo_particles: int = 2000
 
     def schedule(self, method: str) -> Schedule:

@@ -149,8 +149,8 @@ class ConditionalWeights(TorchDistribution):
         shape = Size(sample_shape) + self.batch_shape
         num = math.prod(shape)
         if torch.is_grad_enabled():
-            whitened, draw = self._draw(num)
-            rows = self._join(whitened, draw.values)
+            whitened, body, draw = self._draw(num)
+            rows = self._join(body, draw.values)
 
             def log_q() -> Tensor:
                 return self._log_q(whitened, draw)
@@ -169,8 +169,8 @@ class ConditionalWeights(TorchDistribution):
 
     def _chosen(self, num: int) -> tuple[Tensor, Tensor]:
         """Draws ``[num, D]``, each chosen from its candidates, and their log q ``[num]``."""
-        whitened, draw = self._draw(num * self.num_candidates)
-        rows, log_q = self._join(whitened, draw.values), self._log_q(whitened, draw)
+        whitened, body, draw = self._draw(num * self.num_candidates)
+        rows, log_q = self._join(body, draw.values), self._log_q(whitened, draw)
         if self.num_candidates == 1 or num == 0:
             return rows, log_q
         log_weight = self._log_weight(whitened, draw).reshape(num, self.num_candidates)
@@ -179,14 +179,20 @@ class ConditionalWeights(TorchDistribution):
         places = choice.squeeze(1) + self.num_candidates * torch.arange(num, device=choice.device)
         return rows[places], log_q[places] + excess
 
-    def _draw(self, num: int) -> tuple[Tensor, ConditionalDraw]:
+    def _draw(self, num: int) -> tuple[Tensor, list[Tensor], ConditionalDraw]:
+        """Whitened latents of the body, the parts of the vector that they make, and what is conditional on them."""
         whitened = self.loc.new_zeros(num, 0) if self.body is None else self.body.rsample(Size((num,)))
-        return whitened, self._condition(whitened)
+        body = self._body_parts(whitened)
+        return whitened, body, self._condition(num, body)
 
-    def _condition(self, whitened: Tensor, given: Sequence[Tensor] | None = None) -> ConditionalDraw:
-        log_precision = None if self.log_precision is None else self.log_precision(self._rest(whitened))
-        weights = self._network_weights(whitened)
-        return self.inducing.draw(len(whitened), weights, given, log_precision=log_precision)
+    def _condition(self, num: int, body: Sequence[Tensor], given: Sequence[Tensor] | None = None) -> ConditionalDraw:
+        """The conditional layers, given parts of the body that ``num`` draws made."""
+        layout, conditional, parts = self.layout, self.layout.conditional, iter(body)
+        weights = [
+            None if i in conditional else next(parts).reshape(num, *shape) for i, shape in enumerate(layout.shapes)
+        ]
+        log_precision = None if self.log_precision is None else self.log_precision(body[-1])
+        return self.inducing.draw(num, weights, given, log_precision=log_precision)
 
     def _log_q(self, whitened: Tensor, draw: ConditionalDraw) -> Tensor:
         """Log-density of whitened latents ``[S]`` in float64, without choosing among candidates."""
@@ -201,9 +207,9 @@ class ConditionalWeights(TorchDistribution):
 
     def candidates(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
         """``num`` single candidates: latents ``[num, D]``, their log q and the logarithm of their a ``[num]``."""
-        whitened, draw = self._draw(num)
+        whitened, body, draw = self._draw(num)
         log_q = self._log_q(whitened, draw) - self.scale.log().sum()
-        return self._join(whitened, draw.values), log_q, self._log_weight(whitened, draw)
+        return self._join(body, draw.values), log_q, self._log_weight(whitened, draw)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density ``[*sample_shape, *batch_shape]``.
@@ -230,46 +236,50 @@ class ConditionalWeights(TorchDistribution):
 
     def _foreign_log_q(self, rows: Tensor) -> Tensor:
         whitened, given = self._divide(rows)
-        draw = self._condition(whitened, given)
+        draw = self._condition(len(rows), self._body_parts(whitened), given)
         log_q = self._log_q(whitened, draw)
         if torch.is_grad_enabled() or self.num_candidates == 1:
             return log_q
         log_weight = self._log_weight(whitened, draw)
-        rivals = self._log_weight(*self._draw(_SETS * (self.num_candidates - 1))).reshape(_SETS, -1).logsumexp(1)
+        other, _, rival = self._draw(_SETS * (self.num_candidates - 1))
+        rivals = self._log_weight(other, rival).reshape(_SETS, -1).logsumexp(1)
         # K a / (a + those of K - 1 rivals), averaged over sets of rivals.
         share = log_weight - torch.logaddexp(log_weight, rivals.unsqueeze(-1))
         return log_q + math.log(self.num_candidates) + share.logsumexp(0) - math.log(_SETS)
 
     # ------------------------------------------------------------------ the flat vector
 
-    def _network_weights(self, whitened: Tensor) -> list[Tensor | None]:
-        """The network's tensors ``[S, *shape]``, None for conditional ones."""
+    def _body_parts(self, whitened: Tensor) -> list[Tensor]:
+        """The body's parts ``[S, *]`` of the vector of all latents."""
         layout, conditional = self.layout, self.layout.conditional
-        parts = iter(whitened.split(layout.body_sizes, dim=-1))
-        locs, scales = self.loc.split(layout.sizes), self.scale.split(layout.sizes)
-        return [
-            None if i in conditional else torch.addcmul(locs[i], next(parts), scales[i]).reshape(-1, *shape)
-            for i, shape in enumerate(layout.shapes)
-        ]
+        spans: list[list[int]] = []
+        start = 0
+        for i, size in enumerate(layout.sizes):
+            if i not in conditional and (size or not spans):
+                if spans and spans[-1][1] == start:
+                    spans[-1][1] = start + size
+                else:
+                    spans.append([start, start + size])
+            start += size
+        # All at once: each operation on a part would cost as much as one on all of them.
+        loc, scale = (_joined([v[begin:end] for begin, end in spans]) for v in (self.loc, self.scale))
+        return list(torch.addcmul(loc, whitened, scale).split(layout.body_sizes, dim=-1))
 
-    def _rest(self, whitened: Tensor) -> Tensor:
-        """The latents ``[S, rest]`` that are no weights of the network."""
-        rest = self.layout.rest
-        return torch.addcmul(self.loc[-rest:], whitened[..., -rest:], self.scale[-rest:])
-
-    def _join(self, whitened: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """All latents ``[S, D]`` of the body's whitened ones and the whitened weights of the conditional layers."""
+    def _join(self, body: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        """All latents ``[S, D]`` of the body's parts and the whitened weights of the conditional layers."""
         layout = self.layout
+        locs, scales = self.loc.split(layout.sizes), self.scale.split(layout.sizes)
         placed: dict[int, Tensor] = {}
         for (weight, bias), value in zip(layout.layers, values, strict=True):
-            matrix = value.transpose(1, 2).to(whitened.dtype)  # [S, out, q]
+            matrix = value.transpose(1, 2).to(self.loc.dtype)  # [S, out, q]
+            found = [(weight, matrix)]
             if bias is not None:
-                placed[bias] = matrix[..., -1]
-                matrix = matrix[..., :-1]
-            placed[weight] = matrix.flatten(1)
-        parts = iter(whitened.split(layout.body_sizes, dim=-1))
-        joined = torch.cat([placed[i] if i in placed else next(parts) for i in range(len(layout.sizes))], dim=-1)
-        return torch.addcmul(self.loc, joined, self.scale)
+                each = matrix.split([matrix.shape[-1] - 1, 1], dim=-1)
+                found = list(zip((weight, bias), each, strict=True))
+            for i, part in found:
+                placed[i] = torch.addcmul(locs[i], part.flatten(1), scales[i])
+        parts = iter(body)
+        return torch.cat([placed[i] if i in placed else next(parts) for i in range(len(layout.sizes))], dim=-1)
 
     def _divide(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The inverse of :meth:`_join`, from values of any origin."""
@@ -283,3 +293,7 @@ class ConditionalWeights(TorchDistribution):
             joint = matrix if bias is None else torch.cat([matrix, whitened[bias].unsqueeze(-1)], dim=-1)
             values.append(joint.transpose(1, 2))
         return body, values
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -212,7 +212,7 @@ class UnitTransform(Transform):
 
     def _call(self, x: Tensor) -> Tensor:
         mixed = _mixed(self.factors, self.layout, x.reshape(1, -1, x.shape[-1]))
-        return (self.loc + self.log_scale.exp() * mixed)[0, :, self.layout.order].reshape(x.shape)
+        return torch.addcmul(self.loc, self.log_scale.exp(), mixed)[0, :, self.layout.order].reshape(x.shape)
 
     def _inverse(self, y: Tensor) -> Tensor:
         rows = y.reshape(-1, y.shape[-1])[:, torch.argsort(self.layout.order)]

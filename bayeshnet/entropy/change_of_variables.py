@@ -52,8 +52,10 @@ class ChangeOfVariables(LogDensity):
         """
         sign, log_det = self.slogdet(sampler, draw.z)
         if log_det.requires_grad:
-            rarer = sign * (1.0 if float(sign.detach().sum()) >= 0 else -1.0) < 0
-            log_det = torch.where(rarer, 2.0 * log_det.detach() - log_det, log_det)
+            total = float(sign.detach().sum())
+            if abs(total) < len(sign):
+                rarer = sign * (1.0 if total >= 0 else -1.0) < 0
+                log_det = torch.where(rarer, 2.0 * log_det.detach() - log_det, log_det)
         return sampler.log_base_density(draw.noise) - log_det
 
     def slogdet(self, sampler: NoisySampler, z: Tensor) -> tuple[Tensor, Tensor]:
