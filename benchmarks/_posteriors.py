@@ -95,7 +95,7 @@ class Budget:
     steps: int = 2000
     map_steps: int = 3000
     max_steps: int = 12_000
-    checkpoint: int = 100
+    checkpoint: int = 200
     checkpoint_draws: int = 500
     draws: int = 2000
     elbo_particles: int = 2000

@@ -17,7 +17,7 @@ same is computed from ``C = I + A A^T`` (Matheron's rule), of m rows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -119,6 +119,18 @@ class LayerConditional:
             mean = torch.cholesky_solve(factor * (transposed @ residual), root)
         spread = _columns(log_spread.exp().unsqueeze(0), shared)
         return cls(weighted, factor, root, mean, places, scale, spread, residual, log_precision)
+
+    def of_samples(self, rows: Tensor) -> LayerConditional:
+        """The same for some of the samples only."""
+        residual, log_precision = self.residual, self.log_precision
+        return replace(
+            self,
+            features=self.features[rows],
+            root=self.root[rows],
+            mean=self.mean[rows],
+            residual=residual[rows] if len(residual) > 1 else residual,
+            log_precision=log_precision[rows] if log_precision.dim() == 2 else log_precision,
+        )
 
     # ------------------------------------------------------------------ sampling and density
 

@@ -16,8 +16,8 @@ from bayeshnet.errors import ArgumentError
 
 __all__ = ["ConditionalWeights", "FlatLayout"]
 
-# Without gradients, so many float64 numbers of features are worked on at once (128 MB).
-_CHUNK = 16 * 2**20
+# Without gradients, so many float64 numbers of features are worked on at once: 8 MB, about a processor's cache.
+_CHUNK = 2**20
 
 # So many sets of rivals estimate the density of a value that was not drawn here.
 _SETS = 8
@@ -169,30 +169,35 @@ class ConditionalWeights(TorchDistribution):
 
     def _chosen(self, num: int) -> tuple[Tensor, Tensor]:
         """Draws ``[num, D]``, each chosen from its candidates, and their log q ``[num]``."""
-        whitened, body, draw = self._draw(num * self.num_candidates)
-        rows, log_q = self._join(body, draw.values), self._log_q(whitened, draw)
         if self.num_candidates == 1 or num == 0:
-            return rows, log_q
+            whitened, body, draw = self._draw(num)
+            return self._join(body, draw.values), self._log_q(whitened, draw)
+        whitened, body, draw = self._draw(num * self.num_candidates, finish=False)
+        log_body = draw.last().mean.new_zeros(len(whitened)) if self.body is None else self.body.log_prob(whitened)
         log_weight = self._log_weight(whitened, draw).reshape(num, self.num_candidates)
         choice = torch.multinomial(log_weight.softmax(-1), 1)
         excess = math.log(self.num_candidates) + log_weight.log_softmax(-1).gather(1, choice).squeeze(1)
         places = choice.squeeze(1) + self.num_candidates * torch.arange(num, device=choice.device)
-        return rows[places], log_q[places] + excess
+        chosen = draw.finish(places)
+        rows = self._join([part[places] for part in body], chosen.values)
+        return rows, chosen.log_prob + log_body[places] + excess
 
-    def _draw(self, num: int) -> tuple[Tensor, list[Tensor], ConditionalDraw]:
+    def _draw(self, num: int, *, finish: bool = True) -> tuple[Tensor, list[Tensor], ConditionalDraw]:
         """Whitened latents of the body, the parts of the vector that they make, and what is conditional on them."""
         whitened = self.loc.new_zeros(num, 0) if self.body is None else self.body.rsample(Size((num,)))
         body = self._body_parts(whitened)
-        return whitened, body, self._condition(num, body)
+        return whitened, body, self._condition(num, body, finish=finish)
 
-    def _condition(self, num: int, body: Sequence[Tensor], given: Sequence[Tensor] | None = None) -> ConditionalDraw:
+    def _condition(
+        self, num: int, body: Sequence[Tensor], given: Sequence[Tensor] | None = None, *, finish: bool = True
+    ) -> ConditionalDraw:
         """The conditional layers, given parts of the body that ``num`` draws made."""
         layout, conditional, parts = self.layout, self.layout.conditional, iter(body)
         weights = [
             None if i in conditional else next(parts).reshape(num, *shape) for i, shape in enumerate(layout.shapes)
         ]
         log_precision = None if self.log_precision is None else self.log_precision(body[-1])
-        return self.inducing.draw(num, weights, given, log_precision=log_precision)
+        return self.inducing.draw(num, weights, given, log_precision=log_precision, finish=finish)
 
     def _log_q(self, whitened: Tensor, draw: ConditionalDraw) -> Tensor:
         """Log-density of whitened latents ``[S]`` in float64, without choosing among candidates."""
@@ -241,7 +246,7 @@ class ConditionalWeights(TorchDistribution):
         if torch.is_grad_enabled() or self.num_candidates == 1:
             return log_q
         log_weight = self._log_weight(whitened, draw)
-        other, _, rival = self._draw(_SETS * (self.num_candidates - 1))
+        other, _, rival = self._draw(_SETS * (self.num_candidates - 1), finish=False)
         rivals = self._log_weight(other, rival).reshape(_SETS, -1).logsumexp(1)
         # K a / (a + those of K - 1 rivals), averaged over sets of rivals.
         share = log_weight - torch.logaddexp(log_weight, rivals.unsqueeze(-1))

@@ -62,12 +62,14 @@ class ConditionalDraw:
     Attributes:
         values: Whitened weights ``[S, q, out]`` of each layer.
         log_probs: Log-density ``[S]`` of each, given what comes before.
-        last: The Gaussian that the last layer was drawn from; made on demand.
+        last: The Gaussian of the last layer; made on demand.
+        finished: Whether the last layer was drawn too.
     """
 
     values: list[Tensor]
     log_probs: list[Tensor]
     last: Callable[[], LayerConditional]
+    finished: bool = True
 
     @property
     def log_prob(self) -> Tensor:
@@ -81,9 +83,17 @@ class ConditionalDraw:
         The logarithm of the targets' density with the last layer integrated out, times prior over q of the layers
         before it.
         """
-        before = zip(self.values[:-1], self.log_probs[:-1], strict=True)
-        ratios = [standard_normal(value.flatten(1)) - log_q for value, log_q in before]
+        before = len(self.values) - self.finished
+        drawn = zip(self.values[:before], self.log_probs[:before], strict=True)
+        ratios = [standard_normal(value.flatten(1)) - log_q for value, log_q in drawn]
         return torch.stack([*ratios, self.last().log_evidence]).sum(0)
+
+    def finish(self, rows: Tensor) -> ConditionalDraw:
+        """Draw the last layer for these of the samples."""
+        last = self.last().of_samples(rows)
+        value, log_prob = last.rsample()
+        values, log_probs = ([part[rows] for part in parts] for parts in (self.values, self.log_probs))
+        return ConditionalDraw([*values, value], [*log_probs, log_prob], lambda: last)
 
 
 def standard_normal(whitened: Tensor) -> Tensor:
@@ -172,6 +182,7 @@ class InducingLayers(nn.Module):
         given: Sequence[Tensor] | None = None,
         *,
         log_precision: Tensor | None = None,
+        finish: bool = True,
     ) -> ConditionalDraw:
         """Draw the conditional layers, or condition them where their weights are given.
 
@@ -181,6 +192,7 @@ class InducingLayers(nn.Module):
             given: Whitened weights ``[S, q, out]`` of the conditional layers, whose density is asked for.
             log_precision: Logarithm ``[S]`` of a factor of the precisions of the last layer's pseudo-targets, which
                 are observations: they are worth more where the noise of a sample is small.
+            finish: Draw the last layer; otherwise :meth:`ConditionalDraw.finish` does it later, for some samples.
         """
         values: list[Tensor] = []
         log_probs: list[Tensor] = []
@@ -190,6 +202,9 @@ class InducingLayers(nn.Module):
             i = len(values)
             last = i == len(self._layers) - 1
             layer, shift = self._observed(i, features, log_precision if last else None)
+            layers[:] = [layer]
+            if last and not finish:
+                return features
             if given is None:
                 value, log_prob = layer.rsample()
             else:
@@ -197,7 +212,6 @@ class InducingLayers(nn.Module):
                 log_prob = layer.conditional().log_prob(value)
             values.append(value)
             log_probs.append(log_prob)
-            layers[:] = [layer]
             # Only what follows needs the outputs.
             return features if last else self._outputs(i, layer, value, shift).to(features.dtype)
 
@@ -205,7 +219,7 @@ class InducingLayers(nn.Module):
             self._push_head(self._net, num, weights, condition)
         else:
             self._push_chain(self._net, num, weights, condition)
-        return ConditionalDraw(values, log_probs, layers[0].conditional)
+        return ConditionalDraw(values, log_probs, layers[0].conditional, finish)
 
     def _observed(
         self, i: int, features: Tensor, log_factor: Tensor | None
