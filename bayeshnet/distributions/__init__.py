@@ -8,6 +8,7 @@ from bayeshnet.distributions.implicit_weights import ImplicitWeights
 from bayeshnet.distributions.inducing import InducingLayers
 from bayeshnet.distributions.low_rank import MultiplicativeLowRank
 from bayeshnet.distributions.mixture import MixtureWeights
+from bayeshnet.distributions.unit_gaussians import UnitGaussians, UnitLayout, UnitTransform
 
 __all__ = [
     "ConditionalWeights",
@@ -17,4 +18,7 @@ __all__ = [
     "LayerConditional",
     "MixtureWeights",
     "MultiplicativeLowRank",
+    "UnitGaussians",
+    "UnitLayout",
+    "UnitTransform",
 ]

@@ -87,6 +87,8 @@ class ConditionalWeights(TorchDistribution):
         scale: Prior standard deviation ``[D]``.
         log_precision: From latents that are no weights ``[S, rest]`` the logarithm ``[S]`` of a factor of the
             pseudo-targets' precisions, for observation noise that is inferred.
+        prior_scale: Prior standard deviations ``[n]`` of the body's latents in whitened coordinates, where they are
+            other than 1; for choosing among candidates.
         num_candidates: Number of candidates K of a draw without gradient.
         power: The exponent tau, a tensor without dimensions; 1 by default.
 
@@ -116,13 +118,14 @@ class ConditionalWeights(TorchDistribution):
         loc: Tensor,
         scale: Tensor,
         log_precision: Callable[[Tensor], Tensor] | None = None,
+        prior_scale: Tensor | None = None,
         num_candidates: int = 1,
         power: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.body, self.inducing, self.layout = body, inducing, layout
         self.loc, self.scale = loc, scale
-        self.log_precision, self.num_candidates = log_precision, num_candidates
+        self.log_precision, self.prior_scale, self.num_candidates = log_precision, prior_scale, num_candidates
         self.power = loc.new_ones(()) if power is None else power
         self._last: tuple[Tensor, Callable[[], Tensor]] | None = None
         super().__init__(Size(), loc.shape, validate_args=validate_args)
@@ -132,7 +135,8 @@ class ConditionalWeights(TorchDistribution):
         new: ConditionalWeights = type(self).__new__(type(self)) if _instance is None else _instance
         new.body, new.inducing, new.layout = self.body, self.inducing, self.layout
         new.loc, new.scale = self.loc, self.scale
-        new.log_precision, new.num_candidates, new.power = self.log_precision, self.num_candidates, self.power
+        new.log_precision, new.prior_scale = self.log_precision, self.prior_scale
+        new.num_candidates, new.power = self.num_candidates, self.power
         new._last = None
         TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
@@ -207,7 +211,10 @@ class ConditionalWeights(TorchDistribution):
         """Logarithm of a, ``[S]``; finite."""
         log_weight = draw.log_weight
         if self.body is not None:
-            log_weight = log_weight + standard_normal(whitened) - self.body.log_prob(whitened)
+            scale = self.prior_scale
+            log_prior = standard_normal(whitened if scale is None else whitened / scale)
+            log_prior = log_prior if scale is None else log_prior - scale.log().sum()
+            log_weight = log_weight + log_prior - self.body.log_prob(whitened)
         return torch.nan_to_num(self.power * log_weight, nan=-1e30, posinf=1e30, neginf=-1e30)
 
     def candidates(self, num: int) -> tuple[Tensor, Tensor, Tensor]:

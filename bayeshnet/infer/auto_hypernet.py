@@ -269,14 +269,14 @@ class AutoHypernet(FlatGuide):
         return self.body.estimator if isinstance(self.body, HypernetBody) else None
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameter groups for a torch optimiser: what acts on all weights at once smaller, the rest at ``lr``.
+        """Parameter groups for a torch optimiser: what acts on many weights at once takes smaller steps than ``lr``.
 
         A generator's hidden layers want smaller steps than parameters of one weight.
         """
-        slow, rate = ([], 1.0) if self.body is None else (self.body.slow_params(), self.body.slow_rate)
-        known = {id(param) for param in slow}
+        slow = [] if self.body is None else self.body.slow_params()
+        known = {id(param) for params, _ in slow for param in params}
         fast = [param for param in self.parameters() if id(param) not in known]
-        return [{"params": fast, "lr": lr}, {"params": slow, "lr": rate * lr}]
+        return [{"params": fast, "lr": lr}, *({"params": params, "lr": rate * lr} for params, rate in slow)]
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Check how far the density of the body can be trusted: folding, or the gap to importance sampling.
@@ -349,10 +349,20 @@ class AutoHypernet(FlatGuide):
             loc=self.loc,
             scale=self.scale,
             log_precision=plan.log_precision,
+            prior_scale=self._prior_scale(),
             num_candidates=self.num_candidates,
             power=self.candidate_power,
             validate_args=False,
         )
+
+    def _prior_scale(self) -> Tensor | None:
+        """Prior standard deviations of the body's latents, whitened, if learning has changed them and they matter."""
+        model = self.original_model
+        if torch.is_grad_enabled() or not isinstance(model, BayesianModel) or model.learned_scales is None:
+            return None
+        priors: Any = model.weight_priors()
+        learned = torch.cat([prior.stddev.reshape(-1) for prior in priors.values()])
+        return self._of_body(torch.cat([learned, self.scale[len(learned) :]]) / self.scale)
 
 
 def _num_candidates(given: int | None, plan: ConditionalPlan | None, body: Body | None) -> int:

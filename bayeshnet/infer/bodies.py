@@ -41,11 +41,8 @@ class Body(nn.Module, ABC):
         """Whether it gives a density of each draw, and not of draws on average only."""
         return True
 
-    slow_rate: float = 0.3
-    """Factor of the learning rate of the slow parameters."""
-
-    def slow_params(self) -> list[nn.Parameter]:
-        """The parameters that act on all latents at once and want smaller steps than parameters of one latent."""
+    def slow_params(self) -> list[tuple[list[nn.Parameter], float]]:
+        """Parameters that act on many latents at once and want smaller steps than those of one: by what factor."""
         return []
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
@@ -102,12 +99,12 @@ class HypernetBody(Body):
             f"estimator={self.estimator!r}"
         )
 
-    def slow_params(self) -> list[nn.Parameter]:
+    def slow_params(self) -> list[tuple[list[nn.Parameter], float]]:
         """See :meth:`Body.slow_params`."""
         generator = self.sampler.generator
         direct: Any = getattr(generator, "direct_params", None)
         one_weight = {id(param) for param in (direct() if direct is not None else ())}
-        return [param for param in generator.internal_params or () if id(param) not in one_weight]
+        return [([param for param in generator.internal_params or () if id(param) not in one_weight], 0.3)]
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Folding, or the gap to importance sampling."""
@@ -198,9 +195,9 @@ class MixtureBody(Body):
         """See :meth:`Body.describe`."""
         return f"body='mixture', num_components={len(self.components)}, each: {self._parts()[0].describe()}"
 
-    def slow_params(self) -> list[nn.Parameter]:
+    def slow_params(self) -> list[tuple[list[nn.Parameter], float]]:
         """See :meth:`Body.slow_params`."""
-        return [param for part in self._parts() for param in part.slow_params()]
+        return [group for part in self._parts() for group in part.slow_params()]
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """The component in the worst state: the largest of each number, and each advice once."""

@@ -85,8 +85,6 @@ class UnitHypernetBody(HypernetBody):
         estimator: Of log q; by default the one that fits the noise.
     """
 
-    slow_rate = 0.05
-
     def __init__(self, hnet: HPerturbWrapper, noise: UnitNoise, estimator: LogDensity | None = None) -> None:
         super().__init__(hnet, estimator)
         self.noise = noise
@@ -103,9 +101,9 @@ class UnitHypernetBody(HypernetBody):
         """See :meth:`Body.describe`."""
         return f"{super().describe()}, correlated by units"
 
-    def slow_params(self) -> list[nn.Parameter]:
+    def slow_params(self) -> list[tuple[list[nn.Parameter], float]]:
         """All of the hypernetwork: it bends noise that has the right place and scale without it."""
-        return list(self.hnet.internal_params or ())
+        return [(list(self.hnet.internal_params or ()), 0.05)]
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """See :meth:`Body.diagnose`; the map behind the hypernetwork is linear and neither folds nor tears."""

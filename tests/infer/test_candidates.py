@@ -11,7 +11,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import nn
 
-from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods
+from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, priors
 from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.infer import importance_sample
 from bayeshnet.infer.candidates import best_power, score_candidates
@@ -55,6 +55,20 @@ def test_noise_that_is_inferred_is_followed():
     difference = ratios - weights
     assert float(difference.std()) < 1e-3
     assert float(weights.std()) > 0.1
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_prior_scales_that_are_learned_are_followed(flat):
+    """The exact weights again, of the model with its scales as they have become."""
+    _, args = problem()
+    net = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    prior = priors.Normal(scale="fan_in", learn={"0.*": True})
+    model = BayesianModel(net, prior, likelihoods.Normal(**KNOWN), flat=flat)
+    guide = AutoHypernet(model, example=args, body="mean_field")
+    with torch.no_grad():
+        model.learned_scales.log_factor.copy_(torch.tensor([-1.0, 0.7]))
+        ratios, weights = scores(model, guide, args)
+    assert torch.allclose(ratios, weights, atol=1e-6)
 
 
 def test_elbo_rises_with_candidates_and_the_evidence_stays():
