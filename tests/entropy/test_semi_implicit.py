@@ -165,7 +165,7 @@ def test_errors():
 @pytest.mark.slow
 def test_fits_two_modes():
     model, target = target_model("two_modes"), TARGETS["two_modes"]()
-    guide = AutoHypernet(model, example=(), noise="independent", estimator=SemiImplicit())
+    guide = AutoHypernet(model, example=(), noise="independent", estimator=SemiImplicit(), init_scale=0.1)
     history = fit(model, guide, (), steps=400, num_particles=64, progress=False)
     with torch.no_grad():
         measured = histogram_kl(guide.get_posterior().rsample((200_000,)), target.log_prob, bins=120)

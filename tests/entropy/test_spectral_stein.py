@@ -130,13 +130,13 @@ def test_collapse_of_the_spread_is_reproduced_and_diagnosed():
         pyro.sample("w", dist.Normal(0.0, 1.0).expand([100]).to_event(1))
 
     options = {"steps": 600, "lr": 0.02, "num_particles": 16, "progress": False}
-    guide = AutoHypernet(model, example=(), estimator=SpectralStein(num_samples=64))
+    guide = AutoHypernet(model, example=(), estimator=SpectralStein(num_samples=64), init_scale=0.1)
     with pytest.warns(SpreadWarning) as caught:
         fit(model, guide, (), **options)
     assert "too narrow" in str(caught[0].message)
     assert "The reported ELBO is none" in guide.diagnose().advice[-1]
     measured = float(guide.sample_posterior(4000)["w"].std(0).mean())
-    exact = AutoHypernet(model, example=())
+    exact = AutoHypernet(model, example=(), init_scale=0.1)
     fit(model, exact, (), **options)
     # Spreads of 100 latents from 4000 draws each: a standard error of 0.001.
     assert measured < 0.7
@@ -225,7 +225,7 @@ def test_fits_a_banana_with_enough_eigenfunctions_and_collapses_without():
     model, target = target_model("banana"), TARGETS["banana"]()
     measured, noise_share = {}, {}
     for share in (0.95, 0.999):
-        guide = AutoHypernet(model, example=(), estimator=SpectralStein(share=share))
+        guide = AutoHypernet(model, example=(), estimator=SpectralStein(share=share), init_scale=0.1)
         fit(model, guide, (), steps=400, num_particles=64, progress=False)
         with torch.no_grad():
             draws = guide.get_posterior().rsample((200_000,))
