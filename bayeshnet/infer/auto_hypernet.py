@@ -81,7 +81,7 @@ class AutoHypernet(FlatGuide):
         init_loc_fn: One of Pyro's per-site initialisation functions for the location. By default weights with a Normal
             prior start at ``0.3`` of its scale around its mean, at random, and other latents at their prior median.
         init_scale: Start of the noise scale, in units of the prior's spread: 0.1 by default. The default hypernetwork
-            of 20 latents or fewer starts at 0.5 and at the centre of the prior, to find all modes, unless this or
+            of 4 latents or fewer starts at 0.5 and at the centre of the prior, to find all modes, unless this or
             ``init_loc_fn`` is given.
         whiten: Use the prior's spread as the scale; otherwise 1.
 

@@ -26,7 +26,7 @@ __all__ = ["BodyOptions", "BodyStart", "Mixture", "build_body"]
 NUM_COMPONENTS = 4
 """Components of a mixture, where their number is not given."""
 
-_FEW = 20  # as many as the hypernetwork has noise inputs
+_FEW = 4
 _WIDE = 0.5
 
 
