@@ -37,7 +37,7 @@ from _uci_data import UciSet, read_set, resolve
 from _uci_methods import METHODS, Outcome, Settings
 
 OURS = "bayeshnet"
-QUICK = Settings(starts=2, steps=60, particles=4, draws=200, dropout_steps=200, dropout_draws=200)
+QUICK = Settings(steps=60, particles=4, draws=200, dropout_steps=200, dropout_draws=200)
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -78,3 +79,21 @@ def exact_shared_log_prob(hnet: HPerturbWrapper, noise: Tensor) -> Tensor:
     jacobian = torch.func.vmap(torch.func.jacfwd(weights))(noise)
     log_base = -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi))
     return log_base - torch.linalg.slogdet(jacobian)[1]
+
+
+def assert_gradients(hnet: nn.Module, log_q: Callable[[], Tensor]) -> None:
+    """Gradients of a scalar of a float64 hypernetwork are central differences, each along a random direction."""
+    params = [p for p in hnet.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(log_q(), params, allow_unused=True)
+    step = 1e-6
+    for param, grad in zip(params, grads, strict=True):
+        direction = torch.randn_like(param)
+        with torch.no_grad():
+            values: list[Tensor] = []
+            for move in (step, -2 * step, step):  # up, down and back
+                param.add_(move * direction)
+                values.append(log_q())
+        actual = torch.zeros(()) if grad is None else (grad * direction).sum()
+        # Rounding of sums of size 10 over a step of 1e-6: 1e-9; the third derivative adds 1e-12.
+        torch.testing.assert_close(actual, (values[0] - values[1]) / (2 * step), rtol=1e-5, atol=1e-6)
+    assert sum(grad is not None and bool(grad.any()) for grad in grads) >= 2

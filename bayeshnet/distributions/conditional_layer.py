@@ -28,9 +28,10 @@ __all__ = ["LARGEST", "LayerConditional"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
-# P has no eigenvalue below 1, but the error of each is about 2e-16 of the largest entry. Up to this size of the entries
-# that is 1e-6; above it the root comes from A and not from A^T A.
-LARGEST = 1e10
+# P has no eigenvalue below 1, but the error of each is about 2e-16 of the largest entry, and the mean has that error
+# relative to its size, which may be thousands of standard deviations. Up to this size of the entries log q is then
+# exact to 1e-5; above it the root comes from A and not from A^T A.
+LARGEST = 1e7
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
+from bayeshnet.distributions.flat_distribution import FlatDistribution
 from bayeshnet.distributions.inducing import ConditionalDraw, InducingLayers, standard_normal
-from bayeshnet.errors import ArgumentError
 
 __all__ = ["ConditionalWeights", "FlatLayout"]
 
@@ -59,7 +59,7 @@ class FlatLayout:
         return [size for i, size in enumerate(self.sizes) if i not in conditional]
 
 
-class ConditionalWeights(TorchDistribution):
+class ConditionalWeights(FlatDistribution):
     r"""A distribution over all weights, in which some layers are conditional on the others.
 
     .. math:: q(u) = q_\mathrm{body}(u_b) \prod_l q(u_l \mid u_b, u_{<l})
@@ -104,11 +104,6 @@ class ConditionalWeights(TorchDistribution):
         (torch.Size([7, 21]), torch.Size([7]))
     """
 
-    # torch declares these as properties and uses them as plain attributes.
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore[reportIncompatibleMethodOverride]
-    support: Any = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
-    has_rsample = True
-
     def __init__(
         self,
         body: TorchDistribution | None,
@@ -127,24 +122,7 @@ class ConditionalWeights(TorchDistribution):
         self.loc, self.scale = loc, scale
         self.log_precision, self.prior_scale, self.num_candidates = log_precision, prior_scale, num_candidates
         self.power = loc.new_ones(()) if power is None else power
-        self._last: tuple[Tensor, Callable[[], Tensor]] | None = None
-        super().__init__(Size(), loc.shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ConditionalWeights:
-        """The same distribution, drawn independently for every place of ``batch_shape``."""
-        new: ConditionalWeights = type(self).__new__(type(self)) if _instance is None else _instance
-        new.body, new.inducing, new.layout = self.body, self.inducing, self.layout
-        new.loc, new.scale = self.loc, self.scale
-        new.log_precision, new.prior_scale = self.log_precision, self.prior_scale
-        new.num_candidates, new.power = self.num_candidates, self.power
-        new._last = None
-        TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The last draw hangs on its autograd graph, which can be neither copied nor pickled.
-        return {**self.__dict__, "_last": None}
+        super().__init__(len(loc), validate_args=validate_args)
 
     # ------------------------------------------------------------------ sampling and density
 
@@ -157,7 +135,7 @@ class ConditionalWeights(TorchDistribution):
             rows = self._join(body, draw.values)
 
             def log_q() -> Tensor:
-                return self._log_q(whitened, draw)
+                return self._log_body(whitened) + draw.log_prob
         else:
             size = max(1, _CHUNK // (self.inducing.cost * self.num_candidates))
             counts = [min(size, num - done) for done in range(0, num, size)] or [0]
@@ -167,18 +145,16 @@ class ConditionalWeights(TorchDistribution):
             def log_q() -> Tensor:
                 return log_probs
 
-        latents = rows.reshape(shape + self.event_shape)
-        self._last = (latents, log_q)
-        return latents
+        return self._remember(rows.reshape(shape + self.event_shape), log_q)
 
     def _chosen(self, num: int) -> tuple[Tensor, Tensor]:
         """Draws ``[num, D]``, each chosen from its candidates, and their log q ``[num]``."""
         if self.num_candidates == 1 or num == 0:
             whitened, body, draw = self._draw(num)
-            return self._join(body, draw.values), self._log_q(whitened, draw)
+            return self._join(body, draw.values), self._log_body(whitened) + draw.log_prob
         whitened, body, draw = self._draw(num * self.num_candidates, finish=False)
-        log_body = draw.last().mean.new_zeros(len(whitened)) if self.body is None else self.body.log_prob(whitened)
-        log_weight = self._log_weight(whitened, draw).reshape(num, self.num_candidates)
+        log_body = self._log_body(whitened)
+        log_weight = self._log_weight(whitened, log_body, draw).reshape(num, self.num_candidates)
         choice = torch.multinomial(log_weight.softmax(-1), 1)
         excess = math.log(self.num_candidates) + log_weight.log_softmax(-1).gather(1, choice).squeeze(1)
         places = choice.squeeze(1) + self.num_candidates * torch.arange(num, device=choice.device)
@@ -203,25 +179,24 @@ class ConditionalWeights(TorchDistribution):
         log_precision = None if self.log_precision is None else self.log_precision(body[-1])
         return self.inducing.draw(num, weights, given, log_precision=log_precision, finish=finish)
 
-    def _log_q(self, whitened: Tensor, draw: ConditionalDraw) -> Tensor:
-        """Log-density of whitened latents ``[S]`` in float64, without choosing among candidates."""
-        return draw.log_prob if self.body is None else draw.log_prob + self.body.log_prob(whitened)
+    def _log_body(self, whitened: Tensor) -> Tensor:
+        """Log-density of the body's whitened latents ``[S]``."""
+        return whitened.sum(-1) if self.body is None else self.body.log_prob(whitened)  # 0, of no latents
 
-    def _log_weight(self, whitened: Tensor, draw: ConditionalDraw) -> Tensor:
+    def _log_weight(self, whitened: Tensor, log_body: Tensor, draw: ConditionalDraw) -> Tensor:
         """Logarithm of a, ``[S]``; finite."""
-        log_weight = draw.log_weight
-        if self.body is not None:
-            scale = self.prior_scale
-            log_prior = standard_normal(whitened if scale is None else whitened / scale)
-            log_prior = log_prior if scale is None else log_prior - scale.log().sum()
-            log_weight = log_weight + log_prior - self.body.log_prob(whitened)
-        return torch.nan_to_num(self.power * log_weight, nan=-1e30, posinf=1e30, neginf=-1e30)
+        scale = self.prior_scale
+        log_prior = standard_normal(whitened if scale is None else whitened / scale)
+        log_prior = log_prior if scale is None else log_prior - scale.log().sum()
+        log_weight = self.power * (draw.log_weight + log_prior - log_body)
+        return torch.nan_to_num(log_weight, nan=-1e30, posinf=1e30, neginf=-1e30)
 
     def candidates(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
         """``num`` single candidates: latents ``[num, D]``, their log q and the logarithm of their a ``[num]``."""
         whitened, body, draw = self._draw(num)
-        log_q = self._log_q(whitened, draw) - self.scale.log().sum()
-        return self._join(body, draw.values), log_q, self._log_weight(whitened, draw)
+        log_body = self._log_body(whitened)
+        log_q = log_body + draw.log_prob - self.scale.log().sum()
+        return self._join(body, draw.values), log_q, self._log_weight(whitened, log_body, draw)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density ``[*sample_shape, *batch_shape]``.
@@ -233,28 +208,20 @@ class ConditionalWeights(TorchDistribution):
             ValueError: If the last dimension is not D.
             RuntimeError: If the body has no density at a foreign value.
         """
-        if value.dim() == 0 or value.shape[-1:] != self.event_shape:
-            raise ArgumentError(
-                f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.event_shape[0]}, the "
-                "number of latents."
-            )
-        last = self._last
-        if last is not None and (value is last[0] or (value.shape == last[0].shape and torch.equal(value, last[0]))):
-            log_q = last[1]()
-        else:
-            log_q = self._foreign_log_q(value.reshape(-1, value.shape[-1]))
-        log_q = log_q.to(value.dtype).reshape(value.shape[:-1]) - self.scale.log().sum()
-        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
+        known: Callable[[], Tensor] | None = self._recall(value)
+        log_q = self._foreign_log_q(value.reshape(-1, value.shape[-1])) if known is None else known()
+        return self._shaped(log_q.to(value.dtype) - self.scale.log().sum(), value)
 
     def _foreign_log_q(self, rows: Tensor) -> Tensor:
         whitened, given = self._divide(rows)
         draw = self._condition(len(rows), self._body_parts(whitened), given)
-        log_q = self._log_q(whitened, draw)
+        log_body = self._log_body(whitened)
+        log_q = log_body + draw.log_prob
         if torch.is_grad_enabled() or self.num_candidates == 1:
             return log_q
-        log_weight = self._log_weight(whitened, draw)
+        log_weight = self._log_weight(whitened, log_body, draw)
         other, _, rival = self._draw(_SETS * (self.num_candidates - 1), finish=False)
-        rivals = self._log_weight(other, rival).reshape(_SETS, -1).logsumexp(1)
+        rivals = self._log_weight(other, self._log_body(other), rival).reshape(_SETS, -1).logsumexp(1)
         # K a / (a + those of K - 1 rivals), averaged over sets of rivals.
         share = log_weight - torch.logaddexp(log_weight, rivals.unsqueeze(-1))
         return log_q + math.log(self.num_candidates) + share.logsumexp(0) - math.log(_SETS)

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
+from bayeshnet.distributions.flat_distribution import FlatDistribution
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
@@ -19,7 +19,7 @@ from bayeshnet.hnets.hnet_interface import HyperNetInterface
 __all__ = ["ImplicitWeights"]
 
 
-class ImplicitWeights(TorchDistribution):
+class ImplicitWeights(FlatDistribution):
     r"""A hypernetwork fed with noise, as a distribution over R^D.
 
     Draws are :math:`w = \mathrm{loc} + \mathrm{scale} \cdot (h(z) + \sigma e)`; see
@@ -50,11 +50,6 @@ class ImplicitWeights(TorchDistribution):
         (torch.Size([7, 20]), torch.Size([7]))
     """
 
-    # torch declares these as properties and uses them as plain attributes.
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore[reportIncompatibleMethodOverride]
-    support: Any = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
-    has_rsample = True
-
     def __init__(
         self,
         hnet: HyperNetInterface | NoisySampler,
@@ -79,8 +74,7 @@ class ImplicitWeights(TorchDistribution):
         self.scale = _affine(scale, self.sampler.event_dim, "scale")
         if validate_args is not False and self.scale is not None and not bool((self.scale > 0).all()):
             raise ArgumentError("scale: has entries that are not positive.")
-        self._last: tuple[Tensor, Draw] | None = None
-        super().__init__(Size(), Size((self.sampler.event_dim,)), validate_args=validate_args)
+        super().__init__(self.sampler.event_dim, validate_args=validate_args)
 
     def __repr__(self) -> str:
         noise = "shared" if self.sampler.shared else "independent"
@@ -90,29 +84,13 @@ class ImplicitWeights(TorchDistribution):
             f"event_shape={tuple(self.event_shape)})"
         )
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ImplicitWeights:
-        """The same distribution, drawn independently for every place of ``batch_shape``."""
-        new: ImplicitWeights = type(self).__new__(type(self)) if _instance is None else _instance
-        new.sampler, new.estimator = self.sampler, self.estimator
-        new.loc, new.scale = self.loc, self.scale
-        new._last = None
-        TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The last draw hangs on its autograd graph, which can be neither copied nor pickled.
-        return {**self.__dict__, "_last": None}
-
     # ------------------------------------------------------------------ sampling and density
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:
         """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to the hypernetwork."""
         shape = Size(sample_shape) + self.batch_shape
         draw = self.sampler.draw(math.prod(shape))
-        weights = self._placed(draw.weights).reshape(shape + self.event_shape)
-        self._last = (weights, draw)
-        return weights
+        return self._remember(self._placed(draw.weights).reshape(shape + self.event_shape), draw)
 
     def _placed(self, weights: Tensor) -> Tensor:
         if self.scale is None:
@@ -129,13 +107,8 @@ class ImplicitWeights(TorchDistribution):
             ValueError: If the last dimension is not D.
             RuntimeError: If the density of a foreign value is not available, or no sample has one (batch norm).
         """
-        if value.dim() == 0 or value.shape[-1] != self.sampler.event_dim:
-            raise ArgumentError(
-                f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.sampler.event_dim}, the "
-                "number of weights."
-            )
+        draw: Draw | None = self._recall(value)
         self.estimator.check(self.sampler)
-        draw = self._draw_of(value)
         if draw is not None:
             log_q = self.estimator.log_prob(self.sampler, draw)
         else:
@@ -143,18 +116,7 @@ class ImplicitWeights(TorchDistribution):
             foreign = foreign if self.loc is None else foreign - self.loc
             foreign = foreign if self.scale is None else foreign / self.scale
             log_q = self.estimator.log_prob_at(self.sampler, foreign)
-        log_q = log_q.reshape(value.shape[:-1])
-        if self.scale is not None:
-            log_q = log_q - self.scale.log().sum()
-        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
-
-    def _draw_of(self, value: Tensor) -> Draw | None:
-        if self._last is None:
-            return None
-        last, draw = self._last
-        if value is last or (value.shape == last.shape and bool(torch.equal(value, last))):
-            return draw
-        return None
+        return self._shaped(log_q if self.scale is None else log_q - self.scale.log().sum(), value)
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Check how far the density can be trusted; see the estimator's ``diagnose``."""

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
+from bayeshnet.distributions.flat_distribution import FlatDistribution
 from bayeshnet.errors import ArgumentError, DensityError
 
 __all__ = ["MultiplicativeLowRank"]
@@ -16,7 +16,7 @@ __all__ = ["MultiplicativeLowRank"]
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
-class MultiplicativeLowRank(TorchDistribution):
+class MultiplicativeLowRank(FlatDistribution):
     r"""A Gaussian with covariance :math:`S (I + U V^\top)(I + V U^\top) S`, S diagonal.
 
     .. math:: w = \mu + \sigma \cdot (I + U V^\top) \varepsilon, \qquad
@@ -42,11 +42,6 @@ class MultiplicativeLowRank(TorchDistribution):
         (torch.Size([7, 5]), torch.Size([7]))
     """
 
-    # torch declares these as properties and uses them as plain attributes.
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore[reportIncompatibleMethodOverride]
-    support: Any = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
-    has_rsample = True
-
     def __init__(
         self, loc: Tensor, log_scale: Tensor, left: Tensor, right: Tensor, *, validate_args: bool | None = None
     ) -> None:
@@ -57,15 +52,7 @@ class MultiplicativeLowRank(TorchDistribution):
                 f"{list(left.shape)}, {list(right.shape)}; [D], [D], [D, r] and [D, r] are expected."
             )
         self.loc, self.log_scale, self.left, self.right = loc, log_scale, left, right
-        super().__init__(Size(), loc.shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> MultiplicativeLowRank:
-        """The same distribution for every place of ``batch_shape``."""
-        new: MultiplicativeLowRank = type(self).__new__(type(self)) if _instance is None else _instance
-        new.loc, new.log_scale, new.left, new.right = self.loc, self.log_scale, self.left, self.right
-        TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        super().__init__(len(loc), validate_args=validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -108,4 +95,4 @@ class MultiplicativeLowRank(TorchDistribution):
         noise = scaled - inner.to(scaled.dtype) @ self.left.T
         size = self.event_shape[0]
         log_q = -0.5 * (noise.square().sum(-1) + size * _LOG_2PI) - self.log_scale.sum() - log_det.to(scaled.dtype)
-        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
+        return self._shaped(log_q, value)

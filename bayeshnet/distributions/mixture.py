@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
 from bayeshnet.distributions.conditional_weights import ConditionalWeights
+from bayeshnet.distributions.flat_distribution import FlatDistribution
 from bayeshnet.distributions.implicit_weights import ImplicitWeights
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["MixtureWeights"]
 
 
-class MixtureWeights(TorchDistribution):
+class MixtureWeights(FlatDistribution):
     r"""A mixture of K distributions over R^D, which may be hypernetworks.
 
     .. math:: q(w) = \sum_{k=1}^K \pi_k \, q_k(w)
@@ -53,11 +54,6 @@ class MixtureWeights(TorchDistribution):
         (torch.Size([7, 3]), torch.Size([7]))
     """
 
-    # torch declares these as properties and uses them as plain attributes.
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore[reportIncompatibleMethodOverride]
-    support: Any = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
-    has_rsample = True
-
     def __init__(
         self,
         components: Sequence[TorchDistribution],
@@ -71,8 +67,7 @@ class MixtureWeights(TorchDistribution):
             _check_components(self.components)
         self.shares = _shares(weights, len(self.components))
         self.stratified = stratified
-        self._last: tuple[Tensor, list[Tensor], Tensor] | None = None
-        super().__init__(Size(), self.components[0].event_shape, validate_args=validate_args)
+        super().__init__(self.components[0].event_shape[0], validate_args=validate_args)
 
     def __repr__(self) -> str:
         return (
@@ -80,19 +75,6 @@ class MixtureWeights(TorchDistribution):
             f"stratified={self.stratified}, batch_shape={tuple(self.batch_shape)}, "
             f"event_shape={tuple(self.event_shape)})"
         )
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> MixtureWeights:
-        """The same distribution for every place of ``batch_shape``."""
-        new: MixtureWeights = type(self).__new__(type(self)) if _instance is None else _instance
-        new.components, new.shares, new.stratified = self.components, self.shares, self.stratified
-        new._last = None
-        TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The last draw hangs on its autograd graph, which can be neither copied nor pickled.
-        return {**self.__dict__, "_last": None}
 
     # ------------------------------------------------------------------ sampling and density
 
@@ -103,9 +85,7 @@ class MixtureWeights(TorchDistribution):
         # Counts in random order are choices one by one.
         parts = [part.rsample(Size((count,))) for part, count in zip(self.components, self._counts(num), strict=True)]
         order = torch.randperm(num, device=parts[0].device)
-        weights = torch.cat(parts)[order].reshape(shape + self.event_shape)
-        self._last = (weights, parts, order)
-        return weights
+        return self._remember(torch.cat(parts)[order].reshape(shape + self.event_shape), (parts, order))
 
     def _counts(self, num: int) -> list[int]:
         """How many of ``num`` draws come from each component."""
@@ -123,19 +103,11 @@ class MixtureWeights(TorchDistribution):
             ValueError: If the last dimension is not D.
             RuntimeError: If a component has no density there.
         """
-        if value.dim() == 0 or value.shape[-1:] != self.event_shape:
-            raise ArgumentError(
-                f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.event_shape[0]}, the "
-                "number of weights."
-            )
-        last = self._last
-        if last is not None and (value is last[0] or (value.shape == last[0].shape and torch.equal(value, last[0]))):
-            _, parts, order = last
-            log_q = self._log_mixture(torch.cat(parts), parts)[order]
-        else:
-            log_q = self._log_mixture(value.reshape(-1, value.shape[-1]), None)
-        log_q = log_q.reshape(value.shape[:-1])
-        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
+        known: tuple[list[Tensor], Tensor] | None = self._recall(value)
+        if known is None:
+            return self._shaped(self._log_mixture(value.reshape(-1, value.shape[-1]), None), value)
+        parts, order = known
+        return self._shaped(self._log_mixture(torch.cat(parts), parts)[order], value)
 
     def _log_mixture(self, rows: Tensor, own: list[Tensor] | None) -> Tensor:
         """Log-density of rows ``[S, D]``; ``own`` are the draws of each component, if the rows are these."""

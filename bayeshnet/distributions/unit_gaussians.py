@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Size, Tensor
 from torch.distributions.transforms import Transform
 
+from bayeshnet.distributions.flat_distribution import FlatDistribution
 from bayeshnet.errors import ArgumentError
 
 __all__ = ["UnitGaussians", "UnitLayout", "UnitTransform"]
@@ -75,7 +76,7 @@ class UnitLayout:
         return cls(torch.argsort(place), tuple(blocks))
 
 
-class UnitGaussians(TorchDistribution):
+class UnitGaussians(FlatDistribution):
     r"""A mixture of C Gaussians with equal weights, each with one block of covariance per unit.
 
     .. math:: w = \mu_c + \sigma_c \odot T_c e, \quad e \sim N(0, I), \quad T_c = I + \text{strictly lower triangular}
@@ -100,11 +101,6 @@ class UnitGaussians(TorchDistribution):
         (torch.Size([8, 9]), torch.Size([8]))
     """
 
-    # torch declares these as properties and uses them as plain attributes.
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore[reportIncompatibleMethodOverride]
-    support: Any = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
-    has_rsample = True
-
     def __init__(
         self,
         loc: Tensor,
@@ -117,21 +113,7 @@ class UnitGaussians(TorchDistribution):
         if validate_args is not False:
             _check(loc, log_scale, factors, layout)
         self.loc, self.log_scale, self.factors, self.layout = loc, log_scale, list(factors), layout
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
-        super().__init__(Size(), loc.shape[1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> UnitGaussians:
-        """The same distribution for every place of ``batch_shape``."""
-        new: UnitGaussians = type(self).__new__(type(self)) if _instance is None else _instance
-        new.loc, new.log_scale, new.factors, new.layout = self.loc, self.log_scale, self.factors, self.layout
-        new._last = None
-        TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The last draw hangs on its autograd graph, which can be neither copied nor pickled.
-        return {**self.__dict__, "_last": None}
+        super().__init__(loc.shape[1], validate_args=validate_args)
 
     # ------------------------------------------------------------------ sampling and density
 
@@ -147,9 +129,7 @@ class UnitGaussians(TorchDistribution):
             ranks = torch.rand(rounds, parts, device=ordered.device).argsort(1)  # each round in random order
             chosen = (ranks * rounds + torch.arange(rounds, device=ordered.device).unsqueeze(1)).flatten()[:num]
             ordered = ordered[chosen[torch.randperm(num, device=ordered.device)]]
-        weights = ordered[:, self.layout.order].reshape(shape + self.event_shape)
-        self._last = (weights, ordered, noise)
-        return weights
+        return self._remember(ordered[:, self.layout.order].reshape(shape + self.event_shape), (ordered, noise))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of the mixture ``[*sample_shape, *batch_shape]``.
@@ -157,26 +137,18 @@ class UnitGaussians(TorchDistribution):
         Raises:
             ValueError: If the last dimension is not D.
         """
-        if value.dim() == 0 or value.shape[-1:] != self.event_shape:
-            raise ArgumentError(
-                f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.event_shape[0]}, the "
-                "number of weights."
-            )
-        last = self._last
-        own = last is not None and (value is last[0] or (value.shape == last[0].shape and torch.equal(value, last[0])))
+        known: tuple[Tensor, Tensor] | None = self._recall(value)
         log_det = self.log_scale.sum(1)
-        if own and last is not None and len(self.loc) == 1:
-            quadratic = last[2].square().sum(-1)
+        if known is not None and len(self.loc) == 1:
+            quadratic = known[1].square().sum(-1)
         else:
-            inverse = torch.argsort(self.layout.order)
-            rows = last[1] if own and last is not None else value.reshape(-1, value.shape[-1])[:, inverse]
+            rows = _by_unit(value, self.layout) if known is None else known[0]
             residual = (rows - self.loc.unsqueeze(1)) * (-self.log_scale).exp().unsqueeze(1)
             parts = _unmixed(self.factors, self.layout, residual)
             quadratic = torch.stack([part.square().sum(-1) for part in parts]).sum(0)
         log_q = -0.5 * quadratic - log_det.unsqueeze(1)
         log_q = log_q.squeeze(0) if len(self.loc) == 1 else log_q.logsumexp(0) - math.log(len(self.loc))
-        log_q = (log_q - 0.5 * self.event_shape[0] * _LOG_2PI).reshape(value.shape[:-1])
-        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
+        return self._shaped(log_q - 0.5 * self.event_shape[0] * _LOG_2PI, value)
 
 
 class UnitTransform(Transform):
@@ -207,6 +179,10 @@ class UnitTransform(Transform):
         self.loc, self.log_scale, self.layout = loc, log_scale, layout
         self.factors = [factor.unsqueeze(0) for factor in factors]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What is remembered hangs on its autograd graph, which can be neither copied nor pickled.
+        return {**super().__getstate__(), "_cached_x_y": (None, None)}
+
     def with_cache(self, cache_size: int = 1) -> UnitTransform:
         """Itself; torch asks for a cache that it has."""
         return self
@@ -216,8 +192,7 @@ class UnitTransform(Transform):
         return torch.addcmul(self.loc, self.log_scale.exp(), mixed)[0, :, self.layout.order].reshape(x.shape)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        rows = y.reshape(-1, y.shape[-1])[:, torch.argsort(self.layout.order)]
-        residual = ((rows - self.loc) * (-self.log_scale).exp()).unsqueeze(0)
+        residual = ((_by_unit(y, self.layout) - self.loc) * (-self.log_scale).exp()).unsqueeze(0)
         return torch.cat([part.squeeze(0) for part in _unmixed(self.factors, self.layout, residual)], -1).reshape(
             y.shape
         )
@@ -225,6 +200,11 @@ class UnitTransform(Transform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The same everywhere: the sum of ``log_scale``, ``[*S]``."""
         return self.log_scale.sum().expand(x.shape[:-1])
+
+
+def _by_unit(value: Tensor, layout: UnitLayout) -> Tensor:
+    """Rows ``[S, D]`` with their entries ordered by unit."""
+    return value.reshape(-1, value.shape[-1])[:, torch.argsort(layout.order)]
 
 
 def _split(entries: Tensor, layout: UnitLayout) -> tuple[list[Tensor], Tensor]:

@@ -69,7 +69,7 @@ class AutoHypernet(FlatGuide):
             has too few.
         num_candidates: A draw without gradient is chosen from so many, by how well each explains the inducing points'
             targets; see :class:`~bayeshnet.distributions.ConditionalWeights`. 4 to 32 by default, as their cost
-            allows; 1 leaves it out. Training draws are single ones.
+            allows (with a mixture of hypernetworks 1); 1 leaves it out. Training draws are single ones.
         noise_dim: Number n of noise inputs; by default ``min(20, D)``, beside conditional layers ``min(4, D)``. Not
             with ``hnet``.
         hidden_layers: Widths of the default hypernetwork. Not with ``hnet``.
@@ -201,10 +201,10 @@ class AutoHypernet(FlatGuide):
         # The components of a mixture look for modes all over the prior, or around the place that was asked for.
         apart = 1.0 if init_loc_fn is None else options.scale
         anywhere = self._plan is None and init_loc_fn is None
-        network, conditional = (
-            (None, ()) if self._plan is None else (self.original_model, self._plan.layout.conditional)
-        )
-        units = unit_layout(network, self._sites, conditional)
+        units = None
+        if self._plan is not None and isinstance(self.original_model, BayesianModel):
+            layout = self._plan.layout
+            units = unit_layout(self.original_model.net.param_table, layout.conditional, layout.rest)
         return build_body(options, BodyStart(shapes, like, jitter, apart, units, anywhere))
 
     def _body_shapes(self) -> list[list[int]]:
@@ -367,10 +367,11 @@ class AutoHypernet(FlatGuide):
 
 def _num_candidates(given: int | None, plan: ConditionalPlan | None, body: Body | None) -> int:
     """The number of candidates of a draw; 1 where there is nothing that could choose among them."""
-    if given is not None and given < 1:
-        raise ArgumentError(f"num_candidates: is {given}; pass 1 or more.")
+    if given is not None and (not isinstance(given, int) or given < 1):
+        raise ArgumentError(f"num_candidates: is {given!r}; pass a whole number, 1 or more.")
     if plan is not None and body is not None and plan.ranks_candidates and body.scores_draws:
-        return default_num_candidates(plan) if given is None else given
+        default = 1 if body.searches else default_num_candidates(plan)
+        return default if given is None else given
     if given not in (None, 1):
         raise ArgumentError(
             f"num_candidates: is {given}, but no conditional layer can choose among candidates here; leave it out."

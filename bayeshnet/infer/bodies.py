@@ -41,6 +41,11 @@ class Body(nn.Module, ABC):
         """Whether it gives a density of each draw, and not of draws on average only."""
         return True
 
+    @property
+    def searches(self) -> bool:
+        """Whether the density of a draw takes a search, so that many candidates for one would cost too much."""
+        return False
+
     def slow_params(self) -> list[tuple[list[nn.Parameter], float]]:
         """Parameters that act on many latents at once and want smaller steps than those of one: by what factor."""
         return []
@@ -194,6 +199,11 @@ class MixtureBody(Body):
     def describe(self) -> str:
         """See :meth:`Body.describe`."""
         return f"body='mixture', num_components={len(self.components)}, each: {self._parts()[0].describe()}"
+
+    @property
+    def searches(self) -> bool:
+        """See :meth:`Body.searches`; for the noise that would lead a hypernetwork to the draws of the others."""
+        return len(self.components) > 1 and any(isinstance(part, HypernetBody) for part in self.components)
 
     def slow_params(self) -> list[tuple[list[nn.Parameter], float]]:
         """See :meth:`Body.slow_params`."""

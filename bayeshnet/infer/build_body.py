@@ -139,7 +139,7 @@ class BodyStart:
         like: A tensor ``[n]`` of the guide's dtype and device.
         jitter: Standard deviation ``[n]`` of the random places where means start. Weights must not all be alike.
         apart: The same for the components of a mixture.
-        units: Which of them are weights of the same unit.
+        units: Which of them are weights of the same unit, if conditional layers follow them; None if there are none.
         anywhere: Whether the posterior may lie anywhere in the prior: no start was given, and no layer that is
             conditional on these latents will follow them.
     """
@@ -148,7 +148,7 @@ class BodyStart:
     like: Tensor
     jitter: Tensor
     apart: float
-    units: UnitLayout
+    units: UnitLayout | None
     anywhere: bool
 
     def draw(self) -> Tensor:
@@ -193,8 +193,8 @@ def _hypernet(options: BodyOptions, start: BodyStart, mean: _Mean) -> Body:
         own = _own_hnet(options.hnet, options, start.shapes)
         return HypernetBody(own.to(dtype=start.like.dtype, device=start.like.device), options.estimator)
     size = len(start.like)
-    if start.units.blocks and options.mixture is None:
-        return _unit_hypernet(options, start, mean)
+    if start.units is not None and options.mixture is None:
+        return _unit_hypernet(options, start, start.units, mean)
     # Few latents can start all over the prior: whoever starts narrow finds one of several modes. With many latents
     # draws from the prior fit nothing, and no gradient is of use.
     wide = start.anywhere and size <= _FEW and options.init_scale is None and options.mixture is None
@@ -209,7 +209,7 @@ def _hypernet(options: BodyOptions, start: BodyStart, mean: _Mean) -> Body:
     return HypernetBody(generator, options.estimator)
 
 
-def _unit_hypernet(options: BodyOptions, start: BodyStart, mean: _Mean) -> Body:
+def _unit_hypernet(options: BodyOptions, start: BodyStart, units: UnitLayout, mean: _Mean) -> Body:
     generator = default_hnet(
         start.shapes,
         noise_dim=_noise_dim(options.noise_dim, len(start.like), 4),
@@ -218,7 +218,7 @@ def _unit_hypernet(options: BodyOptions, start: BodyStart, mean: _Mean) -> Body:
         start=torch.zeros_like(start.like),
         start_scale=None,
     )
-    return UnitHypernetBody(generator, UnitNoise([mean()], options.scale, start.units), options.estimator)
+    return UnitHypernetBody(generator, UnitNoise([mean()], options.scale, units), options.estimator)
 
 
 def _mean_field(options: BodyOptions, start: BodyStart, mean: _Mean) -> Body:
@@ -234,7 +234,8 @@ def _units(options: BodyOptions, start: BodyStart, mean: _Mean) -> Body:
     starts = [mean() for _ in range(num)]
     if not bool(start.jitter.any()):  # all in the place that was asked for
         starts = [starts[0], *(each + start.apart * start.draw() for each in starts[1:])]
-    return UnitBody(UnitNoise(starts, options.scale, start.units))
+    units = start.units or UnitLayout.of(start.shapes, [])
+    return UnitBody(UnitNoise(starts, options.scale, units))
 
 
 _Builder: TypeAlias = Callable[[BodyOptions, BodyStart, _Mean], Body]

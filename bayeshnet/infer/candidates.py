@@ -13,37 +13,38 @@ and L(0) is that of a single candidate, so the best tau is never worse.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bayeshnet.infer.latents import LatentSite, sum_rightmost
+from bayeshnet.distributions.conditional_weights import ConditionalWeights
+from bayeshnet.infer.conditional_plan import ConditionalPlan
+from bayeshnet.infer.latents import LatentSite
 from bayeshnet.models.bayesian_model import BayesianModel
 
-if TYPE_CHECKING:
-    from bayeshnet.distributions.conditional_weights import ConditionalWeights
-    from bayeshnet.infer.conditional_plan import ConditionalPlan
+__all__ = ["CALIBRATION_ROWS", "best_power", "default_num_candidates", "score_candidates"]
 
-__all__ = ["best_power", "default_num_candidates", "log_joint", "score_candidates"]
+CALIBRATION_ROWS = 512
+"""So many rows of the data suffice to choose the power."""
 
 _DRAWS = 512
-_ROWS = 512
 _SHUFFLES = 16
 # Outputs of hidden layers are kept for so many draws at once.
 _AT_ONCE = 64
-# Multiplications in the matrix products of all candidates of one draw.
+# Multiplications for all candidates of one draw.
 _OPERATIONS = 8e6
 _POWERS = tuple(i / 10 for i in range(11))
 
 
 def default_num_candidates(plan: ConditionalPlan) -> int:
     """Number of candidates of a draw: 32, fewer down to 4 where each of them costs more."""
-    weight, bias = plan.layout.layers[-1]
-    shape, num = plan.layout.shapes[weight], plan.inducing.num_inducing
-    size = math.prod(shape[1:]) + (bias is not None)
-    affordable = _OPERATIONS / (num * size * min(num, size))
-    return min(32, max(4, 2 ** math.floor(math.log2(affordable)))) if affordable >= 1 else 4
+    layout, num = plan.layout, plan.inducing.num_inducing
+    weight, bias = layout.layers[-1]
+    size = math.prod(layout.shapes[weight][1:]) + (bias is not None)
+    # The Gram matrix, and the way of the points through the layers before: a multiplication per weight, more in a
+    # convolution.
+    cost = num * (size * min(num, size) + sum(layout.body_sizes))
+    return 2 ** math.floor(math.log2(min(32.0, max(4.0, _OPERATIONS / cost))))
 
 
 def best_power(log_ratio: Tensor, log_weight: Tensor, num_candidates: int) -> float:
@@ -84,18 +85,23 @@ def score_candidates(
         y: Their targets.
     """
     size = max(len(x), model.dataset_size or 0)
-    if len(x) > _ROWS:
-        chosen = torch.randperm(len(x))[:_ROWS]
+    if len(x) > CALIBRATION_ROWS:
+        chosen = torch.randperm(len(x))[:CALIBRATION_ROWS]
         x, y = x[chosen.to(x.device)], y[chosen.to(y.device)]
     parts: list[Tensor] = []
-    for _ in range(_DRAWS // _AT_ONCE):
-        latents, log_q, log_weight = posterior.candidates(_AT_ONCE)
-        parts.append(torch.stack([log_joint(model, sites, latents, x, y, size).to(log_q) - log_q, log_weight]))
+    training = model.training
+    model.eval()  # the network that predicts, without its dropout
+    try:
+        for _ in range(_DRAWS // _AT_ONCE):
+            latents, log_q, log_weight = posterior.candidates(_AT_ONCE)
+            parts.append(torch.stack([_log_joint(model, sites, latents, x, y, size).to(log_q) - log_q, log_weight]))
+    finally:
+        model.train(training)
     log_ratio, log_weight = torch.cat(parts, dim=1)
     return log_ratio, log_weight
 
 
-def log_joint(
+def _log_joint(
     model: BayesianModel, sites: list[LatentSite], latents: Tensor, x: Tensor, y: Tensor, size: int
 ) -> Tensor:
     """Log-density ``[S]`` of all latents, in unconstrained coordinates ``[S, D]``, and of ``size`` rows like these."""
@@ -107,9 +113,9 @@ def log_joint(
         value = site.constrain(unconstrained)
         draws[site.name] = value
         terms.append(priors[site.name].log_prob(value).double())
-        if site.transform is not None:
-            change = site.transform.log_abs_det_jacobian(unconstrained, value)
-            terms.append(sum_rightmost(change, change.dim() - 1).double())
+        change = site.log_jacobian(unconstrained, value)
+        if change is not None:
+            terms.append(change.double())
     _, conditional = model.conditional(x, draws)
     fit = conditional.log_prob(y).double().sum(-1) * (size / len(x))
     return torch.stack([*terms, fit]).sum(0)

@@ -27,13 +27,12 @@ from bayeshnet.errors import (
 from bayeshnet.infer.arguments import call_arguments, inputs_and_targets, require_targets
 from bayeshnet.infer.auto_hypernet import AutoHypernet
 from bayeshnet.infer.blame import UNKNOWN_CAUSE, non_finite_cause
+from bayeshnet.infer.candidates import CALIBRATION_ROWS
 from bayeshnet.infer.history import FlatElbo, History
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import ParamCapture
 
 __all__ = ["fit", "flat_then_cosine"]
-
-_CALIBRATION_ROWS = 512
 
 Callback: TypeAlias = Callable[[int, History], "bool | None"]
 
@@ -319,11 +318,10 @@ def _calibrate(guide: Any, data: Any) -> None:
     """Let a guide that chooses among candidates find out how far to trust what it chooses by."""
     if not isinstance(guide, AutoHypernet) or guide.num_candidates == 1 or guide.inducing is None:
         return
-    rows = _rows(data, _CALIBRATION_ROWS)
-    if rows is None or not isinstance(guide.original_model, BayesianModel):
-        return
-    with torch.random.fork_rng(devices=[]):  # the caller's stream goes on as if nothing had been drawn
-        guide.calibrate(*rows)
+    with torch.random.fork_rng(devices=[]):  # the caller's stream goes on as if nothing had been drawn, or shuffled
+        rows = _rows(data, CALIBRATION_ROWS)
+        if rows is not None and guide.original_model is not None:
+            guide.calibrate(*rows)
 
 
 def _check_numbers(steps: int, lr: float, num_particles: int, clip_norm: float | None) -> None:

@@ -29,7 +29,6 @@ __all__ = [
     "nodes_of",
     "prior_draw",
     "prior_start",
-    "sum_rightmost",
 ]
 
 
@@ -62,6 +61,13 @@ class LatentSite:
         """The site's value for unconstrained coordinates."""
         return value if self.transform is None else cast("Tensor", self.transform(value))
 
+    def log_jacobian(self, unconstrained: Tensor, value: Tensor) -> Tensor | None:
+        """Logarithm ``[*batch]`` of the determinant of :meth:`constrain`, summed over a value; None where it is 0."""
+        if self.transform is None:
+            return None
+        change = self.transform.log_abs_det_jacobian(unconstrained, value)
+        return sum_rightmost(change, change.dim() - value.dim() + self.value_event_dim)
+
     def unconstrain(self, value: Tensor) -> Tensor:
         """Unconstrained coordinates of the site's value."""
         return value if self.transform is None else cast("Tensor", self.transform.inv(value))
@@ -72,11 +78,9 @@ def jacobian_site(site: LatentSite, unconstrained: Tensor, value: Tensor) -> Non
 
     A site of its own: inside the Delta of the latent, ``TraceMeanField_ELBO`` would drop it.
     """
-    if site.transform is None or poutine.get_mask() is False:
-        return
-    log_density = -site.transform.log_abs_det_jacobian(unconstrained, value)
-    log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + site.value_event_dim)
-    pyro.sample(f"_jac_{site.name}", dist.Unit(log_density, has_rsample=True), infer={"is_auxiliary": True})
+    change = None if poutine.get_mask() is False else site.log_jacobian(unconstrained, value)
+    if change is not None:
+        pyro.sample(f"_jac_{site.name}", dist.Unit(-change, has_rsample=True), infer={"is_auxiliary": True})
 
 
 def nodes_of(trace: Trace) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from bayeshnet.distributions.unit_gaussians import UnitGaussians, UnitLayout, Un
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.infer.bodies import Body, HypernetBody
-from bayeshnet.infer.latents import LatentSite
-from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.mnets.param_table import ParamRecord
 
 __all__ = ["UnitBody", "UnitHypernetBody", "UnitNoise", "unit_layout"]
 
@@ -110,31 +109,23 @@ class UnitHypernetBody(HypernetBody):
         return HypernetBody.distribution(self).diagnose(num_samples=num_samples, thorough=thorough)
 
 
-def unit_layout(model: object, sites: Sequence[LatentSite], conditional: Collection[int]) -> UnitLayout:
+def unit_layout(records: Sequence[ParamRecord], conditional: Collection[int], rest: int) -> UnitLayout:
     """Which of the latents that a body draws are weights of the same unit of a network.
 
     Args:
-        model: The Pyro model; of one that is no :class:`~bayeshnet.BayesianModel` nothing is known.
-        sites: Its latent sites.
-        conditional: Places in the network's parameter table of what the body does not draw.
+        records: The network's parameter table.
+        conditional: Places in it of what the body does not draw.
+        rest: Number of latents that follow the weights.
     """
-    sizes = [site.numel for site in sites]
-    if not isinstance(model, BayesianModel) or [s.name for s in sites][: len(model.weight_priors())] != list(
-        model.weight_priors()
-    ):
-        return UnitLayout.of([(size,) for size in sizes], [])
-    records = model.net.param_table
-    drawn = [i for i in range(len(records)) if i not in conditional]
-    rest = sum(sizes) - sum(record.numel for record in records)
+    drawn = [record for i, record in enumerate(records) if i not in conditional]
     layers: list[tuple[int, int | None]] = []
-    for place, i in enumerate(drawn):
-        weight = records[i]
+    for place, weight in enumerate(drawn):
         if weight.name != "weight" or len(weight.shape) < 2 or weight.extra.get("transposed", False):
             continue
         biases = [
-            other
-            for other, j in enumerate(drawn)
-            if records[j].name == "bias" and records[j].layer == weight.layer and records[j].shape == weight.shape[:1]
+            i
+            for i, other in enumerate(drawn)
+            if other.name == "bias" and other.layer == weight.layer and other.shape == weight.shape[:1]
         ]
         layers.append((place, biases[0] if len(biases) == 1 else None))
-    return UnitLayout.of([*(records[i].shape for i in drawn), (rest,)], layers)
+    return UnitLayout.of([*(record.shape for record in drawn), (rest,)], layers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
@@ -13,18 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = ("_low_dimensional_targets", "low_dimensional", "_low_dimensional_picture")
-
-
-@pytest.fixture(scope="module")
-def parts():
-    """The modules of the benchmark by name without underscore; they import each other as scripts do."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return {name.lstrip("_"): importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +95,7 @@ def test_the_program(parts, tmp_path, monkeypatch):
     low = parts["low_dimensional"]
     arguments = ["--quick", "--targets", "cross", "--methods", "AutoNormal", "mixture", "--json", "out.json"]
     monkeypatch.setattr(sys, "argv", ["low_dimensional.py", *arguments, "--out", "densities.png"])
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(Path(low.__file__).parent), *sys.path])
     monkeypatch.chdir(tmp_path)
     low.main()
     summary = json.loads((tmp_path / "out.json").read_text())["summary"]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,18 +13,7 @@ from pyro import poutine
 
 from bayeshnet import batched_forward
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = ("_posterior_problems", "_posterior_nuts", "_posterior_methods", "_posteriors", "posterior_quality")
-
-
-@pytest.fixture(scope="module")
-def parts():
-    """The modules of the benchmark by name without underscore; they import each other as scripts do."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return {name.lstrip("_"): importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = ("_uci_data", "_uci_methods", "uci")
-
-
-@pytest.fixture(scope="module")
-def parts():
-    """The modules of the benchmark by name without underscore; they import each other as scripts do."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return {name.lstrip("_"): importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torch import nn
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, priors
 from bayeshnet.errors import ArgumentError, UsageError
-from bayeshnet.infer import importance_sample
+from bayeshnet.infer import Mixture, importance_sample
 from bayeshnet.infer.candidates import best_power, score_candidates
 
 KNOWN = {"scale": 0.3}
@@ -158,18 +158,22 @@ def test_fit_calibrates_and_leaves_random_numbers_alone():
 
 def test_default_number_falls_with_the_cost():
     nums = []
-    for rows, width in ((20, 10), (400, 50), (400, 300)):
+    for rows, widths in ((20, (10,)), (400, (50,)), (400, (300,)), (40, (100, 100))):
         x = torch.randn(rows, 2)
-        net = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1))
+        layers = [part for a, b in pairwise((2, *widths)) for part in (nn.Linear(a, b), nn.Tanh())]
+        net = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
         model = BayesianModel(net, likelihood=likelihoods.Normal(scale=0.1))
         guide = AutoHypernet(model, example=(x, x[:, 0]))
         nums.append(guide.num_candidates)
         assert f"num_candidates={nums[-1]}" in repr(guide)
-    assert nums == [32, 16, 4]
+    assert nums == [32, 16, 4, 8]
 
 
-def test_none_where_nothing_chooses():
+def test_none_where_nothing_chooses_or_it_would_cost_too_much():
     model, args = problem(LATENT)
+    mixture = Mixture(2, of="hypernet")
+    assert AutoHypernet(model, example=args, body=mixture).num_candidates == 1
+    assert AutoHypernet(model, example=args, body=mixture, num_candidates=3).num_candidates == 3
     assert AutoHypernet(model, example=args, conditional=None).num_candidates == 1
     several = BayesianModel(
         nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 2)).double(),
@@ -181,8 +185,10 @@ def test_none_where_nothing_chooses():
 
 def test_errors():
     model, args = problem()
-    with pytest.raises(ArgumentError, match="num_candidates: is 0; pass 1 or more"):
+    with pytest.raises(ArgumentError, match="num_candidates: is 0; pass a whole number, 1 or more"):
         AutoHypernet(model, example=args, num_candidates=0)
+    with pytest.raises(ArgumentError, match="num_candidates: is 2.5; pass a whole number"):
+        AutoHypernet(model, example=args, num_candidates=2.5)
     with pytest.raises(ArgumentError, match="num_candidates: is 4, but no conditional layer can choose"):
         AutoHypernet(model, example=args, conditional=None, num_candidates=4)
     with pytest.raises(UsageError, match="calibrate: the guide has no conditional layers"):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Predictive
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayeshnet import AutoHypernet, fit, load, predict, save
@@ -19,7 +18,7 @@ from bayeshnet.errors import ArgumentError
 from bayeshnet.hnets import HMLP
 from bayeshnet.infer import Mixture
 from tests.infer.problems import bnn
-from tests.infer.scenarios import PREDICTIVE, PROBLEMS, mean_loss
+from tests.infer.scenarios import PREDICTIVE, PROBLEMS, assert_elbos_agree
 
 MIXTURES = {
     "mean field": Mixture(3),
@@ -34,16 +33,7 @@ def test_elbos_agree(problem):
     model, args = PROBLEMS[problem]()
     guide = AutoHypernet(model, example=args, body="mixture", num_components=3)
     fit(model, guide, args, steps=100, progress=False)
-    options = {"num_particles": 50, "vectorize_particles": True}
-    plain, plain_error = mean_loss(Trace_ELBO(**options), model, guide, args, 40)
-    field, field_error = mean_loss(TraceMeanField_ELBO(**options), model, guide, args, 40)
-    looped, looped_error = mean_loss(Trace_ELBO(num_particles=1), model, guide, args, 150)
-    renyi, renyi_error = mean_loss(RenyiELBO(num_particles=1), model, guide, args, 150)
-    for other, error in ((field, field_error), (looped, looped_error), (renyi, renyi_error)):
-        assert abs(plain - other) < 5 * math.hypot(plain_error, error)
-    more = [mean_loss(RenyiELBO(num_particles=k, vectorize_particles=True), model, guide, args, 60) for k in (2, 8, 64)]
-    for (above, above_error), (below, below_error) in pairwise([(plain, plain_error), *more]):
-        assert below < above + 5 * math.hypot(above_error, below_error)
+    assert_elbos_agree(model, guide, args, loops=150)
 
 
 @pytest.mark.parametrize(("problem", "parallel"), PREDICTIVE)

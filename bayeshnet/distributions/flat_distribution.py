@@ -1,0 +1,74 @@
+"""What all distributions over a vector of weights share: their state, and their memory of the last draw."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Size, Tensor
+
+from bayeshnet.errors import ArgumentError
+
+__all__ = ["FlatDistribution"]
+
+Self = TypeVar("Self", bound="FlatDistribution")
+
+
+class FlatDistribution(TorchDistribution):
+    """A distribution over R^D, whose state is all in its attributes.
+
+    A subclass that knows more of its own draws than their values keeps that by :meth:`_remember` in ``rsample``, and
+    asks for it by :meth:`_recall` in ``log_prob``.
+
+    Args:
+        size: D.
+    """
+
+    # torch declares these as properties and uses them as plain attributes.
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore[reportIncompatibleMethodOverride]
+    support: Any = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
+    has_rsample = True
+
+    def __init__(self, size: int, *, validate_args: bool | None = None) -> None:
+        self._last: tuple[Tensor, Any] | None = None
+        super().__init__(Size(), Size((size,)), validate_args=validate_args)
+
+    def expand(self: Self, batch_shape: Any, _instance: Any = None) -> Self:
+        """The same distribution, drawn independently for every place of ``batch_shape``."""
+        new: Self = type(self).__new__(type(self)) if _instance is None else _instance
+        new.__dict__.update(self.__getstate__())
+        TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The last draw hangs on its autograd graph, which can be neither copied nor pickled.
+        return {**self.__dict__, "_last": None}
+
+    def _remember(self, value: Tensor, made_of: Any) -> Tensor:
+        """Keep a draw and what it was made of until the next one; returns the draw."""
+        self._last = (value, made_of)
+        return value
+
+    def _recall(self, value: Tensor) -> Any:
+        """What the last draw was made of, if this is it, else None.
+
+        Raises:
+            ValueError: If the last dimension of the value is not D.
+        """
+        if value.dim() == 0 or value.shape[-1:] != self.event_shape:
+            raise ArgumentError(
+                f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.event_shape[0]}, the "
+                "number of weights and other latents."
+            )
+        if self._last is None:
+            return None
+        last, made_of = self._last
+        same = value is last or (value.shape == last.shape and bool(torch.equal(value, last)))
+        return made_of if same else None
+
+    def _shaped(self, log_q: Tensor, value: Tensor) -> Tensor:
+        """Log-densities ``[S]`` of the rows of a value in the shape that Pyro expects."""
+        log_q = log_q.reshape(value.shape[:-1])
+        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
