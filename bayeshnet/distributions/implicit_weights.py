@@ -89,7 +89,7 @@ class ImplicitWeights(FlatDistribution):
     def rsample(self, sample_shape: Any = Size()) -> Tensor:
         """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to the hypernetwork."""
         shape = Size(sample_shape) + self.batch_shape
-        draw = self.sampler.draw(math.prod(shape))
+        draw = self.estimator.draw(self.sampler, math.prod(shape))
         return self._remember(self._placed(draw.weights).reshape(shape + self.event_shape), draw)
 
     def _placed(self, weights: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bayeshnet.entropy.mlp_draw import mlp_draw
 from bayeshnet.entropy.preimages import find_preimages
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
@@ -44,13 +45,17 @@ class ChangeOfVariables(LogDensity):
     def __repr__(self) -> str:
         return "ChangeOfVariables()" if self.num_starts == 16 else f"ChangeOfVariables(num_starts={self.num_starts})"
 
+    def draw(self, sampler: NoisySampler, num: int) -> Draw:
+        """See :meth:`LogDensity.draw`."""
+        return mlp_draw(sampler, num) or sampler.draw(num)
+
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
         """See :meth:`LogDensity.log_prob`.
 
         Under gradients, a determinant of the rarer sign among the draws gets the opposite gradient. Its draw lies
         beyond a fold, where the value is not exact and the logarithm would drive it further; so it is led back.
         """
-        sign, log_det = self.slogdet(sampler, draw.z)
+        sign, log_det = draw.log_det or self.slogdet(sampler, draw.z)
         if log_det.requires_grad:
             total = float(sign.detach().sum())
             if abs(total) < len(sign):

@@ -51,6 +51,10 @@ class LogDensity(ABC):
         """Whether :meth:`log_prob` is a density of each draw, and not on average only."""
         return True
 
+    def draw(self, sampler: NoisySampler, num: int) -> Draw:
+        """``num`` samples, with what is cheaper to know of their density now than later."""
+        return sampler.draw(num)
+
     @abstractmethod
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
         """Log-density of each sample of a draw ``[S]``, differentiable with respect to everything in it."""

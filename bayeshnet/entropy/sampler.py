@@ -36,11 +36,13 @@ class Draw:
         weights: The samples ``[S, D]``.
         z: Input of the generator ``[S, n]``.
         noise: Standard normal perturbation ``[S, D]``; for shared noise its first n columns are ``z``.
+        log_det: Sign and logarithm ``[S]`` of the determinant of the map from noise to weights, if it is known already.
     """
 
     weights: Tensor
     z: Tensor
     noise: Tensor
+    log_det: tuple[Tensor, Tensor] | None = None
 
 
 class NoisySampler:
@@ -116,13 +118,17 @@ class NoisySampler:
 
     def draw(self, num: int) -> Draw:
         """``num`` independent samples."""
-        like = self.hnet.sigma
-        size = self.event_dim if self.shared else self.event_dim + self.latent_dim
-        # One call draws all noise, so that the stream of random numbers does not depend on the noise's kind or form.
-        base = torch.randn(num, size, dtype=like.dtype, device=like.device)
+        base = self.noise(num)
         z = base[:, : self.latent_dim]
         noise = base if self.shared else base[:, self.latent_dim :]
         return self.place(z, noise)
+
+    def noise(self, num: int) -> Tensor:
+        """All the noise of ``num`` samples, ``[num, D]``, or ``[num, n + D]`` if it is not shared."""
+        like = self.hnet.sigma
+        size = self.event_dim if self.shared else self.event_dim + self.latent_dim
+        # One call draws all, so that the stream of random numbers does not depend on the noise's kind or form.
+        return torch.randn(num, size, dtype=like.dtype, device=like.device)
 
     def place(self, z: Tensor, noise: Tensor) -> Draw:
         """The samples made by given noise: ``z [S, n]``, ``noise [S, D]``."""

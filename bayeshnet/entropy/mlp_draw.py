@@ -1,0 +1,162 @@
+r"""A draw of an MLP with shared noise and the log-determinant of its map, with their gradient in closed form.
+
+For ``w = h(z_{1:n}) + \sigma z`` with tanh layers, what :class:`~bayeshnet.entropy.ChangeOfVariables` computes in one
+pass for the draw and another for its density is done in one here, in far fewer operations. With :math:`h_0 = z_{1:n}`,
+
+.. math::
+    h_l = \tanh(W_l h_{l-1} + b_l), \quad J_l = \mathrm{diag}(1 - h_l^2) P_l, \quad P_l = W_l J_{l-1}, \quad J_0 = I
+
+and :math:`M = V_{1:n} J_L + A_{1:n} + \mathrm{diag}(\sigma_{1:n})` for the head V and the linear part A, the gradient
+of the log-determinant enters by :math:`\partial \log |\det M| / \partial M = M^{-\top}` and flows back through both
+chains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from bayeshnet.entropy.sampler import Draw, NoisySampler
+from bayeshnet.hnets.mlp_hnet import HMLP
+
+__all__ = ["mlp_draw"]
+
+
+def mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
+    """``num`` samples with the log-determinant of their map, or None where this form does not apply.
+
+    The samples are those of :meth:`~bayeshnet.entropy.sampler.NoisySampler.draw` with the same random numbers.
+    """
+    # PyTorch's own rules cover what a function of ours does not.
+    special = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+    if not sampler.shared or not sampler.latent_dim or special or not torch.is_grad_enabled():
+        return None
+    # Whoever derives from the class may compute something else.
+    layers = sampler.generator.tanh_layers() if type(sampler.generator) is HMLP else None
+    if layers is None:
+        return None
+    noise = sampler.noise(num)
+    weights, log_det, sign = cast("tuple[Tensor, Tensor, Tensor]", _Draw.apply(noise, sampler.hnet.sigma, *layers))
+    n = sampler.latent_dim
+    return Draw(weights, noise[:, :n], noise, (sign, log_det + sampler.log_sigma()[n:].sum()))
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What both passes need: ``h_l``, ``1 - h_l^2``, ``P_l^T`` and ``J_l^T`` ``[S, n, q_l]``, and M^T in float64."""
+
+    hidden: list[Tensor]
+    slopes: list[Tensor]
+    before: list[Tensor]
+    jacobians: list[Tensor]
+    matrix: Tensor
+
+
+def _compute(
+    noise: Tensor, sigma: Tensor, layers: Sequence[Tensor | None]
+) -> tuple[tuple[Tensor, Tensor, Tensor], _Parts]:
+    """Weights ``[S, D]``, ``log |det M|`` and its sign ``[S]``."""
+    *inner, head, head_bias, skip = layers
+    head = cast("Tensor", head)
+    n = cast("Tensor", inner[0]).shape[1] if inner else head.shape[1]
+    z = noise[:, :n]
+    parts = _Parts([z], [], [], [], noise)
+    jacobian: Tensor | None = None
+    for weight, bias in zip(cast("list[Tensor]", inner[::2]), inner[1::2], strict=True):
+        hidden = torch.tanh(_linear(parts.hidden[-1], weight, bias))
+        slope = torch.addcmul(hidden.new_ones(()), hidden, hidden, value=-1.0)
+        before = weight.t() if jacobian is None else jacobian @ weight.t()
+        jacobian = slope.unsqueeze(1) * before
+        parts.hidden.append(hidden)
+        parts.slopes.append(slope)
+        parts.before.append(before)
+        parts.jacobians.append(jacobian)
+    matrix = head[:n].t() if jacobian is None else jacobian @ head[:n].t()
+    out = _linear(parts.hidden[-1], head, head_bias)
+    if skip is not None:
+        out = torch.addmm(out, z, skip.t())
+        matrix = matrix + skip[:n].t()
+    parts.matrix = (matrix + torch.diag_embed(sigma.expand(head.shape[0])[:n])).double().expand(len(z), n, n)
+    sign, log_det = torch.linalg.slogdet(parts.matrix)
+    return (torch.addcmul(out, noise, sigma), log_det.to(z.dtype), sign.to(z.dtype)), parts
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+class _Draw(torch.autograd.Function):
+    """Weights ``[S, D]``, log-determinant and its sign ``[S]``."""
+
+    @staticmethod
+    def forward(ctx: Any, noise: Tensor, sigma: Tensor, *layers: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        outputs, ctx.parts = _compute(noise, sigma, layers)
+        ctx.save_for_backward(noise, sigma, *layers)
+        ctx.mark_non_differentiable(outputs[2])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        noise, sigma, *layers = ctx.saved_tensors  # raises if one was changed in place since
+        needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return _by_autograd(noise, sigma, layers, needed, grad_outputs)
+        for_weights, for_log, _ = grad_outputs
+        parts: _Parts = ctx.parts
+        head, head_bias, skip = layers[-3:]
+        n = parts.hidden[0].shape[1]
+        inverse = torch.linalg.inv_ex(parts.matrix)[0].to(head.dtype)
+        for_matrix = for_log.reshape(-1, 1, 1) * inverse.transpose(1, 2)  # of M^T, [S, n, n]
+        flat = for_matrix.reshape(-1, n)
+        # ------------------------------------------------ the output layer
+        for_head = for_weights.t() @ parts.hidden[-1]
+        summed = for_matrix.sum(0)
+        if parts.jacobians:
+            for_head[:n] += flat.t() @ parts.jacobians[-1].reshape(len(flat), -1)
+        else:
+            for_head[:n] += summed.t()
+        last: list[Tensor | None] = [for_head, None if head_bias is None else for_weights.sum(0), None]
+        if skip is not None:
+            for_skip = for_weights.t() @ parts.hidden[0]
+            for_skip[:n] += summed.t()
+            last[2] = for_skip
+        for_sigma = None
+        if needed[1]:
+            for_sigma = (for_weights * noise).sum(0)
+            for_sigma[:n] += summed.diagonal()
+            for_sigma = for_sigma.sum_to_size(sigma.shape)
+        # ------------------------------------------------ the hidden layers, last to first
+        grads: list[Tensor | None] = []
+        for_hidden, for_jacobian = for_weights @ head, for_matrix @ head[:n]
+        for i in reversed(range(len(parts.slopes))):
+            hidden, slope, weight = parts.hidden[i + 1], parts.slopes[i], layers[2 * i]
+            for_slope = (for_jacobian * parts.before[i]).sum(1)
+            for_sum = slope * torch.addcmul(for_hidden, hidden, for_slope, value=-2.0)
+            for_before = slope.unsqueeze(1) * for_jacobian
+            for_weight = for_sum.t() @ parts.hidden[i]
+            if i == 0:
+                for_weight += for_before.sum(0).t()
+            else:
+                across = for_before.reshape(len(flat), -1)
+                for_weight.addmm_(across.t(), parts.jacobians[i - 1].reshape(len(flat), -1))
+                for_hidden, for_jacobian = for_sum @ weight, for_before @ weight
+            grads = [for_weight, None if layers[2 * i + 1] is None else for_sum.sum(0), *grads]
+        return None, for_sigma, *grads, *last
+
+
+def _by_autograd(
+    noise: Tensor,
+    sigma: Tensor,
+    layers: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grad_outputs: tuple[Tensor, ...],
+) -> tuple[Tensor | None, ...]:
+    """The gradients as functions that can be differentiated again, from PyTorch's own rules."""
+    outputs, _ = _compute(noise, sigma, layers)
+    inputs = [tensor for tensor, need in zip((noise, sigma, *layers), needed, strict=True) if need]
+    found = iter(torch.autograd.grad(outputs[:2], cast("list[Tensor]", inputs), grad_outputs[:2], create_graph=True))
+    return tuple(next(found) if need else None for need in needed)

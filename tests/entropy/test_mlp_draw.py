@@ -1,0 +1,144 @@
+"""The closed-form draw of an MLP with shared noise: its numbers and gradients are those of the general form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bayeshnet.entropy import ChangeOfVariables, NoisySampler
+from bayeshnet.entropy.mlp_draw import mlp_draw
+from bayeshnet.hnets import HMLP, HPerturbWrapper
+
+SHAPES = [[4, 3], [4]]
+
+
+def sampler(
+    *, wrapper: dict[str, Any] | None = None, dtype: torch.dtype = torch.float64, **options: Any
+) -> NoisySampler:
+    chosen: dict[str, Any] = {"uncond_in_size": 3, "cond_in_size": 0, "layers": (6, 5), "activation_fn": nn.Tanh()}
+    hnet = HMLP(SHAPES, verbose=False, **(chosen | options))
+    made = HPerturbWrapper(hnet, verbose=False, **({"sigma_noise": 0.7} if wrapper is None else wrapper)).to(dtype)
+    return NoisySampler(made)
+
+
+def loss(weights: Tensor, log_q: Tensor) -> Tensor:
+    return (weights.sin() * torch.arange(1.0, 17.0, dtype=weights.dtype)).sum() + (log_q * log_q).sum()
+
+
+def both(made: NoisySampler) -> list[tuple[Tensor, Tensor]]:
+    """Weights and log q by the closed form and by the general one, from the same noise."""
+    estimator = ChangeOfVariables()
+    results: list[tuple[Tensor, Tensor]] = []
+    for draw_of in (mlp_draw, NoisySampler.draw):
+        torch.manual_seed(5)
+        draw = draw_of(made, 7)
+        assert draw is not None
+        assert (draw.log_det is not None) == (draw_of is mlp_draw)
+        results.append((draw.weights, estimator.log_prob(made, draw)))
+    return results
+
+
+CASES = {
+    "default guide": {"linear_skip": True, "wrapper": {"sigma_noise": 1.0}},
+    "scale per weight": {"linear_skip": True, "wrapper": {"sigma_noise": 0.5, "learn_sigma": "per_weight"}},
+    "one learned scale": {"wrapper": {"sigma_noise": 0.5, "learn_sigma": "scalar"}},
+    "one layer": {"layers": (6,), "linear_skip": True},
+    "three layers": {"layers": (6, 5, 4)},
+    "no hidden layer": {"layers": ()},
+    "no hidden layer, skip": {"layers": (), "linear_skip": True, "wrapper": {"learn_sigma": "scalar"}},
+    "no bias": {"use_bias": False, "linear_skip": True},
+    "function": {"activation_fn": torch.tanh},
+    "as many inputs as weights": {"uncond_in_size": 16},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_numbers_and_gradients_are_those_of_the_general_form(case: str) -> None:
+    torch.manual_seed(0)
+    made = sampler(**CASES[case])
+    (weights, log_q), (expected, expected_log_q) = both(made)
+    torch.testing.assert_close(weights, expected)
+    torch.testing.assert_close(log_q, expected_log_q)
+    params = list(made.hnet.parameters())
+    found = torch.autograd.grad(loss(weights, log_q), params)
+    wanted = torch.autograd.grad(loss(expected, expected_log_q), params)
+    for grad, other in zip(found, wanted, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(grad, other)
+
+
+def test_float32() -> None:
+    torch.manual_seed(0)
+    made = sampler(dtype=torch.float32, linear_skip=True, wrapper={"learn_sigma": "per_weight", "sigma_noise": 0.5})
+    (weights, log_q), (expected, expected_log_q) = both(made)
+    assert weights.dtype == log_q.dtype == torch.float32
+    params = list(made.hnet.parameters())
+    found = torch.autograd.grad(loss(weights, log_q), params)
+    wanted = torch.autograd.grad(loss(expected, expected_log_q), params)
+    for grad, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+
+
+def test_second_derivatives() -> None:
+    torch.manual_seed(0)
+    made = sampler(linear_skip=True, wrapper={"learn_sigma": "per_weight", "sigma_noise": 0.5})
+    params = list(made.hnet.parameters())
+    seconds: list[tuple[Tensor, ...]] = []
+    for weights, log_q in both(made):
+        firsts = torch.autograd.grad(loss(weights, log_q), params, create_graph=True)
+        seconds.append(torch.autograd.grad(torch.stack([grad.square().sum() for grad in firsts]).sum(), params))
+    for grad, other in zip(*seconds, strict=True):
+        torch.testing.assert_close(grad, other)
+
+
+def test_only_the_density_or_only_the_draw_is_used() -> None:
+    torch.manual_seed(0)
+    made = sampler(linear_skip=True)
+    params = list(made.hnet.parameters())
+    for part in (0, 1):
+        found, wanted = (torch.autograd.grad(result[part].sum(), params, allow_unused=True) for result in both(made))
+        for grad, other in zip(found, wanted, strict=True):
+            expected = torch.zeros_like(grad) if other is None else other
+            torch.testing.assert_close(grad, expected)
+
+
+def test_frozen_parameters() -> None:
+    torch.manual_seed(0)
+    made = sampler(linear_skip=True, wrapper={"learn_sigma": "per_weight", "sigma_noise": 0.5})
+    params = list(made.hnet.parameters())
+    params[0].requires_grad_(False)
+    (weights, log_q), (expected, expected_log_q) = both(made)
+    found = torch.autograd.grad(loss(weights, log_q), params[1:])
+    wanted = torch.autograd.grad(loss(expected, expected_log_q), params[1:])
+    for grad, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(grad, other)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation_fn": nn.ReLU()},
+        {"activation_fn": None},
+        {"use_spectral_norm": True},
+        {"cond_in_size": 2},
+        {"wrapper": {"noise": "independent"}},
+        {"uncond_in_size": 0, "cond_in_size": 2},
+    ],
+    ids=str,
+)
+def test_what_it_does_not_cover_takes_the_general_form(options: dict[str, Any]) -> None:
+    made = sampler(**options)
+    assert mlp_draw(made, 3) is None
+    with torch.no_grad():
+        assert mlp_draw(sampler(), 3) is None
+
+
+def test_a_derived_class_takes_the_general_form() -> None:
+    class Own(HMLP):
+        pass
+
+    hnet = Own(SHAPES, uncond_in_size=3, cond_in_size=0, layers=(6,), activation_fn=nn.Tanh(), verbose=False)
+    assert mlp_draw(NoisySampler(HPerturbWrapper(hnet, verbose=False)), 3) is None
