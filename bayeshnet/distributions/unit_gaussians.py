@@ -129,7 +129,8 @@ class UnitGaussians(FlatDistribution):
             ranks = torch.rand(rounds, parts, device=ordered.device).argsort(1)  # each round in random order
             chosen = (ranks * rounds + torch.arange(rounds, device=ordered.device).unsqueeze(1)).flatten()[:num]
             ordered = ordered[chosen[torch.randperm(num, device=ordered.device)]]
-        return self._remember(ordered[:, self.layout.order].reshape(shape + self.event_shape), (ordered, noise))
+        placed = ordered.index_select(1, self.layout.order)
+        return self._remember(placed.reshape(shape + self.event_shape), (ordered, noise))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of the mixture ``[*sample_shape, *batch_shape]``.
@@ -189,7 +190,9 @@ class UnitTransform(Transform):
 
     def _call(self, x: Tensor) -> Tensor:
         mixed = _mixed(self.factors, self.layout, x.reshape(1, -1, x.shape[-1]))
-        return torch.addcmul(self.loc, self.log_scale.exp(), mixed)[0, :, self.layout.order].reshape(x.shape)
+        placed = torch.addcmul(self.loc, self.log_scale.exp(), mixed)
+        # Not placed[..., order]: with its backward pass that takes twice the time.
+        return placed.index_select(-1, self.layout.order).reshape(x.shape)
 
     def _inverse(self, y: Tensor) -> Tensor:
         residual = ((_by_unit(y, self.layout) - self.loc) * (-self.log_scale).exp()).unsqueeze(0)
