@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bayeshnet.distributions.conditional_layer import LARGEST, LayerConditional
+from bayeshnet.layers.torch_modes import own_gradients_apply
 
 __all__ = ["PseudoObservations"]
 
@@ -91,9 +92,9 @@ class PseudoObservations:
         Raises:
             RuntimeError: If features or precisions are NaN or infinite.
         """
-        # PyTorch's own rules cover what a function of ours does not: several matrices, torch.func, no gradient at all.
-        special = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-        if len(self.prior_scale) > 1 or self.prior_scale.requires_grad or special or not torch.is_grad_enabled():
+        # One matrix for all outputs, and a prior that is not learned, is what the function below covers.
+        several = len(self.prior_scale) > 1 or self.prior_scale.requires_grad
+        if several or not own_gradients_apply(self.features.device):
             return self.conditional().rsample()
         with torch.no_grad():
             parts = _Parts.of(self)

@@ -1,7 +1,7 @@
 r"""A draw of an MLP with shared noise and the log-determinant of its map, with their gradient in closed form.
 
 For ``w = h(z_{1:n}) + \sigma z`` with tanh layers, what :class:`~bayeshnet.entropy.ChangeOfVariables` computes in one
-pass for the draw and another for its density is done in one here, in far fewer operations. With :math:`h_0 = z_{1:n}`,
+pass for the draw and another for its density is done in one here, in fewer operations. With :math:`h_0 = z_{1:n}`,
 
 .. math::
     h_l = \tanh(W_l h_{l-1} + b_l), \quad J_l = \mathrm{diag}(1 - h_l^2) P_l, \quad P_l = W_l J_{l-1}, \quad J_0 = I
@@ -19,9 +19,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.hnets.mlp_hnet import HMLP
+from bayeshnet.layers.torch_modes import own_gradients_apply
 
 __all__ = ["mlp_draw"]
 
@@ -31,15 +33,13 @@ def mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
 
     The samples are those of :meth:`~bayeshnet.entropy.sampler.NoisySampler.draw` with the same random numbers.
     """
-    # PyTorch's own rules cover what a function of ours does not.
-    special = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-    if not sampler.shared or not sampler.latent_dim or special or not torch.is_grad_enabled():
+    if not sampler.shared or not sampler.latent_dim or not own_gradients_apply(sampler.hnet.sigma.device):
         return None
     # Whoever derives from the class may compute something else.
     layers = sampler.generator.tanh_layers() if type(sampler.generator) is HMLP else None
     if layers is None:
         return None
-    noise = sampler.noise(num)
+    noise = sampler.draw_noise(num)
     weights, log_det, sign = cast("tuple[Tensor, Tensor, Tensor]", _Draw.apply(noise, sampler.hnet.sigma, *layers))
     n = sampler.latent_dim
     return Draw(weights, noise[:, :n], noise, (sign, log_det + sampler.log_sigma()[n:].sum()))
@@ -62,31 +62,28 @@ def _compute(
     """Weights ``[S, D]``, ``log |det M|`` and its sign ``[S]``."""
     *inner, head, head_bias, skip = layers
     head = cast("Tensor", head)
-    n = cast("Tensor", inner[0]).shape[1] if inner else head.shape[1]
+    n = cast("Tensor", layers[0]).shape[1]
     z = noise[:, :n]
-    parts = _Parts([z], [], [], [], noise)
+    outputs, slopes, befores, jacobians = [z], list[Tensor](), list[Tensor](), list[Tensor]()
     jacobian: Tensor | None = None
     for weight, bias in zip(cast("list[Tensor]", inner[::2]), inner[1::2], strict=True):
-        hidden = torch.tanh(_linear(parts.hidden[-1], weight, bias))
+        hidden = torch.tanh(linear(outputs[-1], weight, bias))
         slope = torch.addcmul(hidden.new_ones(()), hidden, hidden, value=-1.0)
         before = weight.t() if jacobian is None else jacobian @ weight.t()
         jacobian = slope.unsqueeze(1) * before
-        parts.hidden.append(hidden)
-        parts.slopes.append(slope)
-        parts.before.append(before)
-        parts.jacobians.append(jacobian)
+        outputs.append(hidden)
+        slopes.append(slope)
+        befores.append(before)
+        jacobians.append(jacobian)
     matrix = head[:n].t() if jacobian is None else jacobian @ head[:n].t()
-    out = _linear(parts.hidden[-1], head, head_bias)
+    out = linear(outputs[-1], head, head_bias)
     if skip is not None:
         out = torch.addmm(out, z, skip.t())
         matrix = matrix + skip[:n].t()
-    parts.matrix = (matrix + torch.diag_embed(sigma.expand(head.shape[0])[:n])).double().expand(len(z), n, n)
-    sign, log_det = torch.linalg.slogdet(parts.matrix)
-    return (torch.addcmul(out, noise, sigma), log_det.to(z.dtype), sign.to(z.dtype)), parts
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(x, weight, bias)
+    matrix = (matrix + torch.diag_embed(sigma.expand(head.shape[0])[:n])).double().expand(len(z), n, n)
+    sign, log_det = torch.linalg.slogdet(matrix)
+    weights = torch.addcmul(out, noise, sigma)
+    return (weights, log_det.to(z.dtype), sign.to(z.dtype)), _Parts(outputs, slopes, befores, jacobians, matrix)
 
 
 class _Draw(torch.autograd.Function):

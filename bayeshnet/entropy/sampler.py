@@ -118,12 +118,12 @@ class NoisySampler:
 
     def draw(self, num: int) -> Draw:
         """``num`` independent samples."""
-        base = self.noise(num)
+        base = self.draw_noise(num)
         z = base[:, : self.latent_dim]
         noise = base if self.shared else base[:, self.latent_dim :]
         return self.place(z, noise)
 
-    def noise(self, num: int) -> Tensor:
+    def draw_noise(self, num: int) -> Tensor:
         """All the noise of ``num`` samples, ``[num, D]``, or ``[num, n + D]`` if it is not shared."""
         like = self.hnet.sigma
         size = self.event_dim if self.shared else self.event_dim + self.latent_dim

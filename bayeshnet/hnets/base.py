@@ -22,6 +22,7 @@ from bayeshnet.hnets.arguments import (
 from bayeshnet.hnets.formats import TargetLayout, check_ret_format, format_output
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.layers.spectral_norm import SpectralNorm
+from bayeshnet.layers.torch_modes import under_functorch
 from bayeshnet.mnets.param_table import ParamRecord, number_conditions
 from bayeshnet.typing import CondId, NestedWeights, Shapes, WeightsArg
 
@@ -128,7 +129,7 @@ class HyperNet(nn.Module, HyperNetInterface):
 
     def _is_own(self, weight: Tensor) -> bool:
         """Whether a power iteration may follow this tensor: a parameter of the network, and buffers can be written."""
-        if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage] - has no public name
+        if under_functorch():
             return False
         # torch.func.functional_call puts plain tensors in the place of parameters.
         return isinstance(weight, nn.Parameter) and any(weight is param for param in self._internal_list())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayeshnet.errors import ArgumentError
+from bayeshnet.layers.torch_modes import under_functorch
 
 __all__ = ["SpectralNorm", "leading_vectors"]
 
@@ -86,7 +87,7 @@ class SpectralNorm(nn.Module):
                 f"weights: have shapes {[list(w.shape) for w in weights]}; expected {[list(s) for s in self._shapes]}."
             )
         # Inside torch.func the weight may be a wrapped tensor, and buffers cannot take those.
-        update = update and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+        update = update and not under_functorch()
         normed: list[Tensor] = []
         for i, weight in enumerate(weights):
             matrix = (weight.transpose(0, 1) if self._transposed[i] else weight).flatten(1)

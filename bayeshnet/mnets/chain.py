@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayeshnet.layers.torch_modes import own_gradients_apply, under_functorch
+
 __all__ = ["Chain", "LinearStep", "chain_of_modules", "has_hooks", "is_elementwise"]
 
 _ELEMENTWISE_MODULES = {
@@ -127,7 +129,7 @@ class Chain:
                 if fetch:
                     weights[step.weight].sum()
                 h = _linear(h, weights[step.weight], None if step.bias is None else weights[step.bias])
-                fresh = not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+                fresh = not under_functorch()
                 continue
             if isinstance(step, nn.Dropout):
                 h = F.dropout(h, step.p, step.training)
@@ -170,9 +172,7 @@ def _plan(matrices: Sequence[Tensor], rows: int, *, recorded: bool) -> tuple[int
 
 def _linear(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``h W^T + b`` for each sample: ``h [S, B, in]``, ``weight [S, out, in]``, ``bias [S, out]``."""
-    # PyTorch's own rules cover what a function of ours would not: torch.func, and mixed precision.
-    special = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-    if not torch.is_grad_enabled() or special or torch.is_autocast_enabled(h.device.type):
+    if not own_gradients_apply(h.device):
         return _affine(h, weight, bias)
     return _BatchedLinear.apply(h, weight, bias)  # pyright: ignore[reportReturnType]
 
