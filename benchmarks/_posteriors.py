@@ -92,7 +92,7 @@ class Budget:
         elbo_particles: Samples of the final ELBO.
     """
 
-    steps: int = 2000
+    steps: int = 3000
     map_steps: int = 3000
     max_steps: int = 12_000
     checkpoint: int = 200

@@ -8,7 +8,7 @@ from bayeshnet.distributions.implicit_weights import ImplicitWeights
 from bayeshnet.distributions.inducing import InducingLayers
 from bayeshnet.distributions.low_rank import MultiplicativeLowRank
 from bayeshnet.distributions.mixture import MixtureWeights
-from bayeshnet.distributions.unit_gaussians import UnitGaussians, UnitLayout, UnitTransform
+from bayeshnet.distributions.unit_gaussians import UnitGaussians, UnitLayout
 
 __all__ = [
     "ConditionalWeights",
@@ -20,5 +20,4 @@ __all__ = [
     "MultiplicativeLowRank",
     "UnitGaussians",
     "UnitLayout",
-    "UnitTransform",
 ]

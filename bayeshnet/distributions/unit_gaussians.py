@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions.transforms import Transform
 
 from bayeshnet.distributions.flat_distribution import FlatDistribution
 from bayeshnet.errors import ArgumentError
 
-__all__ = ["UnitGaussians", "UnitLayout", "UnitTransform"]
+__all__ = ["UnitGaussians", "UnitLayout"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
@@ -84,11 +83,22 @@ class UnitGaussians(FlatDistribution):
     with T block-diagonal. The draws of one call are shared out among the components evenly and in random order: each of
     them has the density of the mixture, and means over them vary less than if each chose a component by itself.
 
+    With ``noise`` e comes from another distribution, a hypernetwork for instance, that all components share. The
+    density of a draw is then exact for C = 1. For more components it would take a search for the noise that would lead
+    each of them to the draw of another. Instead the component c is an auxiliary variable whose posterior is taken to be
+    that of Gaussians (Salimans, Kingma & Welling, ICML 2015, section 2):
+
+    .. math:: \log q = \log \frac{1}{C} \sum_k N(w; \mu_k, \sigma_k, T_k) + \log q_e(e) - \log N(e; 0, I)
+
+    with which the ELBO stays a lower bound on the evidence, as tight as the components are apart or e is Gaussian. At a
+    value that was not drawn here the density is that of the mixture.
+
     Args:
         loc: Means ``[C, D]``, entries ordered by unit.
         log_scale: Logarithm of sigma ``[C, D]``, ordered likewise.
         factors: For each layer of units ``[C, units, k, k]``; only what lies below the diagonal counts.
         layout: Which entries belong together.
+        noise: Distribution of e, event shape ``[D]``, entries ordered by unit; standard normal by default.
 
     Raises:
         ValueError: If shapes do not fit.
@@ -108,11 +118,18 @@ class UnitGaussians(FlatDistribution):
         factors: Sequence[Tensor],
         layout: UnitLayout,
         *,
+        noise: TorchDistribution | None = None,
         validate_args: bool | None = None,
     ) -> None:
         if validate_args is not False:
             _check(loc, log_scale, factors, layout)
+            if noise is not None and (noise.batch_shape or noise.event_shape != loc.shape[1:]):
+                raise ArgumentError(
+                    f"noise: has batch shape {tuple(noise.batch_shape)} and event shape {tuple(noise.event_shape)}; "
+                    f"they have to be () and ({loc.shape[1]},)."
+                )
         self.loc, self.log_scale, self.factors, self.layout = loc, log_scale, list(factors), layout
+        self.noise = noise
         super().__init__(loc.shape[1], validate_args=validate_args)
 
     # ------------------------------------------------------------------ sampling and density
@@ -122,87 +139,61 @@ class UnitGaussians(FlatDistribution):
         shape = Size(sample_shape) + self.batch_shape
         num, parts = math.prod(shape), len(self.loc)
         rounds = -(-num // parts)  # every component makes as many; of the last round some are left out, at random
-        noise = torch.randn(parts, rounds, self.loc.shape[1], dtype=self.loc.dtype, device=self.loc.device)
-        ordered = self.loc.unsqueeze(1) + self.log_scale.exp().unsqueeze(1) * _mixed(self.factors, self.layout, noise)
-        ordered = ordered.flatten(0, 1)
+        drawn = self._draw_noise(parts * rounds)
+        noise = drawn.unflatten(0, (parts, rounds))
+        mixed = _mixed(self.factors, self.layout, noise)
+        ordered = torch.addcmul(self.loc.unsqueeze(1), self.log_scale.exp().unsqueeze(1), mixed).flatten(0, 1)
+        chosen: Tensor | None = None
         if parts > 1:
             ranks = torch.rand(rounds, parts, device=ordered.device).argsort(1)  # each round in random order
             chosen = (ranks * rounds + torch.arange(rounds, device=ordered.device).unsqueeze(1)).flatten()[:num]
-            ordered = ordered[chosen[torch.randperm(num, device=ordered.device)]]
+            chosen = chosen[torch.randperm(num, device=ordered.device)]
+            ordered = ordered.index_select(0, chosen)
+        # Not ordered[:, order]: with its backward pass that takes twice the time.
         placed = ordered.index_select(1, self.layout.order)
-        return self._remember(placed.reshape(shape + self.event_shape), (ordered, noise))
+        return self._remember(placed.reshape(shape + self.event_shape), (ordered, drawn, chosen))
+
+    def _draw_noise(self, num: int) -> Tensor:
+        if self.noise is not None:
+            return self.noise.rsample(Size((num,)))
+        return torch.randn(num, self.loc.shape[1], dtype=self.loc.dtype, device=self.loc.device)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of the mixture ``[*sample_shape, *batch_shape]``.
 
         Raises:
             ValueError: If the last dimension is not D.
+            RuntimeError: If ``noise`` has no density at foreign values, and the value was not drawn here.
         """
-        known: tuple[Tensor, Tensor] | None = self._recall(value)
-        log_det = self.log_scale.sum(1)
-        if known is not None and len(self.loc) == 1:
-            quadratic = known[1].square().sum(-1)
-        else:
-            rows = _by_unit(value, self.layout) if known is None else known[0]
-            residual = (rows - self.loc.unsqueeze(1)) * (-self.log_scale).exp().unsqueeze(1)
-            parts = _unmixed(self.factors, self.layout, residual)
-            quadratic = torch.stack([part.square().sum(-1) for part in parts]).sum(0)
-        log_q = -0.5 * quadratic - log_det.unsqueeze(1)
-        log_q = log_q.squeeze(0) if len(self.loc) == 1 else log_q.logsumexp(0) - math.log(len(self.loc))
-        return self._shaped(log_q - 0.5 * self.event_shape[0] * _LOG_2PI, value)
+        known: tuple[Tensor, Tensor, Tensor | None] | None = self._recall(value)
+        if known is None:
+            log_q = self._average(self._log_noise(self._residuals(_by_unit(value, self.layout))))
+            return self._shaped(log_q, value)
+        ordered, drawn, chosen = known
+        log_noise = self._log_noise(drawn)
+        if chosen is None:
+            return self._shaped(log_noise - self.log_scale.sum(), value)
+        log_q = self._average(_log_normal(self._residuals(ordered)))
+        if self.noise is not None:
+            log_q = log_q + (log_noise - _log_normal(drawn)).index_select(0, chosen)
+        return self._shaped(log_q, value)
+
+    def _log_noise(self, noise: Tensor) -> Tensor:
+        return _log_normal(noise) if self.noise is None else self.noise.log_prob(noise)
+
+    def _residuals(self, rows: Tensor) -> Tensor:
+        """The noise ``[C, S, D]`` that leads each component to rows ``[S, D]``."""
+        residual = (rows - self.loc.unsqueeze(1)) * (-self.log_scale).exp().unsqueeze(1)
+        return torch.cat(_unmixed(self.factors, self.layout, residual), -1)
+
+    def _average(self, log_noise: Tensor) -> Tensor:
+        """Log-density ``[S]`` of the mixture, of that of the components' noise ``[C, S]``."""
+        log_q = log_noise - self.log_scale.sum(1, keepdim=True)
+        return log_q.squeeze(0) if len(self.loc) == 1 else log_q.logsumexp(0) - math.log(len(self.loc))
 
 
-class UnitTransform(Transform):
-    r"""The map from noise to weights that correlates the weights of each unit, ``w = mu + sigma * T e``.
-
-    Around a distribution over noise that is not Gaussian, a hypernetwork say, it makes one over weights.
-
-    Args:
-        loc: Means ``[D]``, entries ordered by unit.
-        log_scale: Logarithm of sigma ``[D]``, ordered likewise.
-        factors: For each layer of units ``[units, k, k]``; only what lies below the diagonal counts.
-        layout: Which entries belong together.
-
-    Example:
-        >>> layout = UnitLayout.of([(3, 2), (3,)], [(0, 1)])
-        >>> t = UnitTransform(torch.randn(9), torch.zeros(9), [torch.randn(3, 3, 3)], layout)
-        >>> e = torch.randn(5, 9)
-        >>> torch.allclose(t.inv(t(e).clone()), e, atol=1e-4)
-        True
-    """
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
-    def __init__(self, loc: Tensor, log_scale: Tensor, factors: Sequence[Tensor], layout: UnitLayout) -> None:
-        super().__init__(cache_size=1)  # the noise behind a draw is known
-        self.loc, self.log_scale, self.layout = loc, log_scale, layout
-        self.factors = [factor.unsqueeze(0) for factor in factors]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What is remembered hangs on its autograd graph, which can be neither copied nor pickled.
-        return {**super().__getstate__(), "_cached_x_y": (None, None)}
-
-    def with_cache(self, cache_size: int = 1) -> UnitTransform:
-        """Itself; torch asks for a cache that it has."""
-        return self
-
-    def _call(self, x: Tensor) -> Tensor:
-        mixed = _mixed(self.factors, self.layout, x.reshape(1, -1, x.shape[-1]))
-        placed = torch.addcmul(self.loc, self.log_scale.exp(), mixed)
-        # Not placed[..., order]: with its backward pass that takes twice the time.
-        return placed.index_select(-1, self.layout.order).reshape(x.shape)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        residual = ((_by_unit(y, self.layout) - self.loc) * (-self.log_scale).exp()).unsqueeze(0)
-        return torch.cat([part.squeeze(0) for part in _unmixed(self.factors, self.layout, residual)], -1).reshape(
-            y.shape
-        )
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The same everywhere: the sum of ``log_scale``, ``[*S]``."""
-        return self.log_scale.sum().expand(x.shape[:-1])
+def _log_normal(noise: Tensor) -> Tensor:
+    return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * _LOG_2PI)
 
 
 def _by_unit(value: Tensor, layout: UnitLayout) -> Tensor:

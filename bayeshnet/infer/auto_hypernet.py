@@ -61,7 +61,9 @@ class AutoHypernet(FlatGuide):
             ``"mean_field"`` (independent Gaussians), ``"low_rank"``
             (:class:`~bayeshnet.distributions.MultiplicativeLowRank`), ``"mixture"`` (of independent Gaussians), or a
             :class:`~bayeshnet.infer.Mixture` of any of them.
-        num_components: Number of components of ``body="units"`` and ``body="mixture"``; 4 by default.
+        num_components: Number of components of ``body="units"`` and ``body="mixture"``, 4 by default; of
+            ``body="hypernet"`` beside conditional layers, 1 by default: places and shapes of noise that one
+            hypernetwork bends, see :class:`~bayeshnet.distributions.UnitGaussians`.
         conditional: Which linear layers are drawn conditionally: ``"auto"`` (the last one if the model allows it and no
             ``hnet`` is given), ``"last"``, ``"all"``, names of layers (with the last one among them), or None.
         num_inducing: Number of inducing points; by default all rows up to 40, then as the square root of their number.
@@ -271,12 +273,17 @@ class AutoHypernet(FlatGuide):
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimiser: what acts on many weights at once takes smaller steps than ``lr``.
 
-        A generator's hidden layers want smaller steps than parameters of one weight.
+        A generator's hidden layers want smaller steps than parameters of one weight. ``decay`` of a group, where there
+        is one, is that of :func:`~bayeshnet.fit`: its parameters shrink by the factor ``1 - lr * decay`` at each step.
         """
         slow = [] if self.body is None else self.body.slow_params()
-        known = {id(param) for params, _ in slow for param in params}
+        known = {id(param) for part in slow for param in part.params}
         fast = [param for param in self.parameters() if id(param) not in known]
-        return [{"params": fast, "lr": lr}, *({"params": params, "lr": rate * lr} for params, rate in slow)]
+        groups: list[dict[str, Any]] = [{"params": fast, "lr": lr}]
+        for part in slow:
+            group = {"params": part.params, "lr": part.rate * lr}
+            groups.append({**group, "decay": part.decay} if part.decay else group)
+        return groups
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Check how far the density of the body can be trusted: folding, or the gap to importance sampling.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pyro.distributions as dist
 import torch
@@ -22,7 +22,21 @@ from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentTypeError
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 
-__all__ = ["Body", "HypernetBody", "LowRankBody", "MeanFieldBody", "MixtureBody"]
+__all__ = ["Body", "HypernetBody", "LowRankBody", "MeanFieldBody", "MixtureBody", "SlowParams"]
+
+
+class SlowParams(NamedTuple):
+    """Parameters that act on many latents at once and want smaller steps than those of one.
+
+    Attributes:
+        params: They.
+        rate: Factor of the learning rate.
+        decay: Strength of decoupled weight decay, as ``weight_decay`` of AdamW.
+    """
+
+    params: list[nn.Parameter]
+    rate: float
+    decay: float = 0.0
 
 
 class Body(nn.Module, ABC):
@@ -46,8 +60,8 @@ class Body(nn.Module, ABC):
         """Whether the density of a draw takes a search, so that many candidates for one would cost too much."""
         return False
 
-    def slow_params(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Parameters that act on many latents at once and want smaller steps than those of one: by what factor."""
+    def slow_params(self) -> list[SlowParams]:
+        """Parameters that act on many latents at once."""
         return []
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
@@ -104,12 +118,12 @@ class HypernetBody(Body):
             f"estimator={self.estimator!r}"
         )
 
-    def slow_params(self) -> list[tuple[list[nn.Parameter], float]]:
+    def slow_params(self) -> list[SlowParams]:
         """See :meth:`Body.slow_params`."""
         generator = self.sampler.generator
         direct: Any = getattr(generator, "direct_params", None)
         one_weight = {id(param) for param in (direct() if direct is not None else ())}
-        return [([param for param in generator.internal_params or () if id(param) not in one_weight], 0.3)]
+        return [SlowParams([param for param in generator.internal_params or () if id(param) not in one_weight], 0.3)]
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Folding, or the gap to importance sampling."""
@@ -205,7 +219,7 @@ class MixtureBody(Body):
         """See :meth:`Body.searches`; for the noise that would lead a hypernetwork to the draws of the others."""
         return len(self.components) > 1 and any(isinstance(part, HypernetBody) for part in self.components)
 
-    def slow_params(self) -> list[tuple[list[nn.Parameter], float]]:
+    def slow_params(self) -> list[SlowParams]:
         """See :meth:`Body.slow_params`."""
         return [group for part in self._parts() for group in part.slow_params()]
 

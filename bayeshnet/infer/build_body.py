@@ -82,9 +82,10 @@ class BodyOptions:
         if kind not in _BODIES:
             names = [*map(repr, (*_BODIES, "mixture")), "a Mixture"]
             raise ArgumentError(f"body: is {self.body!r}; pass one of {', '.join(names)}.")
-        if self.num_components is not None and self.body not in ("mixture", "units"):
+        if self.num_components is not None and self.body not in ("mixture", "units", "hypernet"):
             raise ArgumentError(
-                "num_components: belongs to body='units' or body='mixture'; a Mixture(num_components, of=...) has it."
+                f"num_components: belongs to body='hypernet', 'units' or 'mixture', not to {self.body!r}; a "
+                "Mixture(num_components, of=...) has it."
             )
         if self.num_components is not None and self.num_components < 1:
             raise ArgumentError(f"num_components: is {self.num_components}; pass 1 or more.")
@@ -189,6 +190,11 @@ _Mean: TypeAlias = Callable[[], Tensor]
 
 
 def _hypernet(options: BodyOptions, start: BodyStart, mean: _Mean) -> Body:
+    if options.num_components is not None and (options.hnet is not None or start.units is None):
+        raise ArgumentError(
+            "num_components: the components of body='hypernet' are those of the noise beside conditional layers, which "
+            "this guide has not, or replaces by hnet; pass body=Mixture(num_components, of='hypernet')."
+        )
     if options.hnet is not None:
         own = _own_hnet(options.hnet, options, start.shapes)
         return HypernetBody(own.to(dtype=start.like.dtype, device=start.like.device), options.estimator)
@@ -218,7 +224,7 @@ def _unit_hypernet(options: BodyOptions, start: BodyStart, units: UnitLayout, me
         start=torch.zeros_like(start.like),
         start_scale=None,
     )
-    return UnitHypernetBody(generator, UnitNoise([mean()], options.scale, units), options.estimator)
+    return UnitHypernetBody(generator, _unit_noise(options, start, units, mean, 1), options.estimator)
 
 
 def _mean_field(options: BodyOptions, start: BodyStart, mean: _Mean) -> Body:
@@ -230,12 +236,15 @@ def _low_rank(options: BodyOptions, start: BodyStart, mean: _Mean) -> Body:
 
 
 def _units(options: BodyOptions, start: BodyStart, mean: _Mean) -> Body:
-    num = 1 if options.mixture is not None else options.num_components or NUM_COMPONENTS
-    starts = [mean() for _ in range(num)]
+    num = 1 if options.mixture is not None else NUM_COMPONENTS
+    return UnitBody(_unit_noise(options, start, start.units or UnitLayout.of(start.shapes, []), mean, num))
+
+
+def _unit_noise(options: BodyOptions, start: BodyStart, units: UnitLayout, mean: _Mean, default: int) -> UnitNoise:
+    starts = [mean() for _ in range(options.num_components or default)]
     if not bool(start.jitter.any()):  # all in the place that was asked for
         starts = [starts[0], *(each + start.apart * start.draw() for each in starts[1:])]
-    units = start.units or UnitLayout.of(start.shapes, [])
-    return UnitBody(UnitNoise(starts, options.scale, units))
+    return UnitNoise(starts, options.scale, units)
 
 
 _Builder: TypeAlias = Callable[[BodyOptions, BodyStart, _Mean], Body]

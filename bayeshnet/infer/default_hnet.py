@@ -13,13 +13,18 @@ from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.hnets.mlp_hnet import HMLP
 from bayeshnet.typing import Shapes
 
-__all__ = ["default_hnet", "unbend"]
+__all__ = ["default_hnet", "output_params", "unbend"]
+
+
+def output_params(wrapper: HPerturbWrapper) -> list[nn.Parameter]:
+    """W, mu and A of a :func:`default_hnet`."""
+    return list(cast("HMLP", wrapper.internal_hnet).internal_params or [])[-3:]
 
 
 @torch.no_grad()
 def unbend(wrapper: HPerturbWrapper) -> None:
     """Leave nothing but the noise of a :func:`default_hnet`, in place."""
-    for param in list(cast("HMLP", wrapper.internal_hnet).internal_params or [])[-3:]:
+    for param in output_params(wrapper):
         param.zero_()
 
 
@@ -57,16 +62,16 @@ def default_hnet(
         verbose=False,
         linear_skip=True,
     )
-    head_weight, head_bias, skip_weight = list(hnet.internal_params or [])[-3:]
     if start_scale is None:
         wrapper = HPerturbWrapper(hnet, sigma_noise=1.0, noise=noise, verbose=False)
         unbend(wrapper)
         return wrapper.to(dtype=start.dtype, device=start.device)
+    wrapper = HPerturbWrapper(hnet, sigma_noise=start_scale, noise=noise, learn_sigma="per_weight", verbose=False)
+    head_weight, head_bias, skip_weight = output_params(wrapper)
     head_weight.zero_()
     head_bias.copy_(start)
     skip_weight.normal_(0.0, 0.1 / math.sqrt(noise_dim))
     # The n first outputs meet the noise twice. Without a linear part there the map from noise to weights starts
     # injective, and the log-determinant in the ELBO keeps it from folding on the way.
     skip_weight[:noise_dim] = 0.0
-    wrapper = HPerturbWrapper(hnet, sigma_noise=start_scale, noise=noise, learn_sigma="per_weight", verbose=False)
     return wrapper.to(dtype=start.dtype, device=start.device)

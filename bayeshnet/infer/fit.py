@@ -84,7 +84,8 @@ def fit(
         data: The arguments of the model at each step: a tuple ``(x, y)``, a dict or one tensor; or an iterable of such
             batches, a ``DataLoader`` for instance, which is gone through again and again.
         steps: Number of steps.
-        lr: Learning rate of Adam. A guide with ``param_groups(lr)`` divides it among its parameters.
+        lr: Learning rate of Adam. A guide with ``param_groups(lr)`` divides it among its parameters. A
+            group's ``decay`` is the strength of decoupled weight decay (AdamW's), with any optimiser.
         lr_schedule: Factor of the learning rate by step; by default 1 for 40 % of the steps, then a cosine to 0.02.
         num_particles: Posterior samples per step, drawn and evaluated in one vectorised call.
         loss: Another Pyro ELBO, for a model that cannot be vectorised or another objective; excludes ``num_particles``.
@@ -221,6 +222,10 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * factor
         self.optimizer.step()
+        for group in self.optimizer.param_groups:
+            if group.get("decay"):
+                with torch.no_grad():
+                    torch._foreach_mul_(group["params"], 1.0 - group["lr"] * group["decay"])
         _drop_gradients(self.params.values())
         return value, factor * self.lr
 

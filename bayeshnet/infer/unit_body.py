@@ -6,17 +6,20 @@ import math
 from collections.abc import Collection, Sequence
 
 import torch
-from pyro.distributions import TorchDistribution
-from pyro.distributions.torch import TransformedDistribution  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor, nn
 
-from bayeshnet.distributions.unit_gaussians import UnitGaussians, UnitLayout, UnitTransform
+from bayeshnet.distributions.unit_gaussians import UnitGaussians, UnitLayout
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
-from bayeshnet.infer.bodies import Body, HypernetBody
+from bayeshnet.infer.bodies import Body, HypernetBody, SlowParams
+from bayeshnet.infer.default_hnet import output_params
 from bayeshnet.mnets.param_table import ParamRecord
 
 __all__ = ["UnitBody", "UnitHypernetBody", "UnitNoise", "unit_layout"]
+
+# Factor of the learning rate of the hypernetwork, and the decay of its output layer.
+_RATE = 0.05
+_DECAY = 15.0
 
 
 class UnitNoise(nn.Module):
@@ -80,7 +83,7 @@ class UnitHypernetBody(HypernetBody):
 
     Args:
         hnet: The hypernetwork in a perturbation wrapper, both starting as standard normal noise.
-        noise: Of one component.
+        noise: Of each component.
         estimator: Of log q; by default the one that fits the noise.
     """
 
@@ -90,19 +93,25 @@ class UnitHypernetBody(HypernetBody):
 
     def distribution(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, loc: Tensor | None = None, scale: Tensor | None = None
-    ) -> TorchDistribution:
+    ) -> UnitGaussians:
         """See :meth:`Body.distribution`."""
-        means, log_scale, factors, layout = self.noise.params(loc, scale)
-        transform = UnitTransform(means[0], log_scale[0], [factor[0] for factor in factors], layout)
-        return TransformedDistribution(super().distribution(), [transform], validate_args=False)
+        return UnitGaussians(*self.noise.params(loc, scale), noise=super().distribution(), validate_args=False)
 
     def describe(self) -> str:
         """See :meth:`Body.describe`."""
-        return f"{super().describe()}, correlated by units"
+        num = len(self.noise.loc)
+        return f"{super().describe()}, correlated by units" + (f", num_components={num}" if num > 1 else "")
 
-    def slow_params(self) -> list[tuple[list[nn.Parameter], float]]:
-        """All of the hypernetwork: it bends noise that has the right place and scale without it."""
-        return [(list(self.hnet.internal_params or ()), 0.05)]
+    def slow_params(self) -> list[SlowParams]:
+        """All of the hypernetwork: it bends noise that has the right place and scale without it.
+
+        Its output layer decays. Of its thousands of weights each follows the noise of its gradient and adds a little to
+        the spread of what is drawn; what the data do not ask for again and again is taken back.
+        """
+        params = list(self.hnet.internal_params or ())
+        outputs = {id(param) for param in output_params(self.hnet)}
+        hidden = [param for param in params if id(param) not in outputs]
+        return [SlowParams(hidden, _RATE), SlowParams(output_params(self.hnet), _RATE, _DECAY)]
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """See :meth:`Body.diagnose`; the map behind the hypernetwork is linear and neither folds nor tears."""

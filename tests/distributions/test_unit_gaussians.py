@@ -7,9 +7,10 @@ import math
 
 import pytest
 import torch
+from pyro.distributions import Normal, StudentT
 from torch.distributions import MultivariateNormal
 
-from bayeshnet.distributions.unit_gaussians import UnitGaussians, UnitLayout, UnitTransform
+from bayeshnet.distributions.unit_gaussians import UnitGaussians, UnitLayout
 from bayeshnet.errors import ArgumentError
 
 # Two layers of units (3 of 2 weights and a bias; 2 of 3 weights without), and two numbers that belong to none.
@@ -127,17 +128,50 @@ def test_gradients():
     assert torch.autograd.gradcheck(loss, given, atol=1e-6)
 
 
-def test_transform():
-    loc, log_scale, factors = params(1)
-    given = (loc[0], log_scale[0], [factor[0] for factor in factors], LAYOUT)
-    transform = UnitTransform(*given)
-    e = torch.randn(4, 5, NUM, dtype=torch.float64)
-    w = transform(e)
-    assert transform.inv(w) is e  # remembered
-    assert torch.allclose(UnitTransform(*given).inv(w), e, atol=1e-9)
-    normal = dense(loc, log_scale, factors, 0)
-    log_q = -0.5 * (e.square().sum(-1) + NUM * math.log(2 * math.pi)) - transform.log_abs_det_jacobian(e, w)
-    assert torch.allclose(log_q, normal.log_prob(w), atol=1e-9)
+def noise_with_heavy_tails():
+    """Noise that is not Gaussian and has a density everywhere."""
+    return StudentT(torch.tensor(5.0, dtype=torch.float64)).expand([NUM]).to_event(1)
+
+
+def test_density_with_other_noise():
+    """One component: the change of variables. Of a value from elsewhere with several: the mixture of those."""
+    given, noise = params(3), noise_with_heavy_tails()
+
+    def one(k, w):
+        rows = w[..., torch.argsort(LAYOUT.order)]
+        scaled = (rows - given[0][k]) / given[1][k].exp()
+        parts, start = [], 0
+        for factor, (units, size) in zip(given[2], LAYOUT.blocks, strict=True):
+            for unit in range(units):
+                matrix = torch.eye(size, dtype=torch.float64) + factor[k, unit].tril(-1)
+                parts.append(scaled[..., start : start + size] @ torch.linalg.inv(matrix).t())
+                start += size
+        parts.append(scaled[..., start:])
+        return noise.log_prob(torch.cat(parts, -1)) - given[1][k].sum()
+
+    single = UnitGaussians(given[0][:1], given[1][:1], [f[:1] for f in given[2]], LAYOUT, noise=noise)
+    w = single.rsample((4, 5))
+    assert torch.allclose(single.log_prob(w), one(0, w), atol=1e-9)
+    foreign = torch.randn(7, NUM, dtype=torch.float64)
+    assert torch.allclose(single.log_prob(foreign), one(0, foreign), atol=1e-9)
+    several = UnitGaussians(*given, LAYOUT, noise=noise)
+    expected = torch.stack([one(k, foreign) for k in range(3)]).logsumexp(0) - math.log(3)
+    assert torch.allclose(several.log_prob(foreign), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("apart", [0.1, 1.0, 30.0])
+def test_entropy_with_other_noise_is_never_claimed_too_high(apart):
+    """What is evaluated at draws is on average the density or more; apart from each other exactly that."""
+    loc, log_scale, factors = params(3)
+    q = UnitGaussians(apart * loc, log_scale, factors, LAYOUT, noise=noise_with_heavy_tails())
+    torch.manual_seed(0)
+    w = q.rsample((4000,))
+    fresh = UnitGaussians(apart * loc, log_scale, factors, LAYOUT, noise=noise_with_heavy_tails()).log_prob(w)
+    excess = q.log_prob(w) - fresh
+    error = float(excess.std()) / math.sqrt(len(excess))
+    assert float(excess.mean()) > -4.5 * error
+    if apart == 30.0:
+        assert torch.allclose(excess, torch.zeros(()).double(), atol=1e-9)
 
 
 def test_expand_and_copies():
@@ -155,5 +189,7 @@ def test_errors():
         UnitGaussians(loc, log_scale[:1], factors, LAYOUT)
     with pytest.raises(ArgumentError, match=r"factors: have shapes .*the layout asks for \[\(2, 3, 3, 3\)"):
         UnitGaussians(loc, log_scale, factors[:1], LAYOUT)
+    with pytest.raises(ArgumentError, match=r"noise: has batch shape \(17,\) and event shape \(\)"):
+        UnitGaussians(loc, log_scale, factors, LAYOUT, noise=Normal(torch.zeros(NUM), 1.0))
     with pytest.raises(ArgumentError, match="value: has shape .5,.; its last dimension has to be 17"):
         UnitGaussians(loc, log_scale, factors, LAYOUT).log_prob(torch.zeros(5))

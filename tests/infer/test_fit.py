@@ -8,6 +8,7 @@ import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayeshnet import AutoHypernet, FlatElbo, fit, likelihoods
@@ -21,7 +22,7 @@ from bayeshnet.errors import (
 )
 from bayeshnet.infer import flat_then_cosine
 from bayeshnet.infer.history import History, loss_slope
-from bayeshnet.models import BayesianModel
+from bayeshnet.models import BayesianModel, emit_param_sites
 from tests.infer.problems import bnn
 
 
@@ -106,11 +107,44 @@ def test_optimizer_groups_schedule_and_callbacks():
     assert history.stopped == "callback"
     assert history.lrs == pytest.approx([1e-6 * 0.5**k for k in range(5)])
     lrs = [group["lr"] for group in made[0].param_groups]
-    rates = [1.0, *(rate for _, rate in guide.body.slow_params())]
+    rates = [1.0, *(part.rate for part in guide.body.slow_params())]
     assert rates[1] < 1.0
     assert lrs == pytest.approx([rate * 1e-6 * 0.5**4 for rate in rates])
     grouped = {id(p) for group in made[0].param_groups for p in group["params"]}
     assert grouped == {id(p) for p in guide.parameters()}
+
+
+def test_decay_of_a_group():
+    """Parameters without a gradient shrink by 1 - lr * decay at each step, with any optimiser."""
+
+    class Guide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(()))
+            self.idle = nn.Parameter(torch.tensor([2.0, -1.0]))
+
+        def forward(self, y):
+            emit_param_sites("guide", self)
+            pyro.sample("mu", dist.Normal(self.loc + 0.0 * self.idle.sum(), 0.1))
+
+        def param_groups(self, lr):
+            return [{"params": [self.loc], "lr": lr}, {"params": [self.idle], "lr": 0.5 * lr, "decay": 3.0}]
+
+    for optimizer in (None, torch.optim.SGD):
+        guide = Guide()
+        fit(
+            normal_model,
+            guide,
+            (Y,),
+            steps=4,
+            lr=0.01,
+            lr_schedule=lambda step: 0.5**step,
+            optimizer=optimizer,
+            progress=False,
+        )
+        expected = math.prod(1.0 - 0.005 * 0.5**step * 3.0 for step in range(4))
+        torch.testing.assert_close(guide.idle.detach(), expected * torch.tensor([2.0, -1.0]))
+        assert float(guide.loc.detach()) != 0.0
 
 
 def test_stop_when_flat():

@@ -25,6 +25,14 @@ MIXTURES = {
     "low rank": Mixture(2, of="low_rank"),
     "hypernetworks": Mixture(2, of="hypernet"),
 }
+BODIES = {
+    **{
+        (kind, conditional): {"body": body, "conditional": conditional}
+        for kind, body in MIXTURES.items()
+        for conditional in ("auto", None)
+    },
+    ("one hypernetwork", "auto"): {"num_components": 3},
+}
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -33,6 +41,14 @@ def test_elbos_agree(problem):
     model, args = PROBLEMS[problem]()
     guide = AutoHypernet(model, example=args, body="mixture", num_components=3)
     fit(model, guide, args, steps=100, progress=False)
+    assert_elbos_agree(model, guide, args, loops=150)
+
+
+def test_elbos_agree_for_components_of_one_hypernetwork():
+    model, args = bnn()
+    guide = AutoHypernet(model, example=args, num_components=2)
+    fit(model, guide, args, steps=100, progress=False)
+    assert "correlated by units, num_components=2, conditional=" in repr(guide)
     assert_elbos_agree(model, guide, args, loops=150)
 
 
@@ -47,14 +63,13 @@ def test_predictive(problem, parallel):
         assert len(torch.unique(out[site.name].reshape(6, -1), dim=0)) == 6
 
 
-@pytest.mark.parametrize("conditional", ["auto", None])
-@pytest.mark.parametrize("kind", MIXTURES)
-def test_minibatches_checkpoints_and_copies(kind, conditional, tmp_path):
+@pytest.mark.parametrize("options", BODIES.values(), ids=map(str, BODIES))
+def test_minibatches_checkpoints_and_copies(options, tmp_path):
     model, (x, y) = bnn(dataset_size=30)
     loader = DataLoader(TensorDataset(x, y), batch_size=10, shuffle=True)
 
     def build():
-        return AutoHypernet(model, example=(x, y), body=MIXTURES[kind], conditional=conditional)
+        return AutoHypernet(model, example=(x, y), **options)
 
     guide = build()
     pointers = [t.data_ptr() for t in guide.state_dict().values()]
@@ -131,6 +146,8 @@ def test_own_hypernetworks_and_repr():
             {"body": "mean_field", "num_components": 3},
             "num_components: belongs to body=.*a Mixture.num_components, of=",
         ),
+        ({"num_components": 3, "conditional": None}, "num_components: the components of body='hypernet' are"),
+        ({"num_components": 3, "hnet": lambda shapes: HMLP(shapes, 2, 0)}, "num_components: the components of body='h"),
         ({"body": Mixture(2), "num_components": 3}, "num_components: belongs to body=.*a Mixture.num_components, of="),
         ({"body": "mixture", "num_components": 0}, "num_components: is 0; pass 1 or more"),
         ({"body": "mixture", "noise_dim": 2}, "noise_dim belongs to a hypernetwork"),
