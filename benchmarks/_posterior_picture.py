@@ -67,8 +67,13 @@ def _spreads(axis: Any, gold: Gold, draws: Tensor) -> None:
     ratio = draws.double().std(0) / theirs
     axis.axhline(1.0, color=GREY, linewidth=1.0)
     axis.plot(theirs.numpy(), ratio.clamp(min=1e-2).numpy(), ".", color=BLUE, markersize=3, alpha=0.6)
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415 - only where a picture is asked for
+
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.xaxis.set_minor_formatter("")  # between two powers of ten the labels would overlap
-    axis.yaxis.set_minor_formatter("")
+    # Both are shorter than a power of ten as a rule, and need labels between.
+    for each, subs in ((axis.xaxis, (1.0, 2.0, 5.0)), (axis.yaxis, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))):
+        each.set_major_locator(LogLocator(subs=subs))
+        each.set_major_formatter("{x:g}")
+        each.set_minor_formatter(NullFormatter())
     axis.set_xlabel("std of NUTS", fontsize=7)
