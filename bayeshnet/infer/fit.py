@@ -222,12 +222,19 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * factor
         self.optimizer.step()
-        for group in self.optimizer.param_groups:
-            if group.get("decay"):
-                with torch.no_grad():
-                    torch._foreach_mul_(group["params"], 1.0 - group["lr"] * group["decay"])
+        self._decay(self.optimizer)
         _drop_gradients(self.params.values())
         return value, factor * self.lr
+
+    @staticmethod
+    @torch.no_grad()
+    def _decay(optimizer: torch.optim.Optimizer) -> None:
+        """Apart from the gradient, whatever the optimiser makes of that."""
+        for group in optimizer.param_groups:
+            if group.get("decay"):
+                factor = max(0.0, 1.0 - group["lr"] * group["decay"])
+                for param in group["params"]:
+                    param.mul_(factor)
 
     def _raise_if_non_finite(
         self,
