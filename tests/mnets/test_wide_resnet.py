@@ -114,8 +114,9 @@ def test_channels_first():
     x = torch.rand(3, 2, 9, 8)
     last = x.permute(0, 2, 3, 1)
     outputs = [net(x), net(x.flatten(1)), other(last), other(last.flatten(1))]
+    # To rounding: which kernel convolves depends on the layout in memory, and on the processor.
     for out in outputs[1:]:
-        torch.testing.assert_close(out, outputs[0], rtol=0, atol=0)
+        torch.testing.assert_close(out, outputs[0])
     with pytest.raises(ArgumentError, match=r"x: has shape \[3, 9, 8, 2\]; this network takes .* \[B, 2, 9, 8\]"):
         net(last)
 
