@@ -63,12 +63,12 @@ def _bands(axis: Any, gold: Gold, draws: Tensor) -> None:
 
 
 def _spreads(axis: Any, gold: Gold, draws: Tensor) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415 - only where a picture is asked for
+
     theirs = gold.grid.double().std(0)
     ratio = draws.double().std(0) / theirs
     axis.axhline(1.0, color=GREY, linewidth=1.0)
     axis.plot(theirs.numpy(), ratio.clamp(min=1e-2).numpy(), ".", color=BLUE, markersize=3, alpha=0.6)
-    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415 - only where a picture is asked for
-
     axis.set_xscale("log")
     axis.set_yscale("log")
     # Both are shorter than a power of ten as a rule, and need labels between.

@@ -11,8 +11,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from bayeshnet.distributions.flat_distribution import FlatDistribution
-from bayeshnet.distributions.inducing import ConditionalDraw, InducingLayers, standard_normal
+from bayeshnet.distributions.flat_distribution import FlatDistribution, standard_normal
+from bayeshnet.distributions.inducing import ConditionalDraw, InducingLayers
 
 __all__ = ["ConditionalWeights", "FlatLayout"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
 import torch
@@ -10,9 +11,14 @@ from torch import Size, Tensor
 
 from bayeshnet.errors import ArgumentError
 
-__all__ = ["FlatDistribution"]
+__all__ = ["FlatDistribution", "standard_normal"]
 
 Self = TypeVar("Self", bound="FlatDistribution")
+
+
+def standard_normal(noise: Tensor) -> Tensor:
+    """Log-density ``[...]`` of ``[..., n]`` under N(0, I)."""
+    return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2.0 * math.pi))
 
 
 class FlatDistribution(TorchDistribution):

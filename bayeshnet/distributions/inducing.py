@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from bayeshnet.distributions.conditional_gradient import PseudoObservations
 from bayeshnet.distributions.conditional_layer import LayerConditional
+from bayeshnet.distributions.flat_distribution import standard_normal
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import Chain, LinearStep
 
-__all__ = ["ConditionalDraw", "HeadNet", "InducingLayers", "LayerPrior", "standard_normal"]
+__all__ = ["ConditionalDraw", "HeadNet", "InducingLayers", "LayerPrior"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,6 @@ class ConditionalDraw:
         value, log_prob = last.rsample()
         values, log_probs = ([part[rows] for part in parts] for parts in (self.values, self.log_probs))
         return ConditionalDraw([*values, value], [*log_probs, log_prob], lambda: last)
-
-
-def standard_normal(whitened: Tensor) -> Tensor:
-    """Log-density ``[S]`` of ``[S, n]`` under N(0, I): the prior, in whitened coordinates."""
-    return -0.5 * (whitened.square().sum(-1) + whitened.shape[-1] * math.log(2.0 * math.pi))
 
 
 class _Points(nn.Module):

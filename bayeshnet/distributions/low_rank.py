@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 
-from bayeshnet.distributions.flat_distribution import FlatDistribution
+from bayeshnet.distributions.flat_distribution import FlatDistribution, standard_normal
 from bayeshnet.errors import ArgumentError, DensityError
 
 __all__ = ["MultiplicativeLowRank"]
-
-_LOG_2PI = math.log(2.0 * math.pi)
 
 
 class MultiplicativeLowRank(FlatDistribution):
@@ -93,6 +90,5 @@ class MultiplicativeLowRank(FlatDistribution):
         scaled = (value - self.loc) * (-self.log_scale).exp()
         inner = torch.linalg.solve(core, (scaled @ self.right).double().unsqueeze(-1)).squeeze(-1)
         noise = scaled - inner.to(scaled.dtype) @ self.left.T
-        size = self.event_shape[0]
-        log_q = -0.5 * (noise.square().sum(-1) + size * _LOG_2PI) - self.log_scale.sum() - log_det.to(scaled.dtype)
+        log_q = standard_normal(noise) - self.log_scale.sum() - log_det.to(scaled.dtype)
         return self._shaped(log_q, value)

@@ -16,12 +16,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from bayeshnet.distributions.flat_distribution import FlatDistribution
+from bayeshnet.distributions.flat_distribution import FlatDistribution, standard_normal
 from bayeshnet.errors import ArgumentError
 
 __all__ = ["UnitGaussians", "UnitLayout"]
-
-_LOG_2PI = math.log(2.0 * math.pi)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,16 +168,15 @@ class UnitGaussians(FlatDistribution):
             log_q = self._average(self._log_noise(self._residuals(_by_unit(value, self.layout))))
             return self._shaped(log_q, value)
         ordered, drawn, chosen = known
-        log_noise = self._log_noise(drawn)
         if chosen is None:
-            return self._shaped(log_noise - self.log_scale.sum(), value)
-        log_q = self._average(_log_normal(self._residuals(ordered)))
+            return self._shaped(self._log_noise(drawn) - self.log_scale.sum(), value)
+        log_q = self._average(standard_normal(self._residuals(ordered)))
         if self.noise is not None:
-            log_q = log_q + (log_noise - _log_normal(drawn)).index_select(0, chosen)
+            log_q = log_q + (self._log_noise(drawn) - standard_normal(drawn)).index_select(0, chosen)
         return self._shaped(log_q, value)
 
     def _log_noise(self, noise: Tensor) -> Tensor:
-        return _log_normal(noise) if self.noise is None else self.noise.log_prob(noise)
+        return standard_normal(noise) if self.noise is None else self.noise.log_prob(noise)
 
     def _residuals(self, rows: Tensor) -> Tensor:
         """The noise ``[C, S, D]`` that leads each component to rows ``[S, D]``."""
@@ -190,10 +187,6 @@ class UnitGaussians(FlatDistribution):
         """Log-density ``[S]`` of the mixture, of that of the components' noise ``[C, S]``."""
         log_q = log_noise - self.log_scale.sum(1, keepdim=True)
         return log_q.squeeze(0) if len(self.loc) == 1 else log_q.logsumexp(0) - math.log(len(self.loc))
-
-
-def _log_normal(noise: Tensor) -> Tensor:
-    return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * _LOG_2PI)
 
 
 def _by_unit(value: Tensor, layout: UnitLayout) -> Tensor:

@@ -53,8 +53,7 @@ class Mixture:
     of: Literal["units", "mean_field", "low_rank", "hypernet"] = "mean_field"
 
     def __post_init__(self) -> None:
-        if self.num_components < 1:
-            raise ArgumentError(f"num_components: is {self.num_components}; pass 1 or more.")
+        _check_count(self.num_components)
         if self.of not in _BODIES:
             raise ArgumentError(f"of: is {self.of!r}; pass one of {', '.join(map(repr, _BODIES))}.")
 
@@ -87,8 +86,8 @@ class BodyOptions:
                 f"num_components: belongs to body='hypernet', 'units' or 'mixture', not to {self.body!r}; a "
                 "Mixture(num_components, of=...) has it."
             )
-        if self.num_components is not None and self.num_components < 1:
-            raise ArgumentError(f"num_components: is {self.num_components}; pass 1 or more.")
+        if self.num_components is not None:
+            _check_count(self.num_components)
         default_only = {"noise_dim": self.noise_dim, "hidden_layers": self.hidden_layers}
         clash = [name for name, value in default_only.items() if value is not None]
         if self.hnet is not None and clash:
@@ -181,6 +180,12 @@ def build_body(options: BodyOptions, start: BodyStart) -> Body:
         parts.append(build(options, start, partial(torch.clone, place)))
         parts.append(build(options, start, partial(torch.neg, place)))
     return MixtureBody(parts[: mixture.num_components])
+
+
+def _check_count(num_components: int) -> None:
+    # Typed as an int, and yet whoever computes the number by a division has none.
+    if not isinstance(num_components, int) or num_components < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(f"num_components: is {num_components!r}; pass 1 or more, a whole number.")
 
 
 # ---------------------------------------------------------------------- one function per kind

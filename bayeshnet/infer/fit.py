@@ -84,8 +84,8 @@ def fit(
         data: The arguments of the model at each step: a tuple ``(x, y)``, a dict or one tensor; or an iterable of such
             batches, a ``DataLoader`` for instance, which is gone through again and again.
         steps: Number of steps.
-        lr: Learning rate of Adam. A guide with ``param_groups(lr)`` divides it among its parameters. A
-            group's ``decay`` is the strength of decoupled weight decay (AdamW's), with any optimiser.
+        lr: Learning rate of Adam. A guide with ``param_groups(lr)`` divides it among its parameters; the
+            ``decay`` of a group is the strength of decoupled weight decay, as in AdamW, with any optimiser.
         lr_schedule: Factor of the learning rate by step; by default 1 for 40 % of the steps, then a cosine to 0.02.
         num_particles: Posterior samples per step, drawn and evaluated in one vectorised call.
         loss: Another Pyro ELBO, for a model that cannot be vectorised or another objective; excludes ``num_particles``.

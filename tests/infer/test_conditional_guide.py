@@ -216,6 +216,16 @@ def test_copies_checkpoints_and_dtypes(tmp_path):
     assert guide.float().sample_posterior(2)["2.weight"].dtype == torch.float32
 
 
+def test_what_decays():
+    """Of the default hypernetwork the output layer, and nothing else of the guide."""
+    model, data = bnn()
+    guide = AutoHypernet(model, example=data)
+    found = [param for group in guide.param_groups(0.01) if "decay" in group for param in group["params"]]
+    assert {id(param) for param in found} == {id(param) for param in list(guide.hnet.internal_params)[-3:]}
+    fit(model, guide, data, steps=20, progress=False)
+    assert all(bool(param.any()) for param in found)  # from 0: the data ask for some of it
+
+
 def test_plain_svi():
     model, data = bnn()
     guide = AutoHypernet(model, example=data, conditional="all")

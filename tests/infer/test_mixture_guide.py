@@ -25,7 +25,7 @@ MIXTURES = {
     "low rank": Mixture(2, of="low_rank"),
     "hypernetworks": Mixture(2, of="hypernet"),
 }
-BODIES = {
+GUIDES = {
     **{
         (kind, conditional): {"body": body, "conditional": conditional}
         for kind, body in MIXTURES.items()
@@ -63,7 +63,7 @@ def test_predictive(problem, parallel):
         assert len(torch.unique(out[site.name].reshape(6, -1), dim=0)) == 6
 
 
-@pytest.mark.parametrize("options", BODIES.values(), ids=map(str, BODIES))
+@pytest.mark.parametrize("options", GUIDES.values(), ids=map(str, GUIDES))
 def test_minibatches_checkpoints_and_copies(options, tmp_path):
     model, (x, y) = bnn(dataset_size=30)
     loader = DataLoader(TensorDataset(x, y), batch_size=10, shuffle=True)
@@ -150,6 +150,7 @@ def test_own_hypernetworks_and_repr():
         ({"num_components": 3, "hnet": lambda shapes: HMLP(shapes, 2, 0)}, "num_components: the components of body='h"),
         ({"body": Mixture(2), "num_components": 3}, "num_components: belongs to body=.*a Mixture.num_components, of="),
         ({"body": "mixture", "num_components": 0}, "num_components: is 0; pass 1 or more"),
+        ({"num_components": 2.0}, "num_components: is 2.0; pass 1 or more, a whole number"),
         ({"body": "mixture", "noise_dim": 2}, "noise_dim belongs to a hypernetwork"),
         ({"body": Mixture(2, of="hypernet"), "noise": "independent"}, "body, noise: the hypernetworks of a mixture"),
         (
