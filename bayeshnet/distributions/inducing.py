@@ -14,7 +14,7 @@ from bayeshnet.distributions.conditional_gradient import PseudoObservations
 from bayeshnet.distributions.conditional_layer import LayerConditional
 from bayeshnet.distributions.flat_distribution import standard_normal
 from bayeshnet.mnets.batched import batched_forward
-from bayeshnet.mnets.chain import Chain, LinearStep
+from bayeshnet.mnets.chain import Chain, LinearStep, batched_linear
 
 __all__ = ["ConditionalDraw", "HeadNet", "InducingLayers", "LayerPrior"]
 
@@ -125,7 +125,7 @@ class InducingLayers(nn.Module):
         log_precision: Start of the logarithm of their precisions ``[m]``, of each layer.
 
     Example:
-        >>> from bayeshnet.mnets.chain import Chain, LinearStep
+        >>> from bayeshnet.mnets.chain import Chain, LinearStep, batched_linear
         >>> chain = Chain((LinearStep(0, None), torch.tanh, LinearStep(1, None)))
         >>> last = LayerPrior(1, None, loc=torch.zeros(1, 5), scale=torch.ones(1, 5))
         >>> points = InducingLayers(chain, [last], torch.randn(8, 2), [torch.zeros(8, 1)], [torch.zeros(8)])
@@ -263,9 +263,8 @@ class InducingLayers(nn.Module):
                     return
             else:
                 matrix: Any = weights[step.weight]
-                h = h @ matrix.transpose(1, 2)
                 bias = None if step.bias is None else weights[step.bias]
-                h = h if bias is None else h + bias.unsqueeze(1)
+                h = batched_linear(h if h.dim() == 3 else h.expand(num, *h.shape), matrix, bias)
 
     def _push_head(
         self, net: HeadNet, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor], Tensor]

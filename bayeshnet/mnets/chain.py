@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bayeshnet.layers.torch_modes import own_gradients_apply, under_functorch
 
-__all__ = ["Chain", "LinearStep", "chain_of_modules", "has_hooks", "is_elementwise"]
+__all__ = ["Chain", "LinearStep", "batched_linear", "chain_of_modules", "has_hooks", "is_elementwise"]
 
 _ELEMENTWISE_MODULES = {
     nn.CELU,
@@ -128,7 +128,7 @@ class Chain:
             if isinstance(step, LinearStep):
                 if fetch:
                     weights[step.weight].sum()
-                h = _linear(h, weights[step.weight], None if step.bias is None else weights[step.bias])
+                h = batched_linear(h, weights[step.weight], None if step.bias is None else weights[step.bias])
                 fresh = not under_functorch()
                 continue
             if isinstance(step, nn.Dropout):
@@ -170,8 +170,18 @@ def _plan(matrices: Sequence[Tensor], rows: int, *, recorded: bool) -> tuple[int
     return max(size, 1), fetch
 
 
-def _linear(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``h W^T + b`` for each sample: ``h [S, B, in]``, ``weight [S, out, in]``, ``bias [S, out]``."""
+def batched_linear(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``h W^T + b`` for each sample.
+
+    Args:
+        h: Inputs ``[S, B, in]``.
+        weight: ``[S, out, in]``.
+        bias: ``[S, out]``, or None.
+
+    Example:
+        >>> batched_linear(torch.ones(2, 5, 3), torch.ones(2, 4, 3), None).shape
+        torch.Size([2, 5, 4])
+    """
     if not own_gradients_apply(h.device):
         return _affine(h, weight, bias)
     return _BatchedLinear.apply(h, weight, bias)  # pyright: ignore[reportReturnType]
