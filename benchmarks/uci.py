@@ -5,20 +5,20 @@ test rows. Inputs and targets are standardised with the training rows' statistic
 original units. The log-likelihood is that of the mixture over sampled networks and noise levels.
 
 * ``bayeshnet``: tanh units, learned prior scales (for each input in the first layer), a Gamma(0.5, 0.005) prior on the
-  noise's precision, ``AutoHypernet`` with a mean-field body, a conditional last layer and its default number of
-  inducing points; minibatches of 250 where there are more than 1000 rows.
+  noise's precision, ``AutoHypernet`` as it is by default; minibatches of 250 where there are more than 1000 rows.
 * ``mc_dropout``: ReLU units; dropout rate (0.005, 0.01, 0.05 or 0.1) and noise level chosen on a fifth of the training
   rows, then trained again on all of them.
 
 Folders have the form of ``shared/data/uci``: ``data.txt``, ``index_features.txt``, ``index_target.txt``,
-``index_train_K.txt``, ``index_test_K.txt``. A set is named by the beginning of its folder's name.
+``index_train_K.txt``, ``index_test_K.txt``. A set is named by the beginning of its folder's name. ``--generated`` takes
+sets that are made instead, of 1600 to 10,000 rows (``_uci_generated.py``).
 
 Keys: ``SET/ll``, ``SET/ll_se`` (standard error over splits), ``SET/rmse``, ``SET/rmse_se`` and ``SET/seconds``
 (processor time of a split) of ``bayeshnet``; those of another method as ``SET/METHOD_ll`` and so on;
 ``SET/METHOD_ll_gain``, by how much ``bayeshnet`` is above it, with its standard error over splits, paired.
 
-Run: ``python benchmarks/uci.py --data-dir DIR [--sets NAME,...] [--splits N] [--methods NAME...] [--seed N] [--quick]
-[--json FILE]``.
+Run: ``python benchmarks/uci.py (--data-dir DIR | --generated) [--sets NAME,...] [--splits N] [--methods NAME...]
+[--seed N] [--quick] [--json FILE]``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from _common import parser, report
 from _uci_data import UciSet, read_set, resolve
+from _uci_generated import GENERATED
 from _uci_methods import METHODS, Outcome, Settings
 
 OURS = "bayeshnet"
@@ -43,7 +44,9 @@ QUICK = Settings(steps=60, particles=4, draws=200, dropout_steps=200, dropout_dr
 def command_line() -> argparse.ArgumentParser:
     made = parser(__doc__ or "")
     made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="where the sets' folders are")
+    source = made.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data-dir", type=Path, metavar="DIR", help="where the sets' folders are")
+    source.add_argument("--generated", action="store_true", help="larger sets, made with a fixed seed")
     made.add_argument("--sets", metavar="NAME,...", help="by default all that are there")
     made.add_argument("--splits", type=int, metavar="N", help="the first N splits; by default all, with --quick one")
     made.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")
@@ -53,14 +56,19 @@ def command_line() -> argparse.ArgumentParser:
 
 def choose_sets(args: argparse.Namespace) -> list[UciSet]:
     """The sets asked for, under the names they were asked for by."""
-    folder: Path = args.data_dir
-    if not folder.is_dir():
+    folder: Path | None = args.data_dir
+    if folder is not None and not folder.is_dir():
         raise SystemExit(f"--data-dir: {folder} is no folder.")
-    everything = sorted(path.parent.name for path in folder.glob("*/data.txt"))
+    everything = list(GENERATED) if folder is None else sorted(path.parent.name for path in folder.glob("*/data.txt"))
     names = everything if args.sets is None else [name.strip() for name in args.sets.split(",") if name.strip()]
     if not names:
-        raise SystemExit(f"--sets: no set was named, or there is none in {folder}.")
-    return [read_set(resolve(folder, name), name=name) for name in names]
+        raise SystemExit(f"--sets: no set was named, or there is none in {folder or 'what is generated'}.")
+    if folder is not None:
+        return [read_set(resolve(folder, name), name=name) for name in names]
+    unknown = [name for name in names if name not in GENERATED]
+    if unknown:
+        raise SystemExit(f"--sets: {', '.join(unknown)} not known; generated are {', '.join(GENERATED)}.")
+    return [GENERATED[name]() for name in names]
 
 
 def standard_error(values: Sequence[float]) -> float | None:

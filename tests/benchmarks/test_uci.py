@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-NAMES = ("_uci_data", "_uci_methods", "uci")
+NAMES = ("_uci_data", "_uci_generated", "_uci_methods", "uci")
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,27 @@ def test_mc_dropout_learns(data, parts):
     # What the true curve and noise would score is about -1.42.
     assert run.ll > -1.9
     assert run.notes["rate"] in [pytest.approx(rate) for rate in parts["uci_methods"].DROPOUT_RATES]
+
+
+def test_generated_sets(parts):
+    for name, make in parts["uci_generated"].GENERATED.items():
+        made, again = make(), make()
+        assert made.name == name
+        assert 1600 <= len(made.x) <= 10_000
+        assert len(made.splits) == 20
+        np.testing.assert_array_equal(made.y, again.y)
+        for train, test in made.splits:
+            assert len(test) == len(made.x) // 10 + (len(made.x) % 10 > 5)
+            np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(len(made.x)))
+    assert set(parts["uci_generated"].GENERATED["grades"]().y) == {3.0, 4.0, 5.0, 6.0, 7.0, 8.0}
+
+
+def test_program_on_generated_sets(parts, tmp_path):
+    out = tmp_path / "out.json"
+    parts["uci"].main(["--generated", "--sets", "grades", "--quick", "--methods", "bayeshnet", "--json", str(out)])
+    assert math.isfinite(json.loads(out.read_text())["summary"]["grades/ll"])
+    with pytest.raises(SystemExit, match="other not known; generated are grades"):
+        parts["uci"].main(["--generated", "--sets", "grades,other"])
 
 
 def test_program(parts, folder, tmp_path, capsys):
