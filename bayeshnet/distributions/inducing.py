@@ -63,13 +63,15 @@ class ConditionalDraw:
     Attributes:
         values: Whitened weights ``[S, q, out]`` of each layer.
         log_probs: Log-density ``[S]`` of each, given what comes before.
-        last: The Gaussian of the last layer; made on demand.
+        last: The Gaussian of the last layer, or of its observed part; made on demand.
+        complete: From a draw of that and its log-density to those of the whole layer.
         finished: Whether the last layer was drawn too.
     """
 
     values: list[Tensor]
     log_probs: list[Tensor]
     last: Callable[[], LayerConditional]
+    complete: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     finished: bool = True
 
     @property
@@ -92,9 +94,9 @@ class ConditionalDraw:
     def finish(self, rows: Tensor) -> ConditionalDraw:
         """Draw the last layer for these of the samples."""
         last = self.last().of_samples(rows)
-        value, log_prob = last.rsample()
+        value, log_prob = self.complete(*last.rsample())
         values, log_probs = ([part[rows] for part in parts] for parts in (self.values, self.log_probs))
-        return ConditionalDraw([*values, value], [*log_probs, log_prob], lambda: last)
+        return ConditionalDraw([*values, value], [*log_probs, log_prob], lambda: last, self.complete)
 
 
 class _Points(nn.Module):
@@ -110,6 +112,44 @@ class _Points(nn.Module):
         self.log_spread = nn.Parameter(torch.zeros(out, dtype=torch.float64, device=device))
 
 
+class _Common(nn.Module):
+    r"""What all outputs of a layer have in common, if only their differences are observed.
+
+    .. math:: W = H B^T + u \mathbf{1}^T / \sqrt{\mathrm{out}}, \quad u \sim N(0, \mathrm{diag}(s^2))
+
+    for whitened weights W ``[q, out]``, an orthonormal basis B of the differences, and H ``[q, out - 1]``. With the same
+    Gaussian prior for all outputs u is independent of H in the posterior, too. The learned s follows the prior's scale.
+
+    Args:
+        out: Number of outputs.
+        size: Number q of weights of each.
+        device: Where it lies.
+    """
+
+    def __init__(self, out: int, size: int, *, device: torch.device) -> None:
+        super().__init__()
+        # Row k of the lower triangle: 1 for all outputs before k, -k for output k (Helmert).
+        rows = torch.ones(out, out, dtype=torch.float64, device=device).tril(-1)[1:]
+        steps = torch.arange(1, out, dtype=torch.float64, device=device)
+        rows[:, 1:] -= torch.diag(steps)
+        self.register_buffer("basis", (rows / (steps * (steps + 1.0)).sqrt().unsqueeze(1)).t().contiguous())
+        self.basis: Tensor
+        self.log_scale = nn.Parameter(torch.zeros(size, dtype=torch.float64, device=device))
+
+    def add_to(self, value: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights ``[S, q, out]`` and their log-density ``[S]``, of H ``[S, q, out - 1]`` and its log-density."""
+        log_scale, basis = self.log_scale.double(), self.basis.double()
+        noise = torch.randn(value.shape[:-1], dtype=value.dtype, device=value.device)
+        part = (noise * (log_scale.exp() / math.sqrt(len(basis)))).unsqueeze(-1)
+        return value @ basis.t() + part, log_prob + standard_normal(noise) - log_scale.sum()
+
+    def log_prob(self, weights: Tensor) -> Tensor:
+        """Log-density ``[S]`` of u, of weights ``[S, q, out]``."""
+        log_scale = self.log_scale.double()
+        noise = weights.sum(-1) / math.sqrt(weights.shape[-1]) * (-log_scale).exp()
+        return standard_normal(noise) - log_scale.sum()
+
+
 class InducingLayers(nn.Module):
     """Draws the conditional layers of a network, given the weights of its other layers.
 
@@ -123,6 +163,9 @@ class InducingLayers(nn.Module):
         inputs: Start of the pseudo-inputs ``[m, ...]``.
         targets: Start of the pseudo-targets ``[m, out]`` of each layer.
         log_precision: Start of the logarithm of their precisions ``[m]``, of each layer.
+        contrasts: The last layer's outputs are logits, of which only differences count: pseudo-targets are of these,
+            and what all outputs have in common is drawn from its prior. Where the prior differs between outputs their
+            sum is not independent of the differences, and all are conditional.
 
     Example:
         >>> from bayeshnet.mnets.chain import Chain, LinearStep, batched_linear
@@ -141,6 +184,8 @@ class InducingLayers(nn.Module):
         inputs: Tensor,
         targets: Sequence[Tensor],
         log_precision: Sequence[Tensor],
+        *,
+        contrasts: bool = False,
     ) -> None:
         super().__init__()
         self._net = net
@@ -149,14 +194,16 @@ class InducingLayers(nn.Module):
         self._layers = tuple(layers)
         self.inputs = nn.Parameter(inputs.detach().clone())
         sizes = [layer.loc.shape[1] for layer in layers]
-        self.points = nn.ModuleList(
-            _Points(target, precision, size)
-            for target, precision, size in zip(targets, log_precision, sizes, strict=True)
-        )
         self._same_scale = tuple(layer.same_scale for layer in layers)
+        apart = contrasts and self._same_scale[-1]
+        self.common = _Common(*layers[-1].loc.shape, device=layers[-1].loc.device) if apart else None
+        self.points = nn.ModuleList(
+            _Points(self.observed_part(i, target), precision, size)
+            for i, (target, precision, size) in enumerate(zip(targets, log_precision, sizes, strict=True))
+        )
         self._centred = tuple(not bool(layer.loc.any()) for layer in layers)
         for i, layer in enumerate(layers):
-            self.register_buffer(f"loc_{i}", layer.loc.to(torch.float64))
+            self.register_buffer(f"loc_{i}", self.observed_part(i, layer.loc.to(torch.float64).t()).t())
             self.register_buffer(f"scale_{i}", layer.scale.to(torch.float64))
 
     @property
@@ -170,6 +217,11 @@ class InducingLayers(nn.Module):
         shapes = [layer.loc.shape for layer in self._layers]
         sizes = [size * (1 if same else out) for (out, size), same in zip(shapes, self._same_scale, strict=True)]
         return self.num_inducing * max(sizes)
+
+    def observed_part(self, i: int, outputs: Tensor) -> Tensor:
+        """Of outputs ``[..., out]`` of conditional layer i what its pseudo-targets are of: all, or their differences."""
+        last = i == len(self._layers) - 1
+        return outputs if self.common is None or not last else outputs.to(torch.float64) @ self.common.basis
 
     def draw(
         self,
@@ -202,10 +254,12 @@ class InducingLayers(nn.Module):
             if last and not finish:
                 return features
             if given is None:
-                value, log_prob = layer.rsample()
+                value, log_prob = self._completed(*layer.rsample()) if last else layer.rsample()
             else:
                 value = given[i].to(torch.float64)
-                log_prob = layer.conditional().log_prob(value)
+                log_prob = layer.conditional().log_prob(self.observed_part(i, value))
+                if last and self.common is not None:
+                    log_prob = log_prob + self.common.log_prob(value)
             values.append(value)
             log_probs.append(log_prob)
             # Only what follows needs the outputs.
@@ -215,7 +269,11 @@ class InducingLayers(nn.Module):
             self._push_head(self._net, num, weights, condition)
         else:
             self._push_chain(self._net, num, weights, condition)
-        return ConditionalDraw(values, log_probs, layers[0].conditional, finish)
+        return ConditionalDraw(values, log_probs, layers[0].conditional, self._completed, finish)
+
+    def _completed(self, value: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """The last layer's weights ``[S, q, out]`` and their log-density, of those of its observed part."""
+        return (value, log_prob) if self.common is None else self.common.add_to(value, log_prob)
 
     def _observed(
         self, i: int, features: Tensor, log_factor: Tensor | None

@@ -147,7 +147,10 @@ class AutoHypernet(FlatGuide):
         # Registered past PyroModule, which would put the parameters into Pyro's global store at every access.
         self._modules["body"] = made
         self._modules["inducing"] = None if self._plan is None else self._plan.inducing
-        self._rows_placed = 0 if self._plan is None else self._plan.num_rows
+        enough = self._plan is None or self._plan.num_rows >= self._plan.inducing.num_inducing
+        # A buffer, so that a guide that was trained, saved and loaded keeps its points in a further fit.
+        self.register_buffer("inducing_placed", torch.tensor(enough, device=self.loc.device))
+        self.inducing_placed: Tensor
         self.num_candidates = _num_candidates(num_candidates, self._plan, made)
         self.register_buffer("candidate_power", torch.ones_like(self.loc[0]))
         self.candidate_power: Tensor
@@ -307,7 +310,7 @@ class AutoHypernet(FlatGuide):
         if inducing is None or not isinstance(model, BayesianModel):
             raise UsageError("place_inducing: the guide has no conditional layers, or is a copy without its model.")
         place_inducing(model, inducing, x, y, max(len(x), model.dataset_size or 0))
-        self._rows_placed = len(x)
+        self.inducing_placed.fill_(True)
 
     def calibrate(self, x: Tensor, y: Tensor) -> float:
         """Choose how far the inducing points are trusted in choosing among candidates: by the ELBO, on these data.
@@ -337,9 +340,8 @@ class AutoHypernet(FlatGuide):
 
     @property
     def wants_rows(self) -> int:
-        """Number of rows that :meth:`place_inducing` would make use of, because the example had too few; else 0."""
-        wanted = 0 if self.inducing is None else self.inducing.num_inducing
-        return wanted if wanted > self._rows_placed else 0
+        """Number of rows that :meth:`place_inducing` would make use of; 0 if the example had enough or it was called."""
+        return 0 if self.inducing is None or bool(self.inducing_placed) else self.inducing.num_inducing
 
     # ------------------------------------------------------------------ the guide
 

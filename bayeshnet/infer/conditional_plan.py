@@ -133,7 +133,12 @@ def plan(
         for prior in priors[:-1]
     ]
     inducing = InducingLayers(
-        net, priors, inputs, [*(t for t, _ in hidden), targets], [*(p for _, p in hidden), log_precision]
+        net,
+        priors,
+        inputs,
+        [*(t for t, _ in hidden), targets],
+        [*(p for _, p in hidden), log_precision],
+        contrasts=isinstance(model.likelihood, likelihoods.Categorical),
     )
     names = tuple(model.net.param_names[weight] for weight, _ in layers)
     # With noise that is inferred, but not followed by the precisions, nothing would tell a fit from a large noise.
@@ -148,7 +153,7 @@ def place_inducing(model: BayesianModel, inducing: InducingLayers, x: Tensor, y:
     inputs, targets, log_precision = _points(model, x, y, inducing.num_inducing, rows)
     last: Any = inducing.points[-1]
     inducing.inputs.copy_(inputs)
-    last.targets.copy_(targets)
+    last.targets.copy_(inducing.observed_part(len(inducing.points) - 1, targets))
     last.log_precision.copy_(log_precision)
 
 
@@ -172,7 +177,7 @@ def _points(model: BayesianModel, x: Tensor, y: Tensor, num: int, rows: int) -> 
     labels = y[chosen.to(y.device)]
     if isinstance(model.likelihood, likelihoods.Categorical):
         classes = _num_outputs(model)
-        targets = _LOGIT * (2.0 * nn.functional.one_hot(labels, classes).double() - 1.0)
+        targets = _LOGIT * (2.0 * nn.functional.one_hot(labels.long(), classes).double() - 1.0)
         weight = _LOGIT_WEIGHT * rows / num
         return x[chosen.to(x.device)], targets, torch.full((num,), math.log(weight), dtype=torch.float64)
     targets = labels.double().reshape(num, -1)

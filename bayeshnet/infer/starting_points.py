@@ -239,9 +239,11 @@ def _move_auto(guide: AutoHypernet, mean: Tensor, std: Tensor, draws: Mapping[st
     weights = [part.reshape(-1, *shape) for part, shape in parts]
     layout: Any = guide._plan  # pyright: ignore[reportPrivateUsage] - of this room
     outputs = _layer_outputs(model, inducing.inputs, weights, [weight for weight, _ in layout.layout.layers])
-    for points, output in zip(inducing.points, outputs, strict=True):
+    for i, (points, output) in enumerate(zip(inducing.points, outputs, strict=True)):
         target: Any = points
-        target.targets.copy_(output)
+        target.targets.copy_(inducing.observed_part(i, output))
+    if len(inducing.points) > 1:  # targets of hidden layers belong to the inputs where they were computed
+        guide.inducing_placed.fill_(True)
 
 
 def _layer_outputs(model: BayesianModel, x: Tensor, weights: list[Tensor], layers: Sequence[int]) -> list[Tensor]:
