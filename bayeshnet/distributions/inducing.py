@@ -117,8 +117,9 @@ class _Common(nn.Module):
 
     .. math:: W = H B^T + u \mathbf{1}^T / \sqrt{\mathrm{out}}, \quad u \sim N(0, \mathrm{diag}(s^2))
 
-    for whitened weights W ``[q, out]``, an orthonormal basis B of the differences, and H ``[q, out - 1]``. With the same
-    Gaussian prior for all outputs u is independent of H in the posterior, too. The learned s follows the prior's scale.
+    for whitened weights W ``[q, out]``, an orthonormal basis B of the differences, and H ``[q, out - 1]``. With the
+    same Gaussian prior for all outputs u is independent of H in the posterior, too. The learned s follows the prior's
+    scale.
 
     Args:
         out: Number of outputs.
@@ -219,7 +220,7 @@ class InducingLayers(nn.Module):
         return self.num_inducing * max(sizes)
 
     def observed_part(self, i: int, outputs: Tensor) -> Tensor:
-        """Of outputs ``[..., out]`` of conditional layer i what its pseudo-targets are of: all, or their differences."""
+        """What the pseudo-targets of conditional layer i are of: its outputs ``[..., out]``, or their differences."""
         last = i == len(self._layers) - 1
         return outputs if self.common is None or not last else outputs.to(torch.float64) @ self.common.basis
 

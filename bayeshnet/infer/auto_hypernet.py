@@ -152,7 +152,9 @@ class AutoHypernet(FlatGuide):
         self.register_buffer("inducing_placed", torch.tensor(enough, device=self.loc.device))
         self.inducing_placed: Tensor
         self.num_candidates = _num_candidates(num_candidates, self._plan, made)
-        self.register_buffer("candidate_power", torch.ones_like(self.loc[0]))
+        # Noise that is inferred decides among candidates as much as their fit does; what fits is known after calibrate.
+        certain = self._plan is None or self._plan.log_precision is None
+        self.register_buffer("candidate_power", torch.full_like(self.loc[0], float(certain)))
         self.candidate_power: Tensor
 
     # ------------------------------------------------------------------ building
@@ -308,7 +310,7 @@ class AutoHypernet(FlatGuide):
         """
         inducing, model = self.inducing, self.original_model
         if inducing is None or not isinstance(model, BayesianModel):
-            raise UsageError("place_inducing: the guide has no conditional layers, or is a copy without its model.")
+            raise UsageError(f"place_inducing: {_UNPLACED}")
         place_inducing(model, inducing, x, y, max(len(x), model.dataset_size or 0))
         self.inducing_placed.fill_(True)
 
@@ -330,7 +332,7 @@ class AutoHypernet(FlatGuide):
         """
         model = self.original_model
         if self.inducing is None or not isinstance(model, BayesianModel):
-            raise UsageError("calibrate: the guide has no conditional layers, or is a copy without its model.")
+            raise UsageError(f"calibrate: {_UNPLACED}")
         self.candidate_power.fill_(1.0)
         if self.num_candidates > 1:
             posterior = cast("ConditionalWeights", self.get_posterior())
@@ -340,7 +342,7 @@ class AutoHypernet(FlatGuide):
 
     @property
     def wants_rows(self) -> int:
-        """Number of rows that :meth:`place_inducing` would make use of; 0 if the example had enough or it was called."""
+        """Number of rows that :meth:`place_inducing` would make use of; 0 where it need not be called any more."""
         return 0 if self.inducing is None or bool(self.inducing_placed) else self.inducing.num_inducing
 
     # ------------------------------------------------------------------ the guide
@@ -372,6 +374,9 @@ class AutoHypernet(FlatGuide):
         priors: Any = model.weight_priors()
         learned = torch.cat([prior.stddev.reshape(-1) for prior in priors.values()])
         return self._of_body(torch.cat([learned, self.scale[len(learned) :]]) / self.scale)
+
+
+_UNPLACED = "the guide has no conditional layers, or is a copy without its model; guide.attach(model) gives it one."
 
 
 def _num_candidates(given: int | None, plan: ConditionalPlan | None, body: Body | None) -> int:

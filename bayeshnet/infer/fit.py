@@ -130,8 +130,11 @@ def fit(
     schedule = lr_schedule or ((lambda _: 1.0) if stop is not None else flat_then_cosine(steps))
     batches = _batches(data)
     _warn_of_missing_size(model, data)
-    if isinstance(guide, AutoHypernet) and guide.wants_rows and (rows := _rows(data, guide.wants_rows)) is not None:
-        guide.place_inducing(*rows)
+    if isinstance(guide, AutoHypernet):
+        if guide.original_model is None:  # a copy
+            guide.attach(model)
+        if guide.wants_rows and (rows := _rows(data, guide.wants_rows)) is not None:
+            guide.place_inducing(*rows)
     trainer = _Trainer(model, guide, elbo, lr, schedule, optimizer, clip_norm)
     history = History()
     bar = tqdm(total=steps, disable=not progress, desc="fit", unit="step")

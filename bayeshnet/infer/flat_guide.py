@@ -84,8 +84,27 @@ class FlatGuide(AutoContinuous):
 
     @property
     def original_model(self) -> Callable[..., Any] | None:
-        """The model as it was given, without Pyro's handlers; None in a copy."""
+        """The model as it was given, without Pyro's handlers; None in a copy, until :meth:`attach`."""
         return None if self._original is None else self._original[0]
+
+    def attach(self, model: Callable[..., Any]) -> None:
+        """Give a copy its model back; :func:`~bayeshnet.fit` does it with the model that it is given.
+
+        Args:
+            model: The model that the guide was built for, or a copy of it.
+
+        Example:
+            >>> import copy, pyro, torch
+            >>> from bayeshnet import AutoHypernet
+            >>> model = lambda: pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            >>> guide = copy.deepcopy(AutoHypernet(model, example=()))
+            >>> guide.original_model is None
+            True
+            >>> guide.attach(model)
+            >>> guide.original_model is model
+            True
+        """
+        self._original = (model,)
 
     @property
     def target_shapes(self) -> list[list[int]]:

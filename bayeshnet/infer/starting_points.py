@@ -232,7 +232,9 @@ def _move_auto(guide: AutoHypernet, mean: Tensor, std: Tensor, draws: Mapping[st
     if inducing is None:
         return
     if model is None:
-        raise UsageError("guide: is a copy without its model, which its conditional layers need.")
+        raise UsageError(
+            "guide: is a copy without its model, which its conditional layers need; call guide.attach(model) first."
+        )
     flat = torch.cat([draws[name] for name in model.weight_priors()], dim=1).to(guide.loc)
     sizes = [math.prod(shape) for shape in model.net.param_shapes]
     parts = zip(flat.split(sizes, dim=1), model.net.param_shapes, strict=True)
