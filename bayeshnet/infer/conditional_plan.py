@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -125,8 +126,9 @@ def plan(
     priors = [_layer_prior(layout, start, weight, bias) for weight, bias in layers]
     rows = max(len(x), model.dataset_size or 0)
     num = default_num_inducing(rows) if num_inducing is None else num_inducing
-    if num < 1:
-        raise ArgumentError(f"num_inducing: is {num}; pass at least 1, or None.")
+    # Typed as an int, and yet whoever computes the number by a division has none.
+    if not isinstance(num, Integral) or num < 1:
+        raise ArgumentError(f"num_inducing: is {num!r}; pass a whole number, 1 or more, or None.")
     inputs, targets, log_precision = _points(model, x, y, num, rows)
     hidden = [
         (torch.randn(num, prior.loc.shape[0], dtype=torch.float64), torch.full((num,), math.log(rows / num)))
@@ -226,6 +228,8 @@ def _network(model: BayesianModel, x: Tensor) -> tuple[Chain | HeadNet, list[tup
     if chain is not None and (x.dim() == 2 or not isinstance(chain.steps[0], LinearStep)):
         return chain, [(step.weight, step.bias) for step in chain.steps if isinstance(step, LinearStep)]
     head = _head_of(model, x)
+    if head is None and chain is not None:
+        raise NotApplicableError(f"the last linear layer has several outputs for a row of shape {tuple(x.shape[1:])}")
     if head is None:
         raise NotApplicableError("the network does not end in a linear layer")
     return head, [(head.weight, head.bias)]
@@ -281,8 +285,12 @@ def _choose(
                 "only the last layer of a network that is no chain of linear layers can be drawn so"
             )
         return layers
+    if not isinstance(conditional, Sequence) or isinstance(conditional, str):
+        raise ArgumentError(
+            f"conditional: is {conditional!r}; pass 'auto', 'last', 'all', None, or a list of names of linear layers."
+        )
     names = model.net.param_names
-    wanted = {str(name).removesuffix(".weight") for name in conditional or ()}
+    wanted = {str(name).removesuffix(".weight") for name in conditional}
     known = {names[weight].removesuffix(".weight"): (weight, bias) for weight, bias in layers}
     if not wanted or not wanted <= set(known):
         raise ArgumentError(

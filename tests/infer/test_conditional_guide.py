@@ -308,8 +308,11 @@ def test_plain_svi():
     [
         ({"conditional": ["1"]}, r"pass 'auto', 'last', 'all', None, or names of linear layers among \['0', '2'\]"),
         ({"conditional": ["0"]}, "the last layer has to be among the conditional ones"),
-        ({"conditional": "first"}, "conditional: 'first' was given"),
-        ({"num_inducing": 0}, "num_inducing: is 0; pass at least 1"),
+        ({"conditional": "first"}, "conditional: is 'first'; pass 'auto', 'last', 'all', None, or a list of names"),
+        ({"conditional": True}, "conditional: is True; pass 'auto', 'last', 'all', None, or a list of names"),
+        ({"conditional": []}, r"conditional: \[\] was given"),
+        ({"num_inducing": 0}, "num_inducing: is 0; pass a whole number, 1 or more"),
+        ({"num_inducing": 1.5}, "num_inducing: is 1.5; pass a whole number, 1 or more"),
         ({"num_inducing": 5, "conditional": None}, "num_inducing: was given, but no layer is conditional"),
         ({"body": "gauss"}, "body: is 'gauss'; pass one of"),
         ({"body": "mean_field", "noise_dim": 3}, "body, noise_dim: noise_dim belongs to a hypernetwork"),
@@ -324,6 +327,11 @@ def test_errors(options, message):
 def test_errors_of_what_is_not_there():
     with pytest.raises(ArgumentError, match="conditional: 'last' is not possible here .the model is no BayesianModel"):
         AutoHypernet(eight_schools, example=(ERRORS, EFFECTS), conditional="last")
+    rows = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    sequences = BayesianModel(rows, likelihood=likelihoods.Normal(scale=0.1))
+    assert "several outputs for a row of shape (4, 2)" in repr(
+        AutoHypernet(sequences, example=(torch.randn(5, 4, 2), torch.randn(5, 4, 1)))
+    )
     model, data = bnn()
     with pytest.raises(UsageError, match="hnet: the guide's body is no hypernetwork"):
         _ = AutoHypernet(model, example=data, body="mean_field").hnet
