@@ -202,17 +202,18 @@ class MixtureBody(Body):
         self.components = nn.ModuleList(components)
         MixtureWeights([part.distribution() for part in components])  # checks them once
 
-    def _parts(self) -> list[Body]:
+    def parts(self) -> list[Body]:
+        """The components."""
         return cast("list[Body]", list(self.components))
 
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> MixtureWeights:
         """See :meth:`Body.distribution`."""
-        parts = [part.distribution(loc, scale) for part in self._parts()]
+        parts = [part.distribution(loc, scale) for part in self.parts()]
         return MixtureWeights(parts, stratified=True, validate_args=False)
 
     def describe(self) -> str:
         """See :meth:`Body.describe`."""
-        return f"body='mixture', num_components={len(self.components)}, each: {self._parts()[0].describe()}"
+        return f"body='mixture', num_components={len(self.components)}, each: {self.parts()[0].describe()}"
 
     @property
     def searches(self) -> bool:
@@ -221,11 +222,11 @@ class MixtureBody(Body):
 
     def slow_params(self) -> list[SlowParams]:
         """See :meth:`Body.slow_params`."""
-        return [group for part in self._parts() for group in part.slow_params()]
+        return [group for part in self.parts() for group in part.slow_params()]
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """The component in the worst state: the largest of each number, and each advice once."""
-        found = [part.diagnose(num_samples=num_samples, thorough=thorough) for part in self._parts()]
+        found = [part.diagnose(num_samples=num_samples, thorough=thorough) for part in self.parts()]
         values = {name: max(each.values[name] for each in found) for name in found[0].values}
         advice = {sentence: f"Component {k}: {sentence}" for k, each in enumerate(found) for sentence in each.advice}
         return Diagnosis(values, list(advice.values()), found[0].category)

@@ -23,6 +23,7 @@ from bayeshnet import (
 )
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets import HMLP, ChunkedHMLP, HPerturbWrapper
+from bayeshnet.infer import Mixture
 from bayeshnet.infer.bodies import Body
 from bayeshnet.infer.move_bodies import move_body
 from tests.infer.problems import EFFECTS, ERRORS, bnn, eight_schools
@@ -223,6 +224,36 @@ def test_a_start_helps():
             start_from(guide, net)
         first.append(fit(model, guide, (x, y), steps=20, progress=False).losses)
     assert sum(first[1]) < sum(first[0])
+
+
+@pytest.mark.parametrize("of", ["mean_field", "low_rank"])
+def test_a_mixture_shares_the_variance_out(of):
+    """Half between its 40 components, half within: means within 4 of their standard errors, and all of it there."""
+    torch.manual_seed(0)
+    model, data = bnn()
+    guide = AutoHypernet(model, example=data, body=Mixture(40, of=of), conditional=None)
+    draws = {name: 2.0 + 0.5 * torch.randn(300, *p.shape) for name, p in network().named_parameters()}
+    start_from(guide, draws)
+    found = guide.sample_posterior(4000)
+    for name, value in draws.items():
+        error = 0.5 * math.sqrt(0.5 / 40)
+        torch.testing.assert_close(found[name].mean(0), value.mean(0), rtol=0.0, atol=4.0 * error)
+        ratio = found[name].std(0) / value.std(0)
+        assert float(ratio.log().mean().abs()) < 0.1
+    with torch.no_grad():
+        places = torch.stack([part.distribution().rsample((200,)).mean(0) for part in guide.body.parts()])
+        between = places.std(0) / guide.body.distribution().rsample((4000,)).std(0)
+    assert float(between.square().mean()) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_mixture_from_a_network():
+    """A point has no spread: the components are then around it."""
+    torch.manual_seed(0)
+    model, data = bnn()
+    guide, net = AutoHypernet(model, example=data, body="mixture"), network()
+    start_from(guide, net)
+    found = guide.sample_posterior(2000)["0.weight"].mean(0)
+    torch.testing.assert_close(found, net[0].weight.detach(), rtol=0.0, atol=0.4)  # 4 * 0.1 * prior / sqrt(4), and more
 
 
 def test_errors():
