@@ -239,7 +239,8 @@ def test_a_mixture_shares_the_variance_out(of):
         error = 0.5 * math.sqrt(0.5 / 40)
         torch.testing.assert_close(found[name].mean(0), value.mean(0), rtol=0.0, atol=4.0 * error)
         ratio = found[name].std(0) / value.std(0)
-        assert float(ratio.log().mean().abs()) < 0.1
+        # Half of the variance is that of 40 places, known to sqrt(2 / 39) of it.
+        assert float(ratio.log().mean().abs()) < 4.0 * 0.25 * math.sqrt(2 / 39) / math.sqrt(ratio.numel()) + 0.02
     with torch.no_grad():
         places = torch.stack([part.distribution().rsample((200,)).mean(0) for part in guide.body.parts()])
         between = places.std(0) / guide.body.distribution().rsample((4000,)).std(0)
