@@ -13,6 +13,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
@@ -22,6 +23,10 @@ from bayeshnet.infer.quantiles import sample_quantiles
 from bayeshnet.models.param_sites import emit_param_sites
 
 __all__ = ["FlatGuide"]
+
+
+def _is_no_site(msg: Any) -> bool:
+    return msg["type"] != "sample" or site_is_subsample(msg)
 
 
 class FlatGuide(AutoContinuous):
@@ -35,7 +40,7 @@ class FlatGuide(AutoContinuous):
         init_loc_fn: Per-site initialisation function for the prototype; prior draws by default.
 
     Raises:
-        ValueError: If latents are discrete or absent, or the data hold NaN.
+        ValueError: If latents are discrete or absent, or the data hold NaN or infinite values.
         TypeError: If ``model`` is no callable.
     """
 
@@ -55,11 +60,17 @@ class FlatGuide(AutoContinuous):
             if better is None:
                 raise
             raise better from error
-        refuse_nan_data(cast("Trace", self.prototype_trace), args, kwargs)
+
+    # Observed sites too: their data are looked at. What is hidden is as in Pyro's other guides otherwise.
+    _prototype_hide_fn = staticmethod(_is_no_site)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         # That of AutoContinuous would fail on discrete latents and on mixtures; the sites are described here instead.
         AutoGuide._setup_prototype(self, *args, **kwargs)
+        trace = cast("Trace", self.prototype_trace)
+        refuse_nan_data(self.original_model, trace, args, kwargs)
+        for name in trace.observation_nodes:
+            trace.remove_node(name)
         self._sites = latent_sites(cast("Trace", self.prototype_trace))
         self._sizes = [site.numel for site in self._sites]
         self.latent_dim = sum(self._sizes)
