@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -27,6 +28,19 @@ __all__ = ["FlatGuide"]
 
 def _is_no_site(msg: Any) -> bool:
     return msg["type"] != "sample" or site_is_subsample(msg)
+
+
+def _without_graph(value: Any) -> Any:
+    """A tensor, or a distribution with all that it is made of, detached; what is given stays as it is."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.grad_fn is not None else value
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_graph, value)) if type(value) in (list, tuple) else value
+    if not isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
+        return value
+    made = copy.copy(value)
+    vars(made).update({key: _without_graph(part) for key, part in vars(value).items()})
+    return made
 
 
 class FlatGuide(AutoContinuous):
@@ -71,6 +85,10 @@ class FlatGuide(AutoContinuous):
         refuse_nan_data(self.original_model, trace, args, kwargs)
         for name in trace.observation_nodes:
             trace.remove_node(name)
+        # The trace is kept, and what hangs in a graph of gradients, of learned prior scales for instance, cannot be
+        # copied. Not traced without gradients: a model may need them.
+        for node in nodes_of(trace).values():
+            node.update({key: _without_graph(node[key]) for key in ("fn", "value") if key in node})
         self._sites = latent_sites(cast("Trace", self.prototype_trace))
         self._sizes = [site.numel for site in self._sites]
         self.latent_dim = sum(self._sizes)

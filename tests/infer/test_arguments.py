@@ -57,9 +57,10 @@ def test_data_that_are_not_finite_are_refused_in_a_plain_model(guide):
         with pytest.raises(ArgumentError, match=re.escape(match)):
             guide(plain, example=(Y, with_first(Y, bad)))
         # Data that are no arguments.
+        data = with_first(Y, bad)
         match = f"from {kind} in the values observed at 'obs' (1 of 3 entries)"
         with pytest.raises(ArgumentError, match=re.escape(match)):
-            guide(lambda y=with_first(Y, bad): plain(Y, y), example=())
+            guide(lambda data=data: plain(Y, data), example=())
     with pytest.raises(ArgumentError, match=r"Pyro says|is NaN, from NaN in example\[0\]"):
         guide(plain, example=(with_first(Y, math.nan), Y))
     with pytest.raises(ArgumentError, match=re.escape("NaN in example[0]['y'] (1 of 3 entries)")):
