@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -15,7 +16,14 @@ from torch import Tensor
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models.bayesian_model import BayesianModel
 
-__all__ = ["call_arguments", "inputs_and_targets", "nan_data_error", "refuse_nan_data", "require_targets"]
+__all__ = [
+    "call_arguments",
+    "inputs_and_targets",
+    "nan_data_error",
+    "refuse_nan_data",
+    "require_model_and_guide",
+    "require_targets",
+]
 
 
 def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -53,6 +61,21 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
             f"{argument}: has no targets, so the observations would be taken for latents; pass a tuple (x, y). A list "
             "is taken for a list of batches."
         )
+
+
+def require_model_and_guide(model: Any, guide: Any) -> None:
+    """Refuse what is no model or no guide.
+
+    Raises:
+        TypeError: If one of them cannot be called, or they are given in the wrong order.
+    """
+    for name, part in (("model", model), ("guide", guide)):
+        if not callable(part):
+            raise ArgumentTypeError(f"{name}: is a {type(part).__name__}; pass a Pyro {name}, a callable.")
+    for name, part, other in (("model", model, AutoGuide), ("guide", guide, BayesianModel)):
+        if isinstance(part, other):
+            kind = "a guide" if other is AutoGuide else "a model"
+            raise ArgumentTypeError(f"{name}: is {kind} ({type(part).__name__}); pass the model first, then its guide.")
 
 
 def nan_data_error(args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> ArgumentError | None:
