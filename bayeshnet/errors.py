@@ -17,7 +17,8 @@ Every error is also the built-in error that fits it, so ``except ValueError`` ke
     ├── OwnWeightWarning                       a semi-implicit bound sees nothing but a draw's own noise
     ├── SpreadWarning                          an estimated gradient of log q makes a posterior too narrow or too wide
     ├── DiscriminatorWarning                   a learned density ratio is saturated, not calibrated or not trained
-    └── ConvergenceWarning                     a fit ended before its stopping rule was met
+    ├── ConvergenceWarning                     a fit ended before its stopping rule was met
+    └── VectorisationWarning                   a model cannot be evaluated for many draws at once
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ __all__ = [
     "OwnWeightWarning",
     "SpreadWarning",
     "UsageError",
+    "VectorisationWarning",
 ]
 
 
@@ -99,3 +101,7 @@ class DiscriminatorWarning(BayeshnetWarning):
 
 class ConvergenceWarning(BayeshnetWarning):
     """A fit used up its steps before its stopping rule was met."""
+
+
+class VectorisationWarning(BayeshnetWarning):
+    """A model or guide is wrong for many draws in one call, so that they are made in turn."""

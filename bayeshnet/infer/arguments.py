@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -14,7 +16,14 @@ from torch import Tensor
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models.bayesian_model import BayesianModel
 
-__all__ = ["call_arguments", "inputs_and_targets", "nan_data_error", "refuse_nan_data", "require_targets"]
+__all__ = [
+    "call_arguments",
+    "inputs_and_targets",
+    "nan_data_error",
+    "refuse_nan_data",
+    "require_model_and_guide",
+    "require_targets",
+]
 
 
 def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -54,45 +63,92 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
         )
 
 
+def require_model_and_guide(model: Any, guide: Any) -> None:
+    """Refuse what is no model or no guide.
+
+    Raises:
+        TypeError: If one of them cannot be called, or they are given in the wrong order.
+    """
+    for name, part in (("model", model), ("guide", guide)):
+        if not callable(part):
+            raise ArgumentTypeError(f"{name}: is a {type(part).__name__}; pass a Pyro {name}, a callable.")
+    for name, part, other in (("model", model, AutoGuide), ("guide", guide, BayesianModel)):
+        if isinstance(part, other):
+            kind = "a guide" if other is AutoGuide else "a model"
+            raise ArgumentTypeError(f"{name}: is {kind} ({type(part).__name__}); pass the model first, then its guide.")
+
+
 def nan_data_error(args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> ArgumentError | None:
-    """What to raise instead of an error of Pyro's validation if the data hold NaN, else None."""
-    where = list(_nan_places(args, kwargs))
+    """What to raise instead of an error of Pyro's validation if the data hold NaN or infinite values, else None."""
+    where = _places_of_arguments(args, kwargs)
     return ArgumentError(f"{_nan_message('the model fails', where)} Pyro says: {error}") if where else None
 
 
-def refuse_nan_data(trace: Trace, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise if an observed site's log-probability is NaN because the data are.
+def refuse_nan_data(model: Any, trace: Trace, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise if an observed site's log-probability is not finite because the data are not.
 
     A model may mask NaN data away; then its log-probability is finite and nothing is raised.
 
+    Args:
+        model: The model.
+        trace: Its trace, with the observed sites.
+        args: The arguments it was traced with.
+        kwargs: Keyword arguments.
+
     Raises:
-        ValueError: Naming the site, and the argument that holds NaN.
+        ValueError: Naming the site, and the argument or observed values that are NaN or infinite.
     """
-    where = list(_nan_places(args, kwargs))
+    in_arguments = _places_of_arguments(args, kwargs)
     nodes: dict[str, Any] = dict(trace.nodes)
     for name, site in nodes.items():
         if site["type"] != "sample" or not site["is_observed"] or site_is_subsample(site):
             continue
+        in_values = list(_places(f"the values observed at {name!r}", site["value"]))
+        if not in_arguments and not in_values:
+            continue  # what is wrong with a density at one draw from the prior may be right at others
+        log_prob = _masked_log_prob(site)
+        # A density of 0 at a draw from the prior is no error, unless the data are what it comes from: those of a
+        # network, or the value itself. Other arguments may be infinite on purpose, bounds for instance.
+        by_infinity = isinstance(model, BayesianModel) or any(place.startswith("inf") for place in in_values)
+        if bool(log_prob.isnan().any()) or (by_infinity and bool(log_prob.isinf().any())):
+            found = "NaN" if bool(log_prob.isnan().any()) else "infinite"
+            what = f"the log-probability of the observed site {name!r} is {found}"
+            raise ArgumentError(_nan_message(what, in_arguments or in_values))
+
+
+def _masked_log_prob(site: Mapping[str, Any]) -> Tensor:
+    """Log-probability of a site, 0 where it is masked away, NaN if the distribution refuses its value."""
+    mask = site["mask"]
+    if mask is False:
+        return torch.zeros(())
+    try:
         with pyro.validation_enabled(False):
             log_prob = site["fn"].log_prob(site["value"])
-        mask = site["mask"]
-        if isinstance(mask, Tensor):
-            log_prob = torch.where(mask, log_prob, torch.zeros_like(log_prob))
-        if mask is not False and bool(torch.isnan(log_prob).any()):
-            raise ArgumentError(_nan_message(f"the log-probability of the observed site {name!r} is NaN", where))
+    except ValueError:  # of a distribution with validate_args=True
+        return torch.tensor(math.nan)
+    return torch.where(mask, log_prob, torch.zeros_like(log_prob)) if isinstance(mask, Tensor) else log_prob
 
 
-def _nan_places(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in [*enumerate(args), *kwargs.items()]:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            count = int(torch.isnan(value).sum())
+def _places_of_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    items = [*enumerate(args), *kwargs.items()]
+    return [place for key, value in items for place in _places(f"example[{key!r}]", value)]
+
+
+def _places(name: str, value: Any) -> Iterator[str]:
+    """Where a tensor, or one of those in a tuple, list or dict, is not finite: ``NaN in x[0] (1 of 8 entries)``."""
+    if isinstance(value, Mapping | tuple | list):
+        parts: Any = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            yield from _places(f"{name}[{key!r}]", part)
+    elif isinstance(value, Tensor) and value.is_floating_point():
+        for kind, bad in (("NaN", torch.isnan(value)), ("inf", torch.isinf(value))):
+            count = int(bad.sum())
             if count:
-                yield f"example[{key!r}] ({count} of {value.numel()} entries)"
+                yield f"{kind} in {name} ({count} of {value.numel()} entries)"
 
 
 def _nan_message(what: str, where: Sequence[str]) -> str:
-    source = f"NaN in {', '.join(where)}" if where else "NaN parameters of its distribution"
     return (
-        f"example: {what}, from {source}. Remove or impute the missing values, or mask them in the model "
+        f"example: {what}, from {', '.join(where)}. Remove or impute these values, or mask them in the model "
         "(pyro.poutine.mask)."
     )

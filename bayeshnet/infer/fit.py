@@ -28,6 +28,7 @@ from bayeshnet.infer.arguments import call_arguments, inputs_and_targets, requir
 from bayeshnet.infer.auto_hypernet import AutoHypernet
 from bayeshnet.infer.blame import UNKNOWN_CAUSE, non_finite_cause
 from bayeshnet.infer.candidates import CALIBRATION_ROWS
+from bayeshnet.infer.first_step import check_pair, checked_elbo
 from bayeshnet.infer.history import FlatElbo, History
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import ParamCapture
@@ -87,7 +88,9 @@ def fit(
         lr: Learning rate of Adam. A guide with ``param_groups(lr)`` divides it among its parameters; the
             ``decay`` of a group is the strength of decoupled weight decay, as in AdamW, with any optimiser.
         lr_schedule: Factor of the learning rate by step; by default 1 for 40 % of the steps, then a cosine to 0.02.
-        num_particles: Posterior samples per step, drawn and evaluated in one vectorised call.
+        num_particles: Posterior samples per step, drawn and evaluated in one vectorised call. A model that is no
+            :class:`~bayeshnet.BayesianModel` is tried first: if it fails so, or gives other densities than draw by
+            draw, a warning says so and draws are made in turn.
         loss: Another Pyro ELBO, for a model that cannot be vectorised or another objective; excludes ``num_particles``.
         optimizer: Makes an optimiser of parameter groups, ``lambda groups: torch.optim.SGD(groups, lr=0.1)``.
         clip_norm: Bound on the norm of the gradient.
@@ -101,8 +104,8 @@ def fit(
 
     Raises:
         RuntimeError: If the loss or a gradient becomes NaN or infinite; the message names the site.
-        ValueError: If a number is out of range or the data are empty.
-        TypeError: If ``data`` is not understood.
+        ValueError: If a number is out of range, the data are empty, or the guide is that of another model.
+        TypeError: If an argument is of another type.
 
     Example:
         >>> import pyro.distributions as dist
@@ -118,6 +121,7 @@ def fit(
         (20, 'steps')
     """
     _check_numbers(steps, lr, num_particles, clip_norm)
+    check_pair(model, guide)
     if loss is not None and num_particles != 16:
         raise ArgumentError(
             "loss, num_particles: both were given; set num_particles in the ELBO that is passed as loss."
@@ -147,6 +151,8 @@ def fit(
         for step in range(steps):
             args, kwargs = next(batches)
             require_targets(model, args, kwargs, "data")
+            if step == 0 and loss is None and not isinstance(model, BayesianModel):
+                trainer.elbo = checked_elbo(elbo, model, guide, args, kwargs)
             value, rate = trainer.step(step, args, kwargs)
             if step == 0:
                 # Pyro's checks are worth their time once; they are what a wrong model or guide fails on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
@@ -22,6 +24,23 @@ from bayeshnet.infer.quantiles import sample_quantiles
 from bayeshnet.models.param_sites import emit_param_sites
 
 __all__ = ["FlatGuide"]
+
+
+def _is_no_site(msg: Any) -> bool:
+    return msg["type"] != "sample" or site_is_subsample(msg)
+
+
+def _without_graph(value: Any) -> Any:
+    """A tensor, or a distribution with all that it is made of, detached; what is given stays as it is."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.grad_fn is not None else value
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_graph, value)) if type(value) in (list, tuple) else value
+    if not isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
+        return value
+    made = copy.copy(value)
+    vars(made).update({key: _without_graph(part) for key, part in vars(value).items()})
+    return made
 
 
 class FlatGuide(AutoContinuous):
@@ -35,7 +54,7 @@ class FlatGuide(AutoContinuous):
         init_loc_fn: Per-site initialisation function for the prototype; prior draws by default.
 
     Raises:
-        ValueError: If latents are discrete or absent, or the data hold NaN.
+        ValueError: If latents are discrete or absent, or the data hold NaN or infinite values.
         TypeError: If ``model`` is no callable.
     """
 
@@ -55,11 +74,21 @@ class FlatGuide(AutoContinuous):
             if better is None:
                 raise
             raise better from error
-        refuse_nan_data(cast("Trace", self.prototype_trace), args, kwargs)
+
+    # Observed sites too: their data are looked at. What is hidden is as in Pyro's other guides otherwise.
+    _prototype_hide_fn = staticmethod(_is_no_site)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         # That of AutoContinuous would fail on discrete latents and on mixtures; the sites are described here instead.
         AutoGuide._setup_prototype(self, *args, **kwargs)
+        trace = cast("Trace", self.prototype_trace)
+        refuse_nan_data(self.original_model, trace, args, kwargs)
+        for name in trace.observation_nodes:
+            trace.remove_node(name)
+        # The trace is kept, and what hangs in a graph of gradients, of learned prior scales for instance, cannot be
+        # copied. Not traced without gradients: a model may need them.
+        for node in nodes_of(trace).values():
+            node.update({key: _without_graph(node[key]) for key in ("fn", "value") if key in node})
         self._sites = latent_sites(cast("Trace", self.prototype_trace))
         self._sizes = [site.numel for site in self._sites]
         self.latent_dim = sum(self._sizes)

@@ -298,9 +298,6 @@ def test_errors():
     for call, error, match in cases:
         with pytest.raises(error, match=match):
             call()
-    for bad in ((x, y.index_fill(0, torch.tensor([2]), float("nan"))), (x.fill_diagonal_(float("nan")), y)):
-        with pytest.raises(ArgumentError, match=r"from NaN in example\[[01]\]"):
-            AutoHypernet(model, example=bad)
     with pytest.raises(ArgumentError, match="num_samples: is 0"):
         AutoHypernet(eight_schools, example=args).sample_posterior(0)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Predictive, TraceMeanField_ELBO
@@ -13,6 +15,7 @@ from torch import nn
 
 from bayeshnet import (
     AutoHypernet,
+    AutoHypernetDelta,
     AutoHypernetNormal,
     BayesianModel,
     fit,
@@ -125,3 +128,41 @@ def test_a_guide_built_later_starts_at_the_learned_scales():
     guide, other = (AutoHypernet(m, example=data) for m in (model, plain))
     torch.testing.assert_close(guide.scale[:-1], 3.0 * other.scale[:-1])
     assert not guide.scale.requires_grad
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("make", [AutoHypernet, AutoHypernetNormal, AutoHypernetDelta])
+def test_copies(make, flat):
+    """Nothing kept in a guide or its model hangs in a graph of gradients; a copy trains on its own."""
+    model, data = learned_bnn(flat=flat)
+    guide = make(model, example=data)
+    for _ in range(2):
+        alone = copy.deepcopy(guide)
+        other, other_guide = copy.deepcopy((model, guide))
+        fit(model, guide, data, steps=2, num_particles=2, progress=False)  # and once more, fitted
+    before = [param.detach().clone() for param in guide.parameters()]
+    for part in (alone, other_guide):
+        assert math.isfinite(fit(other, part, data, steps=3, num_particles=2, progress=False).losses[-1])
+        assert not all(torch.equal(*pair) for pair in zip(before, part.parameters(), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(before, guide.parameters(), strict=True))
+    assert not torch.equal(other.learned_scales.log_factor, model.learned_scales.log_factor)
+
+
+@pytest.mark.parametrize("make", [AutoHypernet, AutoHypernetNormal, AutoHypernetDelta])
+def test_copies_where_a_plain_models_prior_is_learned(make):
+    """Also of a distribution within others; and the model may need gradients of its own."""
+
+    def model(y):
+        spread = pyro.param("spread", torch.tensor(2.0), constraint=dist.constraints.positive)
+        base = dist.TransformedDistribution(dist.Normal(0.0, spread), [dist.transforms.AffineTransform(0.0, spread)])
+        mu = pyro.sample("mu", base.expand([3]).to_event(1))
+        t = torch.ones((), requires_grad=True)
+        (slope,) = torch.autograd.grad(t.square(), t)
+        pyro.sample("obs", dist.Normal(mu * slope, 1.0).to_event(1), obs=y)
+        return mu
+
+    y = torch.tensor([1.0, 2.0, 4.0])
+    guide = make(model, example=(y,))
+    other = copy.deepcopy(guide)
+    assert math.isfinite(fit(model, other, (y,), steps=2, num_particles=1, progress=False).losses[-1])
+    pyro.clear_param_store()

@@ -1,0 +1,97 @@
+"""What is looked at before the first step of a fit: whether model and guide belong together, and can be vectorised."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoGuide
+
+from bayeshnet.errors import ArgumentError, VectorisationWarning
+from bayeshnet.infer.arguments import require_model_and_guide
+from bayeshnet.infer.pair import Pair, require_same_latents
+from bayeshnet.models.bayesian_model import BayesianModel
+
+__all__ = ["check_pair", "checked_elbo"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def check_pair(model: Any, guide: Any) -> None:
+    """Refuse what is no model and guide, and the guide of another model where both say what their latents are.
+
+    Raises:
+        TypeError: If one of them cannot be called, or they are given in the wrong order.
+        ValueError: If their latents differ.
+    """
+    require_model_and_guide(model, guide)
+    prototype = getattr(guide, "prototype_trace", None)
+    if isinstance(model, BayesianModel) and prototype is not None:
+        require_same_latents(list(model.latent_shapes), [name for name, _ in prototype.iter_stochastic_nodes()])
+
+
+def checked_elbo(
+    elbo: Any, model: Callable[..., Any], guide: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """The ELBO that is given, or one that makes draws in turn if those made together would be wrong.
+
+    Args:
+        elbo: A ``Trace_ELBO`` with vectorised particles.
+        model: The model, none of a network.
+        guide: Its guide.
+        args: Arguments of both, a minibatch possibly.
+        kwargs: Keyword arguments of both.
+
+    Raises:
+        ValueError: If the latents of model and guide differ.
+    """
+    num = elbo.num_particles
+    trouble = _trial(model, guide, args, kwargs, num=min(2, num))
+    if trouble is None:
+        return elbo
+    warnings.warn(
+        f"The model or its guide is wrong for {num} particles in one vectorised call ({trouble}); they are evaluated "
+        f"in turn, which takes about {num} times as long. Let all sites broadcast over a dimension to the left of "
+        "the plates, or pass num_particles=1 for cheaper steps.",
+        VectorisationWarning,
+        stacklevel=3,
+    )
+    return Trace_ELBO(num_particles=num)
+
+
+def _trial(
+    model: Callable[..., Any], guide: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, num: int
+) -> str | None:
+    """Run a model and its guide before a fit: what goes wrong with draws made together, None if nothing does.
+
+    Random numbers and Pyro's parameter store are left as they were.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        args: Arguments of both, a minibatch possibly.
+        kwargs: Keyword arguments of both.
+        num: Number of draws made together; 1 to look at the latents only.
+
+    Raises:
+        ValueError: If the latents of the two differ.
+    """
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+        # Here, as its first call would: with the caller's random numbers.
+        guide._setup_prototype(*args, **kwargs)  # pyright: ignore[reportPrivateUsage] - Pyro has no other way
+    store = pyro.get_param_store()
+    with torch.random.fork_rng(devices=[]), store.scope(store.get_state()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            pair = Pair(model, guide, args, kwargs, minibatch=True)
+        except ArgumentError:
+            raise
+        except Exception as error:
+            _LOGGER.debug("the first trial failed: %s", error)
+            return None  # whatever it is, the first step says it better
+        return pair.trouble(num) if num > 1 else None
