@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,9 @@ __all__ = [
     "inputs_and_targets",
     "nan_data_error",
     "refuse_nan_data",
+    "require_count",
     "require_model_and_guide",
+    "require_positive",
     "require_targets",
 ]
 
@@ -61,6 +64,46 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
             f"{argument}: has no targets, so the observations would be taken for latents; pass a tuple (x, y). A list "
             "is taken for a list of batches."
         )
+
+
+def require_count(argument: str, value: Any, *, least: int = 1, advice: str = "") -> None:
+    """Refuse what is no whole number, or too small a one.
+
+    Args:
+        argument: Name of the argument.
+        value: What was given.
+        least: The smallest number that is accepted.
+        advice: What else could be passed, for the message.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is too small.
+
+    Example:
+        >>> require_count("steps", 3.0)
+        Traceback (most recent call last):
+        ...
+        bayeshnet.errors.ArgumentTypeError: steps: is 3.0, a float; pass a whole number, 1 or more.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ArgumentTypeError(
+            f"{argument}: is {value!r}, a {type(value).__name__}; pass a whole number, {least} or more{advice}."
+        )
+    if value < least:
+        raise ArgumentError(f"{argument}: is {value}; pass a whole number, {least} or more{advice}.")
+
+
+def require_positive(argument: str, value: Any) -> None:
+    """Refuse what is no positive number.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not positive or not finite.
+    """
+    if not isinstance(value, numbers.Real):
+        raise ArgumentTypeError(f"{argument}: is {value!r}, a {type(value).__name__}; pass a positive number.")
+    if not 0.0 < float(value) < math.inf:
+        raise ArgumentError(f"{argument}: is {value}; pass a positive number.")
 
 
 def require_model_and_guide(model: Any, guide: Any) -> None:

@@ -18,6 +18,7 @@ from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.infer.bodies import Body, HypernetBody, LowRankBody, MeanFieldBody, MixtureBody
 from bayeshnet.infer.default_hnet import default_hnet
+from bayeshnet.infer.explicit_hypernet import HnetOrBuilder
 from bayeshnet.infer.unit_body import UnitBody, UnitHypernetBody, UnitNoise
 from bayeshnet.mnets.param_table import num_weights
 
@@ -64,7 +65,7 @@ class BodyOptions:
 
     body: str | Mixture = "hypernet"
     num_components: int | None = None
-    hnet: Callable[[list[list[int]]], HyperNetInterface] | None = None
+    hnet: HnetOrBuilder | None = None
     noise: Literal["shared", "independent"] | None = None
     noise_dim: int | None = None
     hidden_layers: Sequence[int] | None = None
@@ -272,13 +273,27 @@ def _noise_dim(noise_dim: int | None, size: int, default: int = 20) -> int:
     return noise_dim
 
 
-def _own_hnet(
-    build: Callable[[list[list[int]]], HyperNetInterface], options: BodyOptions, shapes: list[list[int]]
-) -> HPerturbWrapper:
-    hnet = build(shapes)
+def _own_hnet(build: HnetOrBuilder, options: BodyOptions, shapes: list[list[int]]) -> HPerturbWrapper:
+    given = isinstance(build, HyperNetInterface)
+    if given and options.mixture is not None:
+        raise ArgumentError(
+            "hnet: is one hypernetwork, and each component of a mixture needs its own; pass a function from target "
+            "shapes to one."
+        )
+    if not given and not callable(build):
+        raise ArgumentTypeError(
+            f"hnet: is a {type(build).__name__}; pass a function from target shapes to a hypernetwork, or one itself."
+        )
+    hnet: object = build if given else build(shapes)
     if not isinstance(hnet, HyperNetInterface):
         raise ArgumentTypeError(
             f"hnet: returned a {type(hnet).__name__}; it has to return a hypernetwork (HyperNetInterface)."
+        )
+    if getattr(hnet, "cond_in_size", None) or hnet.num_known_conds:
+        raise ArgumentError(
+            f"hnet: this {type(hnet).__name__} needs a condition, and the guide feeds it with noise alone; build it "
+            "with uncond_in_size=8, cond_in_size=0, such as hnet=lambda shapes: HMLP(shapes, uncond_in_size=8, "
+            "cond_in_size=0). AutoHypernetNormal and AutoHypernetDelta take conditions."
         )
     size = num_weights(shapes)
     if hnet.num_outputs != size:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayeshnet.entropy.protocol import LogDensity
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError, UsageError
-from bayeshnet.infer.arguments import call_arguments, require_model_and_guide, require_targets
+from bayeshnet.infer.arguments import call_arguments, require_count, require_model_and_guide, require_targets
 from bayeshnet.infer.pair import Pair
 from bayeshnet.infer.psis import Estimate, WeightedDraws
 
@@ -59,8 +59,7 @@ def importance_sample(
         (torch.Size([100]), True)
     """
     require_model_and_guide(model, guide)
-    if num_samples < 2:
-        raise ArgumentError(f"num_samples: is {num_samples}; pass at least 2, better 1000 or more.")
+    require_count("num_samples", num_samples, least=2, advice="; better 1000 or more")
     args, kwargs = _all_data(model, data)
     _require_density(guide)
     training = isinstance(model, nn.Module) and model.training

@@ -1,25 +1,79 @@
-"""What is looked at before the first step of a fit: whether model and guide belong together, and can be vectorised."""
+"""What is looked at before the first step of a fit: its options, and whether model and guide belong together."""
 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoGuide
 
-from bayeshnet.errors import ArgumentError, VectorisationWarning
-from bayeshnet.infer.arguments import require_model_and_guide
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, VectorisationWarning
+from bayeshnet.infer.arguments import require_count, require_model_and_guide, require_positive
 from bayeshnet.infer.pair import Pair, require_same_latents
 from bayeshnet.models.bayesian_model import BayesianModel
 
-__all__ = ["check_pair", "checked_elbo"]
+__all__ = ["check_optimizer", "check_options", "check_pair", "checked_elbo"]
 
+_OPTIMIZER = (
+    "pass a function from parameter groups to an optimiser of torch: lambda groups: torch.optim.Adam(groups, lr=0.01)."
+)
 _LOGGER = logging.getLogger(__name__)
+
+
+def check_options(
+    *, steps: Any, num_particles: Any, lr: Any, clip_norm: Any, callbacks: Any, optimizer: Any, **functions: Any
+) -> None:
+    """Refuse options of a fit that are out of range, or of the wrong type.
+
+    Args:
+        steps: A whole number, 1 or more.
+        num_particles: The same.
+        lr: A positive number.
+        clip_norm: The same, or None.
+        callbacks: A list of functions.
+        optimizer: A function from parameter groups to an optimiser of torch, or None.
+        functions: Other functions, or None, by name.
+
+    Raises:
+        TypeError: If one is of another type.
+        ValueError: If a number is out of range.
+    """
+    require_count("steps", steps)
+    require_count("num_particles", num_particles)
+    require_positive("lr", lr)
+    if clip_norm is not None and clip_norm != math.inf:  # infinity bounds nothing
+        require_positive("clip_norm", clip_norm)
+    if not isinstance(callbacks, Sequence):
+        advice = "callbacks=[function]" if callable(callbacks) else "callbacks=[]"
+        raise ArgumentTypeError(f"callbacks: is a {type(callbacks).__name__}; pass a list of functions, {advice}.")
+    for i, callback in enumerate(cast("Sequence[object]", callbacks)):
+        if not callable(callback):
+            raise ArgumentTypeError(f"callbacks[{i}]: is a {type(callback).__name__}; pass a function (step, history).")
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise ArgumentTypeError(f"{name}: is a {type(function).__name__}; pass a function, or None.")
+    # Pyro's own optimisers are functions too, of other arguments; the classes among them are torch's.
+    pyros = not isinstance(optimizer, type) and str(getattr(optimizer, "__module__", "")).startswith("pyro.optim")
+    if optimizer is not None and (pyros or not callable(optimizer)):
+        kind = f"{type(optimizer).__name__}{' of pyro.optim' if pyros else ''}"
+        raise ArgumentTypeError(f"optimizer: is a {kind}; {_OPTIMIZER}")
+
+
+def check_optimizer(made: Any) -> torch.optim.Optimizer:
+    """What the function ``optimizer`` returned, if it is an optimiser of torch.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if isinstance(made, torch.optim.Optimizer):
+        return made
+    raise ArgumentTypeError(f"optimizer: returned a {type(made).__name__}; {_OPTIMIZER}")
 
 
 def check_pair(model: Any, guide: Any) -> None:

@@ -28,7 +28,7 @@ from bayeshnet.infer.arguments import call_arguments, inputs_and_targets, requir
 from bayeshnet.infer.auto_hypernet import AutoHypernet
 from bayeshnet.infer.blame import UNKNOWN_CAUSE, non_finite_cause
 from bayeshnet.infer.candidates import CALIBRATION_ROWS
-from bayeshnet.infer.first_step import check_pair, checked_elbo
+from bayeshnet.infer.first_step import check_optimizer, check_options, check_pair, checked_elbo
 from bayeshnet.infer.history import FlatElbo, History
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import ParamCapture
@@ -120,7 +120,16 @@ def fit(
         >>> len(history), history.stopped
         (20, 'steps')
     """
-    _check_numbers(steps, lr, num_particles, clip_norm)
+    check_options(
+        steps=steps,
+        num_particles=num_particles,
+        lr=lr,
+        clip_norm=clip_norm,
+        callbacks=callbacks,
+        optimizer=optimizer,
+        lr_schedule=lr_schedule,
+        stop=stop,
+    )
     check_pair(model, guide)
     if loss is not None and num_particles != 16:
         raise ArgumentError(
@@ -276,7 +285,7 @@ class _Trainer:
             groups.append({"params": others, "lr": self.lr})
         self.params.update((id(p), p) for p in params)
         if self.optimizer is None:
-            self.optimizer = self.make_optimizer(groups)
+            self.optimizer = check_optimizer(self.make_optimizer(groups))
         else:
             for group in groups:
                 self.optimizer.add_param_group(group)
@@ -343,17 +352,6 @@ def _calibrate(guide: Any, data: Any) -> None:
         rows = _rows(data, CALIBRATION_ROWS)
         if rows is not None and guide.original_model is not None:
             guide.calibrate(*rows)
-
-
-def _check_numbers(steps: int, lr: float, num_particles: int, clip_norm: float | None) -> None:
-    if steps < 1:
-        raise ArgumentError(f"steps: is {steps}; pass at least 1.")
-    if not (lr > 0 and math.isfinite(lr)):
-        raise ArgumentError(f"lr: is {lr}; pass a positive learning rate.")
-    if num_particles < 1:
-        raise ArgumentError(f"num_particles: is {num_particles}; pass at least 1.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ArgumentError(f"clip_norm: is {clip_norm}; pass a positive number, or None.")
 
 
 def _warn_of_missing_size(model: Any, data: Any) -> None:

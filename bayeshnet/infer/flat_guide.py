@@ -18,7 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data, require_targets
+from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data, require_count, require_targets
 from bayeshnet.infer.latents import LatentSite, jacobian_site, latent_sites, nodes_of, prior_draw
 from bayeshnet.infer.quantiles import sample_quantiles
 from bayeshnet.models.param_sites import emit_param_sites
@@ -183,9 +183,9 @@ class FlatGuide(AutoContinuous):
 
         Raises:
             ValueError: If ``num_samples`` is not positive.
+            TypeError: If it is no whole number.
         """
-        if num_samples < 1:
-            raise ArgumentError(f"num_samples: is {num_samples}; pass a positive number.")
+        require_count("num_samples", num_samples)
         latent = self.get_posterior().rsample((num_samples,))
         return {
             site.name: site.constrain(part.reshape((num_samples, *site.shape)))

@@ -10,6 +10,7 @@ from pyro.infer import Predictive
 from torch import Tensor
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.infer.arguments import require_count, require_model_and_guide
 from bayeshnet.infer.prediction import Prediction
 from bayeshnet.models.bayesian_model import BayesianModel
 
@@ -47,8 +48,8 @@ def predict(
         The prediction: draws, mean, std, intervals, epistemic and aleatoric parts.
 
     Raises:
-        TypeError: If ``model`` is not a :class:`~bayeshnet.BayesianModel`.
-        ValueError: If a number is not positive, or draws lack a site.
+        TypeError: If ``model`` is not a :class:`~bayeshnet.BayesianModel`, or an argument is of another type.
+        ValueError: If a number is not positive, or draws lack a site or have another shape than the model's.
 
     Example:
         >>> from bayeshnet import AutoHypernet, likelihoods
@@ -63,10 +64,16 @@ def predict(
             f"model: is a {type(model).__name__}; predict evaluates a BayesianModel. For any other Pyro model use "
             "pyro.infer.Predictive(model, guide=guide, num_samples=..., parallel=True)."
         )
-    if num_samples < 1:
-        raise ArgumentError(f"num_samples: is {num_samples}; pass a positive number.")
-    if batch_size is not None and batch_size < 1:
-        raise ArgumentError(f"batch_size: is {batch_size}; pass a positive number, or None for all at once.")
+    if not isinstance(guide, Mapping):
+        if not callable(guide):
+            raise ArgumentTypeError(
+                f"guide: is a {type(guide).__name__}; pass a fitted guide, or draws [S, *shape] by site in a dict."
+            )
+        require_model_and_guide(model, guide)
+    _check_inputs(x)
+    require_count("num_samples", num_samples)
+    if batch_size is not None:
+        require_count("batch_size", batch_size, advice=", or None for all at once")
     training = model.training
     model.eval()
     try:
@@ -89,10 +96,8 @@ def posterior_draws(
     own = getattr(guide, "sample_posterior", None)
     if own is not None:
         return own(num_samples)
-    shapes = model.latent_shapes
-    predictive = Predictive(guide, num_samples=num_samples, return_sites=tuple(shapes), parallel=parallel)
-    found: Mapping[str, Tensor] = predictive(x)
-    return {name: value.reshape((num_samples, *shapes[name])) for name, value in found.items()}
+    sites = tuple(model.latent_shapes)
+    return _checked_draws(model, Predictive(guide, num_samples=num_samples, return_sites=sites, parallel=parallel)(x))
 
 
 def _checked_draws(model: BayesianModel, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,7 +107,39 @@ def _checked_draws(model: BayesianModel, draws: Mapping[str, Tensor]) -> dict[st
         raise ArgumentError(
             f"guide: gives no draws of the model's sites {missing}; it gives {list(draws)}. Was it made for this model?"
         )
-    return {name: draws[name].reshape((draws[name].shape[0], *shape)) for name, shape in shapes.items()}
+    found = {name: _checked_draw(name, draws[name], tuple(shape)) for name, shape in shapes.items()}
+    numbers = {name: len(value) for name, value in found.items()}
+    if len(set(numbers.values())) > 1:
+        raise ArgumentError(f"guide: gives different numbers of draws, {numbers}; pass as many of each site.")
+    return found
+
+
+def _checked_draw(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
+    """Draws ``[S, *shape]`` of a site; dimensions of size 1, the place of plates, may be between."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"guide: gives a {type(value).__name__} for {name!r}; pass draws as a tensor.")
+    given, start = tuple(value.shape), value.dim() - len(shape)
+    if start < 1 or given[start:] != shape or any(size != 1 for size in given[1:start]) or not len(value):
+        wanted = ", ".join(["S", *map(str, shape)])
+        chains = start == 2 and given[start:] == shape
+        advice = "Draws of several chains: take get_samples() without group_by_chain." if chains else ""
+        raise ArgumentError(
+            f"guide: its draws of {name!r} have shape {given}; the model needs [{wanted}], S draws. "
+            f"{advice or 'Was it made for this model?'}"
+        )
+    return value.reshape((len(value), *shape))
+
+
+def _check_inputs(x: Any) -> None:
+    first: Any = x[0] if isinstance(x, tuple) and x else x
+    if not hasattr(first, "shape"):
+        what = f"is a {type(x).__name__}" + ("" if first is x else f" that begins with a {type(first).__name__}")
+        raise ArgumentTypeError(
+            f"x: {what}; pass a tensor of inputs [B, ...], or a tuple of the network's arguments. Of a DataLoader take "
+            "all inputs, torch.cat([x for x, _ in loader])."
+        )
+    if not len(first.shape):
+        raise ArgumentError("x: is a single number; pass a tensor of inputs [B, ...].")
 
 
 def _parts(x: Any, batch_size: int | None) -> Iterator[Any]:

@@ -323,6 +323,41 @@ def test_dropout_is_no_trouble():
     fit(model, AutoHypernet(model, example=(Z,)), (Z,), steps=2, progress=False)
 
 
+def test_types_of_options():
+    guide = AutoHypernet(normal_model, example=(Y,))
+    whole = "pass a whole number, 1 or more"
+    for options, match in (
+        ({"steps": 3.0}, f"^steps: is 3.0, a float; {whole}"),
+        ({"num_particles": 1.5}, f"^num_particles: is 1.5, a float; {whole}"),
+        ({"steps": True}, f"^steps: is True, a bool; {whole}"),
+        ({"lr": "0.1"}, "^lr: is '0.1', a str; pass a positive number"),
+        ({"clip_norm": "1"}, "^clip_norm: is '1', a str; pass a positive number"),
+        ({"callbacks": lambda step, history: None}, r"^callbacks: is a function; pass a list.*callbacks=\[function\]"),
+        ({"callbacks": None}, "^callbacks: is a NoneType; pass a list"),
+        ({"callbacks": [3]}, r"^callbacks\[0\]: is a int; pass a function"),
+        ({"stop": 100}, "^stop: is a int; pass a function, or None"),
+        ({"lr_schedule": 0.1}, "^lr_schedule: is a float; pass a function, or None"),
+        (
+            {"optimizer": pyro.optim.Adam({"lr": 0.1})},
+            "^optimizer: is a PyroOptim of pyro.optim; .*lambda groups",
+        ),
+        ({"optimizer": pyro.optim.Adam}, "^optimizer: is a function of pyro.optim; .*lambda groups"),
+        (
+            {"optimizer": pyro.optim.ClippedAdam},
+            "^optimizer: is a function of pyro.optim; .*lambda groups",
+        ),
+        ({"optimizer": torch.optim.SGD([Y], lr=0.1)}, "^optimizer: is a SGD; .*lambda groups"),
+        ({"optimizer": lambda groups: None}, "^optimizer: returned a NoneType"),
+    ):
+        with pytest.raises(ArgumentTypeError, match=match):
+            fit(normal_model, guide, (Y,), progress=False, **options)
+    fit(
+        normal_model, AutoNormal(normal_model), (Y,), 2, optimizer=pyro.optim.clipped_adam.ClippedAdam, progress=False
+    )  # one of torch's
+    numpy = pytest.importorskip("numpy")
+    fit(normal_model, guide, (Y,), numpy.int64(2), lr=numpy.float32(0.01), clip_norm=math.inf, progress=False)
+
+
 def test_the_guide_of_another_model():
     (model, args), (flat, _) = bnn(), bnn(flat=True)
     other = AutoHypernet(lambda z: (normal_model(z), pyro.sample("v", dist.Normal(0.0, 1.0))), example=(Z,))

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from bayeshnet import AutoHypernet, fit, predict
-from bayeshnet.errors import DensityError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
 from bayeshnet.hnets import HMLP, ChunkedHMLP, HContainer, HDeconv, HPerturbWrapper, StructuredHMLP
+from bayeshnet.infer import Mixture
 from tests.infer.problems import bnn
 
 NOISE = 3
@@ -91,3 +92,42 @@ def test_no_density_no_guide(make, options, what):
     for wrap in (lambda hnet: hnet, HPerturbWrapper):
         with pytest.raises(DensityError, match=f"hnet: the hypernetwork has {what}"):
             AutoHypernet(model, example=data, hnet=lambda shapes, wrap=wrap: wrap(make(shapes, **options)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        HMLP,  # the defaults of the class
+        lambda shapes: HMLP(shapes, uncond_in_size=8),
+        lambda shapes: HPerturbWrapper(HMLP(shapes)),
+        lambda shapes: HPerturbWrapper(HMLP(shapes, 8, 4, num_cond_embs=0)),
+        lambda shapes: ChunkedHMLP(shapes, 8),
+        lambda shapes: ChunkedHMLP(shapes, 8, uncond_in_size=NOISE, cond_in_size=0, cond_chunk_embs=True),
+        lambda shapes: HContainer(shapes, join, [HMLP([s]) for s in shapes[:-1]], uncond_param_shapes=shapes[-1:]),
+    ],
+)
+def test_a_condition_is_not_to_be_had(make):
+    model, data = bnn()
+    with pytest.raises(ArgumentError, match="hnet: this .* needs a condition.*uncond_in_size=8, cond_in_size=0"):
+        AutoHypernet(model, example=data, hnet=make)
+    with pytest.raises(ArgumentError, match="hnet: this .* needs a condition"):
+        AutoHypernet(model, example=data, hnet=make, body=Mixture(2, of="hypernet"))
+
+
+@pytest.mark.filterwarnings("ignore::bayeshnet.errors.FoldingWarning", "ignore::bayeshnet.errors.EntropyGapWarning")
+@pytest.mark.parametrize("wrap", [lambda hnet: hnet, HPerturbWrapper])
+def test_a_hypernetwork_instead_of_a_function(wrap):
+    model, data = bnn()
+    shapes = AutoHypernet(model, example=data).target_shapes
+    hnet = wrap(HMLP(shapes, NOISE, 0))
+    guide = AutoHypernet(model, example=data, hnet=hnet)
+    assert guide.hnet is hnet or guide.hnet.internal_hnet is hnet
+    assert math.isfinite(fit(model, guide, data, steps=2, num_particles=4, progress=False).losses[-1])
+    with pytest.raises(ArgumentError, match="hnet: produces 9 numbers; the latents that it draws are 26"):
+        AutoHypernet(model, example=data, hnet=wrap(HMLP([[9]], NOISE, 0)))
+    with pytest.raises(ArgumentError, match="hnet: this .* needs a condition"):
+        AutoHypernet(model, example=data, hnet=wrap(HMLP(shapes)))
+    with pytest.raises(ArgumentError, match="hnet: is one hypernetwork.*pass a function"):
+        AutoHypernet(model, example=data, hnet=hnet, body=Mixture(2, of="hypernet"))
+    with pytest.raises(ArgumentTypeError, match="hnet: is a int; pass a function"):
+        AutoHypernet(model, example=data, hnet=3)

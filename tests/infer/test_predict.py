@@ -8,6 +8,7 @@ import torch
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from bayeshnet import AutoHypernet, BayesianModel, Prediction, likelihoods, predict
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
@@ -131,3 +132,64 @@ def test_errors():
         pred.interval(kind="both")
     with pytest.raises(UsageError, match="no class probabilities"):
         _ = pred.probs
+
+
+def test_inputs_that_are_no_tensor():
+    model, (x, y) = bnn()
+    guide = AutoHypernet(model, example=(x, y))
+    loader = DataLoader(TensorDataset(x, y), batch_size=8)
+    for bad, match in (
+        (x.tolist(), "x: is a list; pass a tensor"),
+        (loader, "x: is a DataLoader; .*torch.cat"),
+        (None, "x: is a NoneType; pass a tensor"),
+        ((), "x: is a tuple; pass a tensor"),
+        (([1.0],), "x: is a tuple that begins with a list; pass a tensor"),
+        (x.numpy(), "x: is a ndarray; pass a tensor, torch.as_tensor"),
+    ):
+        with pytest.raises(ArgumentTypeError, match=match):
+            predict(model, guide, bad, num_samples=3)
+    with pytest.raises(ArgumentError, match="x: is a single number"):
+        predict(model, guide, torch.tensor(1.0), num_samples=3)
+    for options, match in (
+        ({"num_samples": 10.5}, "num_samples: is 10.5, a float; pass a whole number, 1 or more"),
+        ({"batch_size": 2.5}, "batch_size: is 2.5, a float; pass a whole number, 1 or more, or None"),
+    ):
+        with pytest.raises(ArgumentTypeError, match=match):
+            predict(model, guide, x, **options)
+    with pytest.raises(ArgumentTypeError, match="num_samples: is 2.5, a float"):
+        guide.sample_posterior(2.5)
+
+
+def test_guides_and_draws_that_do_not_fit():
+    model, (x, y) = bnn()
+    draws = AutoHypernet(model, example=(x, y)).sample_posterior(4)
+    assert predict(model, {k: v.unsqueeze(1) for k, v in draws.items()}, x).draws.shape == (4, 30)  # of Predictive
+
+    def changed(change):
+        return {k: change(v) if k == "0.weight" else v for k, v in draws.items()}
+
+    for bad, match in (
+        (changed(lambda v: v.mT), r"its draws of '0.weight' have shape \(4, 2, 6\); the model needs \[S, 6, 2\]"),
+        (changed(lambda v: v[0]), r"its draws of '0.weight' have shape \(6, 2\); the model needs \[S, 6, 2\]"),
+        (changed(lambda v: v[:0]), r"its draws of '0.weight' have shape \(0, 6, 2\)"),
+        (changed(lambda v: v[:3]), "gives different numbers of draws, {'0.weight': 3, '0.bias': 4"),
+        (
+            {k: v.reshape(2, 2, *v.shape[1:]) for k, v in draws.items()},
+            r"have shape \(2, 2, 6, 2\); the model needs \[S, 6, 2\].*get_samples\(\) without group_by_chain",
+        ),
+    ):
+        with pytest.raises(ArgumentError, match=match):
+            predict(model, bad, x)
+    with pytest.raises(ArgumentTypeError, match="guide: gives a list for '0.weight'"):
+        predict(model, changed(lambda v: v.tolist()), x)
+    with pytest.raises(ArgumentTypeError, match="guide: is a NoneType; pass a fitted guide, or draws"):
+        predict(model, None, x)
+    with pytest.raises(ArgumentTypeError, match="guide: is a model"):
+        predict(model, model, x)
+    other = BayesianModel(nn.Sequential(nn.Linear(2, 7), nn.Tanh(), nn.Linear(7, 1)), likelihood=model.likelihood)
+    for make in (lambda: AutoHypernet(other, example=(x, y)), lambda: AutoNormal(other)):
+        guide = make()
+        guide(x, y)
+        match = r"its draws of '0.weight' have shape .*7, 2\); the model needs \[S, 6, 2\], S draws. Was it made for"
+        with pytest.raises(ArgumentError, match=match):
+            predict(model, guide, x, num_samples=3)
