@@ -143,11 +143,7 @@ def fit(
     schedule = lr_schedule or ((lambda _: 1.0) if stop is not None else flat_then_cosine(steps))
     batches = _batches(data)
     _warn_of_missing_size(model, data)
-    if isinstance(guide, AutoHypernet):
-        if guide.original_model is None:  # a copy
-            guide.attach(model)
-        if guide.wants_rows and (rows := _rows(data, guide.wants_rows)) is not None:
-            guide.place_inducing(*rows)
+    _prepare(model, guide, data)
     trainer = _Trainer(model, guide, elbo, lr, schedule, optimizer, clip_norm)
     history = History()
     bar = tqdm(total=steps, disable=not progress, desc="fit", unit="step")
@@ -342,6 +338,16 @@ def _rows(data: Any, num: int) -> tuple[Tensor, Tensor] | None:
         if sum(len(x) for x, _ in parts) >= num:
             break
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def _prepare(model: Callable[..., Any], guide: Any, data: Any) -> None:
+    """Give a guide what it lacks: a copy its model, inducing points their rows."""
+    if not isinstance(guide, AutoHypernet):
+        return
+    if guide.original_model is None:
+        guide.attach(model)
+    if guide.wants_rows and (rows := _rows(data, guide.wants_rows)) is not None:
+        guide.place_inducing(*rows)
 
 
 def _calibrate(guide: Any, data: Any) -> None:

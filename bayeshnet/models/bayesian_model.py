@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import pyro
@@ -74,8 +75,8 @@ class BayesianModel(nn.Module):
                 f"likelihood: is a {type(likelihood).__name__}; pass one of bayeshnet.likelihoods, such as "
                 "likelihoods.Normal(scale=0.1) or likelihoods.Categorical()."
             )
-        if dataset_size is not None and dataset_size < 1:
-            raise ArgumentError(f"dataset_size: is {dataset_size}; pass the number of rows of the whole data set.")
+        if dataset_size is not None and not (isinstance(dataset_size, Integral) and dataset_size >= 1):
+            raise ArgumentError(f"dataset_size: is {dataset_size!r}; pass the number of rows of the whole data set.")
         prior = priors.Normal(scale="fan_in") if prior is None else prior
         if not callable(getattr(prior, "distribution", prior)):
             raise ArgumentTypeError(
@@ -92,6 +93,9 @@ class BayesianModel(nn.Module):
         self.register_buffer("_like", torch.zeros((), dtype=dtype, device=getattr(example, "device", None)), False)
         self._like: Tensor
         self._names = list(self.net.param_names)
+        check_names = getattr(prior, "check_names", None)
+        if check_names is not None:
+            check_names(self._names)
         self._shapes = [tuple(shape) for shape in self.net.param_shapes]
         self._prior_cache: tuple[tuple[torch.dtype, torch.device], dict[str, TorchDistributionMixin]] | None = None
         self._most_rows = 0
@@ -291,8 +295,8 @@ class BayesianModel(nn.Module):
         output = f.shape[len(lead) :]
         if output[0] == 0:
             raise ArgumentError("x: has no rows; pass at least one observation.")
-        self.likelihood.check_target(y, output[1:])
         expected = output[:1] + self.likelihood.target_event(output[1:])
+        self.likelihood.check_target(y, output[1:])
         squeezable = len(expected) == 2 and expected[1] == 1
         if y.shape == expected:
             self._squeeze_output = False

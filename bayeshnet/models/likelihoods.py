@@ -103,6 +103,11 @@ class Normal(Likelihood):
                     f"learn: {self._param} has a prior and is inferred already; pass a number as the start to learn."
                 )
             _check_positive_support(value, self._param)
+            if value.batch_shape:
+                raise ArgumentError(
+                    f"{self._param}: its prior has batch shape {tuple(value.batch_shape)}; one prior for all outputs "
+                    f"has none, and one for each output is an event: append .to_event({len(value.batch_shape)})."
+                )
             self._prior = value  # pyright: ignore[reportAttributeAccessIssue]
             return
         if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
@@ -135,12 +140,23 @@ class Normal(Likelihood):
     def conditional(self, f: Tensor, params: Mapping[str, Tensor], *, batch_dims: int) -> TorchDistributionMixin:
         """See :meth:`Likelihood.conditional`."""
         event_dims = f.dim() - batch_dims
+        self._check_length(f.shape[batch_dims:])
         if self._prior is None:
             scale = self.log_scale.exp()
         else:
             value = _align(params[self._param], len(self._prior.event_shape), f, batch_dims)
             scale = value if self._param == "scale" else value.rsqrt()
         return dist.Normal(f, scale).to_event(event_dims)
+
+    def _check_length(self, event_shape: Size) -> None:
+        """Refuse a noise for each output that has not their number: it would count every row many times."""
+        shape = self.log_scale.shape if self._prior is None else self._prior.event_shape
+        if shape.numel() > 1 and shape != event_shape[len(event_shape) - len(shape) :]:
+            raise ArgumentError(
+                f"{self._param}: has shape {tuple(shape)}, and one output of the network has shape "
+                f"{tuple(event_shape)}; pass one number, or one for each output. (The noise of each row is not "
+                "supported.)"
+            )
 
     def target_event(self, event_shape: Size) -> Size:
         """See :meth:`Likelihood.target_event`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -100,6 +100,19 @@ class Normal(Prior):
     def __repr__(self) -> str:
         learn = f", learn={self.learn!r}" if self.learn else ""
         return f"Normal(scale={self.scale!r}, loc={self.loc!r}{learn})"
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Refuse mappings with names that are none of these parameters; patterns may match nothing.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        for argument in ("scale", "loc", "learn"):
+            value = getattr(self, argument)
+            keys = list(value) if isinstance(value, Mapping) else []
+            unknown = [key for key in keys if key not in names and not set(key) & set("*?[")]
+            if unknown:
+                raise ArgumentError(f"{argument}: has entries for {unknown}; the network's parameters are {names}.")
 
     def distribution(self, name: str, record: ParamRecord, *, like: Tensor) -> TorchDistributionMixin:
         """See :meth:`Prior.distribution`."""

@@ -174,6 +174,12 @@ def test_errors():
         BayesianModel(net(), prior=1.0, likelihood=GAMMA)
     with pytest.raises(ArgumentError, match="dataset_size: is 0"):
         model(dataset_size=0)
+    for wrong in (60.5, "60"):
+        with pytest.raises(ArgumentError, match=f"dataset_size: is {wrong!r}; pass the number of rows"):
+            BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(0.1), dataset_size=wrong)
+    binary = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Categorical())
+    with pytest.raises(ArgumentError, match="needs at least 2 logits"):
+        binary(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))
     with pytest.raises(ArgumentError, match=r"y: has shape \(5,\); the network's output \(4, 1\) asks for \(4, 1\) or"):
         model()(x, torch.randn(5))
     with pytest.raises(ArgumentError, match=r"y: has shape \(4,\); the network's output \(4, 2\)"):

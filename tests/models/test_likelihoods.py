@@ -73,6 +73,22 @@ def test_positive_priors_are_accepted(prior):
     assert likelihoods.Normal(scale=prior).priors() == {"scale": prior}
 
 
+@pytest.mark.parametrize("noise", [{"scale": torch.ones(3)}, {"precision": dist.Gamma(torch.ones(3), 1.0).to_event(1)}])
+def test_noise_of_the_wrong_length_is_refused(noise):
+    """It would broadcast, and count each row several times."""
+    likelihood = likelihoods.Normal(**noise)
+    params = {name: torch.ones(3) for name in likelihood.priors()}
+    assert likelihood.conditional(torch.zeros(5, 3), params, batch_dims=1).batch_shape == (5,)
+    for f in (torch.zeros(5, 1), torch.zeros(3, 1), torch.zeros(5, 2), torch.zeros(3)):
+        with pytest.raises(ArgumentError, match=r"has shape \(3,\), and one output of the network has shape"):
+            likelihood.conditional(f, params, batch_dims=1)
+
+
+def test_a_noise_prior_for_each_output_is_an_event():
+    with pytest.raises(ArgumentError, match=r"scale: its prior has batch shape \(3,\).*append .to_event\(1\)"):
+        likelihoods.Normal(dist.LogNormal(torch.zeros(3), 1.0))
+
+
 def test_categorical_over_more_than_one_position():
     conditional = likelihoods.Categorical().conditional(torch.zeros(4, 7, 5, 3), {}, batch_dims=2)
     assert conditional.batch_shape == (4, 7)

@@ -202,3 +202,17 @@ def test_only_normal_priors_can_be_learned():
         priors.Normal(learn="all")
     with pytest.raises(ArgumentError, match="learn: is 2"):
         priors.Normal(learn={"*": 2})
+
+
+@pytest.mark.parametrize("argument", ["scale", "loc", "learn"])
+def test_names_that_are_no_parameters_are_refused(argument):
+    """Typing errors would otherwise be ignored; patterns, which serve several networks, may match nothing."""
+    value = {"scale": 1.0, "loc": 0.5, "learn": True}[argument]
+
+    def model(name):
+        options = {"scale": 1.0, argument: {name: value, "*": value}}
+        return BayesianModel(nn.Linear(2, 1), priors.Normal(**options), likelihoods.Normal(0.1))
+
+    with pytest.raises(ArgumentError, match=rf"{argument}: has entries for \['wieght'\]; the network's parameters are"):
+        model("wieght")
+    assert model("*.nothing").prior is not None
