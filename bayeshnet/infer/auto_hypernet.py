@@ -13,13 +13,13 @@ from bayeshnet.distributions.conditional_weights import ConditionalWeights
 from bayeshnet.distributions.inducing import InducingLayers
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.errors import ArgumentError, UsageError
-from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
-from bayeshnet.infer.arguments import call_arguments
+from bayeshnet.infer.arguments import call_arguments, require_count
 from bayeshnet.infer.bodies import Body, HypernetBody
 from bayeshnet.infer.build_body import BodyOptions, BodyStart, Mixture, build_body
 from bayeshnet.infer.candidates import best_power, default_num_candidates, score_candidates
 from bayeshnet.infer.conditional_plan import Conditional, ConditionalPlan, NotApplicableError, place_inducing, plan
+from bayeshnet.infer.explicit_hypernet import HnetOrBuilder
 from bayeshnet.infer.flat_guide import FlatGuide
 from bayeshnet.infer.latents import PriorStart, prior_start
 from bayeshnet.infer.unit_body import unit_layout
@@ -53,9 +53,9 @@ class AutoHypernet(FlatGuide):
         model: Any Pyro model whose latents are continuous; a :class:`~bayeshnet.BayesianModel`, for instance.
         example: The model's arguments, which the guide is built from: a tuple of positional ones, a mapping of keyword
             ones, or one tensor. With observations, as for training.
-        hnet: A function from target shapes (a list of lists of int) to a hypernetwork. One without a perturbation
-            wrapper gets one with a learned scale per weight. By default an MLP with tanh layers and a linear part,
-            which starts injective.
+        hnet: A function from target shapes (a list of lists of int) to a hypernetwork, or one with as many outputs.
+            Without a perturbation wrapper it gets one with a learned scale per weight. By default an MLP with tanh
+            layers and a linear part, which starts injective.
         body: What draws the latents that are not conditional: ``"hypernet"`` (beside conditional layers its noise is
             correlated within each unit), ``"units"`` (a mixture of such noises without a hypernetwork),
             ``"mean_field"`` (independent Gaussians), ``"low_rank"``
@@ -88,8 +88,8 @@ class AutoHypernet(FlatGuide):
         whiten: Use the prior's spread as the scale; otherwise 1.
 
     Raises:
-        ValueError: If latents are discrete or absent, ``noise_dim`` exceeds their number, the data hold NaN, or the
-            hypernetwork does not produce what is asked for.
+        ValueError: If latents are discrete or absent, ``noise_dim`` exceeds their number, the data hold NaN or
+            infinite values, or the hypernetwork does not produce what is asked for.
         TypeError: If an argument is of another type.
         RuntimeError: If the hypernetwork has batch norm or dropout, so that its draws have no density.
 
@@ -109,7 +109,7 @@ class AutoHypernet(FlatGuide):
         model: Callable[..., Any],
         *,
         example: Any,
-        hnet: Callable[[list[list[int]]], HyperNetInterface] | None = None,
+        hnet: HnetOrBuilder | None = None,
         body: Literal["units", "hypernet", "mean_field", "low_rank", "mixture"] | Mixture = "hypernet",
         num_components: int | None = None,
         conditional: Conditional = "auto",
@@ -381,8 +381,8 @@ _UNPLACED = "the guide has no conditional layers, or is a copy without its model
 
 def _num_candidates(given: int | None, plan: ConditionalPlan | None, body: Body | None) -> int:
     """The number of candidates of a draw; 1 where there is nothing that could choose among them."""
-    if given is not None and (not isinstance(given, int) or given < 1):
-        raise ArgumentError(f"num_candidates: is {given!r}; pass a whole number, 1 or more.")
+    if given is not None:
+        require_count("num_candidates", given)
     if plan is not None and body is not None and plan.ranks_candidates and body.scores_draws:
         default = 1 if body.searches else default_num_candidates(plan)
         return default if given is None else given

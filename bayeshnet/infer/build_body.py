@@ -16,6 +16,7 @@ from bayeshnet.entropy.protocol import LogDensity
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
+from bayeshnet.infer.arguments import require_count, require_positive
 from bayeshnet.infer.bodies import Body, HypernetBody, LowRankBody, MeanFieldBody, MixtureBody
 from bayeshnet.infer.default_hnet import default_hnet
 from bayeshnet.infer.explicit_hypernet import HnetOrBuilder
@@ -54,7 +55,7 @@ class Mixture:
     of: Literal["units", "mean_field", "low_rank", "hypernet"] = "mean_field"
 
     def __post_init__(self) -> None:
-        _check_count(self.num_components)
+        require_count("num_components", self.num_components)
         if self.of not in _BODIES:
             raise ArgumentError(f"of: is {self.of!r}; pass one of {', '.join(map(repr, _BODIES))}.")
 
@@ -88,7 +89,7 @@ class BodyOptions:
                 "Mixture(num_components, of=...) has it."
             )
         if self.num_components is not None:
-            _check_count(self.num_components)
+            require_count("num_components", self.num_components)
         default_only = {"noise_dim": self.noise_dim, "hidden_layers": self.hidden_layers}
         clash = [name for name, value in default_only.items() if value is not None]
         if self.hnet is not None and clash:
@@ -110,8 +111,16 @@ class BodyOptions:
             )
         if self.noise not in (None, "shared", "independent"):
             raise ArgumentError(f"noise: is {self.noise!r}; pass 'shared' or 'independent'.")
-        if self.init_scale is not None and not self.init_scale > 0:
-            raise ArgumentError(f"init_scale: is {self.init_scale}; pass a positive number.")
+        if self.init_scale is not None:
+            require_positive("init_scale", self.init_scale)
+        if self.hidden_layers is not None:
+            # Typed as a sequence, and yet a single width is what many pass.
+            if not isinstance(self.hidden_layers, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ArgumentTypeError(
+                    f"hidden_layers: is {self.hidden_layers!r}; pass a list of widths, such as [32, 32]."
+                )
+            for width in self.hidden_layers:
+                require_count("hidden_layers", width)
 
     @property
     def scale(self) -> float:
@@ -181,12 +190,6 @@ def build_body(options: BodyOptions, start: BodyStart) -> Body:
         parts.append(build(options, start, partial(torch.clone, place)))
         parts.append(build(options, start, partial(torch.neg, place)))
     return MixtureBody(parts[: mixture.num_components])
-
-
-def _check_count(num_components: int) -> None:
-    # Typed as an int, and yet whoever computes the number by a division has none.
-    if not isinstance(num_components, int) or num_components < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ArgumentError(f"num_components: is {num_components!r}; pass 1 or more, a whole number.")
 
 
 # ---------------------------------------------------------------------- one function per kind

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from bayeshnet.distributions.conditional_weights import FlatLayout
 from bayeshnet.distributions.inducing import HeadNet, InducingLayers, LayerPrior
 from bayeshnet.errors import ArgumentError
-from bayeshnet.infer.arguments import inputs_and_targets
+from bayeshnet.infer.arguments import inputs_and_targets, require_count
 from bayeshnet.infer.latents import LatentSite, PriorStart
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import Chain, LinearStep
@@ -126,9 +125,7 @@ def plan(
     priors = [_layer_prior(layout, start, weight, bias) for weight, bias in layers]
     rows = max(len(x), model.dataset_size or 0)
     num = default_num_inducing(rows) if num_inducing is None else num_inducing
-    # Typed as an int, and yet whoever computes the number by a division has none.
-    if not isinstance(num, Integral) or num < 1:
-        raise ArgumentError(f"num_inducing: is {num!r}; pass a whole number, 1 or more, or None.")
+    require_count("num_inducing", num, advice=", or None")
     inputs, targets, log_precision = _points(model, x, y, num, rows)
     hidden = [
         (torch.randn(num, prior.loc.shape[0], dtype=torch.float64), torch.full((num,), math.log(rows / num)))

@@ -12,7 +12,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, priors
-from bayeshnet.errors import ArgumentError, UsageError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.infer import Mixture, importance_sample
 from bayeshnet.infer.candidates import best_power, score_candidates
 
@@ -188,7 +188,7 @@ def test_errors():
     model, args = problem()
     with pytest.raises(ArgumentError, match="num_candidates: is 0; pass a whole number, 1 or more"):
         AutoHypernet(model, example=args, num_candidates=0)
-    with pytest.raises(ArgumentError, match="num_candidates: is 2.5; pass a whole number"):
+    with pytest.raises(ArgumentTypeError, match="num_candidates: is 2.5, a float; pass a whole number"):
         AutoHypernet(model, example=args, num_candidates=2.5)
     with pytest.raises(ArgumentError, match="num_candidates: is 4, but no conditional layer can choose"):
         AutoHypernet(model, example=args, conditional=None, num_candidates=4)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, load, predict, priors, save
-from bayeshnet.errors import ArgumentError, UsageError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets import HMLP
 from bayeshnet.mnets import MLP
 from tests.infer.problems import EFFECTS, ERRORS, bnn, eight_schools
@@ -312,15 +312,17 @@ def test_plain_svi():
         ({"conditional": True}, "conditional: is True; pass 'auto', 'last', 'all', None, or a list of names"),
         ({"conditional": []}, r"conditional: \[\] was given"),
         ({"num_inducing": 0}, "num_inducing: is 0; pass a whole number, 1 or more"),
-        ({"num_inducing": 1.5}, "num_inducing: is 1.5; pass a whole number, 1 or more"),
+        ({"num_inducing": 1.5}, "num_inducing: is 1.5, a float; pass a whole number, 1 or more"),
         ({"num_inducing": 5, "conditional": None}, "num_inducing: was given, but no layer is conditional"),
+        ({"hidden_layers": 32}, "hidden_layers: is 32; pass a list of widths"),
+        ({"init_scale": "a"}, "init_scale: is 'a', a str; pass a positive number"),
         ({"body": "gauss"}, "body: is 'gauss'; pass one of"),
         ({"body": "mean_field", "noise_dim": 3}, "body, noise_dim: noise_dim belongs to a hypernetwork"),
     ],
 )
 def test_errors(options, message):
     model, data = bnn()
-    with pytest.raises(ArgumentError, match=message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         AutoHypernet(model, example=data, **options)
 
 

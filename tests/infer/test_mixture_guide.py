@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bayeshnet import AutoHypernet, fit, load, predict, save
 from bayeshnet.entropy import ChangeOfVariables, Linearised
-from bayeshnet.errors import ArgumentError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets import HMLP
 from bayeshnet.infer import Mixture
 from tests.infer.problems import bnn
@@ -149,8 +149,8 @@ def test_own_hypernetworks_and_repr():
         ({"num_components": 3, "conditional": None}, "num_components: the components of body='hypernet' are"),
         ({"num_components": 3, "hnet": lambda shapes: HMLP(shapes, 2, 0)}, "num_components: the components of body='h"),
         ({"body": Mixture(2), "num_components": 3}, "num_components: belongs to body=.*a Mixture.num_components, of="),
-        ({"body": "mixture", "num_components": 0}, "num_components: is 0; pass 1 or more"),
-        ({"num_components": 2.0}, "num_components: is 2.0; pass 1 or more, a whole number"),
+        ({"body": "mixture", "num_components": 0}, "num_components: is 0; pass a whole number, 1 or more"),
+        ({"num_components": 2.0}, "num_components: is 2.0, a float; pass a whole number"),
         ({"body": "mixture", "noise_dim": 2}, "noise_dim belongs to a hypernetwork"),
         ({"body": Mixture(2, of="hypernet"), "noise": "independent"}, "body, noise: the hypernetworks of a mixture"),
         (
@@ -165,7 +165,7 @@ def test_own_hypernetworks_and_repr():
 )
 def test_errors(options, message):
     model, args = bnn()
-    with pytest.raises(ArgumentError, match=message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         AutoHypernet(model, example=args, **options)
 
 
