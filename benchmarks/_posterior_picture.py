@@ -72,7 +72,7 @@ def _spreads(axis: Any, gold: Gold, draws: Tensor) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
     # Both are shorter than a power of ten as a rule, and need labels between.
-    for each, subs in ((axis.xaxis, (1.0, 2.0, 5.0)), (axis.yaxis, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))):
+    for each, subs in ((axis.xaxis, (1.0, 2.0, 3.0, 5.0, 7.0)), (axis.yaxis, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))):
         each.set_major_locator(LogLocator(subs=subs))
         each.set_major_formatter("{x:g}")
         each.set_minor_formatter(NullFormatter())
