@@ -169,7 +169,7 @@ class InducingLayers(nn.Module):
             sum is not independent of the differences, and all are conditional.
 
     Example:
-        >>> from bayeshnet.mnets.chain import Chain, LinearStep, batched_linear
+        >>> from bayeshnet.mnets.chain import Chain, LinearStep
         >>> chain = Chain((LinearStep(0, None), torch.tanh, LinearStep(1, None)))
         >>> last = LayerPrior(1, None, loc=torch.zeros(1, 5), scale=torch.ones(1, 5))
         >>> points = InducingLayers(chain, [last], torch.randn(8, 2), [torch.zeros(8, 1)], [torch.zeros(8)])
@@ -221,8 +221,10 @@ class InducingLayers(nn.Module):
 
     def observed_part(self, i: int, outputs: Tensor) -> Tensor:
         """What the pseudo-targets of conditional layer i are of: its outputs ``[..., out]``, or their differences."""
-        last = i == len(self._layers) - 1
-        return outputs if self.common is None or not last else outputs.to(torch.float64) @ self.common.basis
+        if self.common is None or i < len(self._layers) - 1:
+            return outputs
+        # A guide may have been converted to another dtype as a whole.
+        return outputs.double() @ self.common.basis.double()
 
     def draw(
         self,

@@ -112,3 +112,18 @@ def test_labels_of_any_integer_dtype():
     for dtype in (torch.int32, torch.uint8, torch.int16):
         torch.manual_seed(5)
         assert AutoHypernet(model, example=(x, y.to(dtype))).inducing is not None
+
+
+@pytest.mark.parametrize("convert", [nn.Module.float, nn.Module.double])
+def test_a_converted_guide_still_draws(convert):
+    """As a whole, its float64 parts included."""
+    torch.manual_seed(6)
+    model, (x, y) = classes(3)
+    guide = convert(AutoHypernet(model, example=(x, y)))
+    model = convert(model)
+    guide.place_inducing(x.to(guide.loc.dtype), y)
+    posterior = guide.get_posterior()
+    draws = posterior.rsample((5,))
+    known = posterior.log_prob(draws)
+    assert draws.dtype == guide.loc.dtype
+    torch.testing.assert_close(posterior.log_prob(draws.clone()), known, rtol=1e-3, atol=1e-3)
