@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any, TypeAlias
 
 import pyro
@@ -45,8 +45,8 @@ class BayesianModel(nn.Module):
             site per parameter. Saves time per step for networks with many tensors.
 
     Raises:
-        TypeError: If an argument is of another type.
-        ValueError: If the network has no parameters, or the prior does not cover them.
+        TypeError: If an argument is of another type, or the likelihood's prior has more bits than the network.
+        ValueError: If the network has no parameters, or the prior does not cover them or names one that is not there.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -75,8 +75,13 @@ class BayesianModel(nn.Module):
                 f"likelihood: is a {type(likelihood).__name__}; pass one of bayeshnet.likelihoods, such as "
                 "likelihoods.Normal(scale=0.1) or likelihoods.Categorical()."
             )
-        if dataset_size is not None and not (isinstance(dataset_size, Integral) and dataset_size >= 1):
-            raise ArgumentError(f"dataset_size: is {dataset_size!r}; pass the number of rows of the whole data set.")
+        whole = isinstance(dataset_size, numbers.Integral) and not isinstance(dataset_size, bool)
+        if dataset_size is not None and not whole:
+            raise ArgumentTypeError(
+                f"dataset_size: is {dataset_size!r}; pass the number of rows of the whole data set as an int."
+            )
+        if dataset_size is not None and dataset_size < 1:
+            raise ArgumentError(f"dataset_size: is {dataset_size}; pass the number of rows of the whole data set.")
         prior = priors.Normal(scale="fan_in") if prior is None else prior
         if not callable(getattr(prior, "distribution", prior)):
             raise ArgumentTypeError(
@@ -93,14 +98,15 @@ class BayesianModel(nn.Module):
         self.register_buffer("_like", torch.zeros((), dtype=dtype, device=getattr(example, "device", None)), False)
         self._like: Tensor
         self._names = list(self.net.param_names)
-        check_names = getattr(prior, "check_names", None)
-        if check_names is not None:
-            check_names(self._names)
         self._shapes = [tuple(shape) for shape in self.net.param_shapes]
         self._prior_cache: tuple[tuple[torch.dtype, torch.device], dict[str, TorchDistributionMixin]] | None = None
         self._most_rows = 0
         self._squeeze_output = False
         self._indices: Tensor | None = None
+        likelihood.check_dtype(dtype)
+        check_names = getattr(prior, "check_names", None)
+        if check_names is not None:
+            check_names(self._names)
         self.learned_scales = self._learned_scales()
         self.weight_priors()  # an unusable prior is an error here, not at the first step
 
@@ -164,7 +170,8 @@ class BayesianModel(nn.Module):
                 classification, labels ``[B]``. None draws them.
 
         Returns:
-            The observations ``[..., B, ...]``.
+            The observations ``[..., B, ...]``. Without ``y`` and for outputs ``[B, 1]`` they are ``[..., B]`` if the
+            last ``y`` given was ``[B]``, and ``[..., B, 1]`` if it was ``[B, 1]`` or none was given yet.
 
         Raises:
             ValueError: If shapes do not fit each other, or ``dataset_size`` is smaller than the batch.
@@ -233,7 +240,8 @@ class BayesianModel(nn.Module):
             draws: A value ``[S, *event]`` per site of :attr:`latent_shapes`.
 
         Returns:
-            Outputs ``[S, B, ...]`` and the distribution with ``batch_shape`` ``[S, B]``.
+            Outputs ``[S, B, ...]`` and the distribution with ``batch_shape`` ``[S, B]``. Outputs ``[S, B, 1]`` become
+            ``[S, B]`` as in :meth:`forward`, if the last targets that this model was called with were ``[B]``.
         """
         self._check_input(x)
         num = next(iter(draws.values())).shape[0]

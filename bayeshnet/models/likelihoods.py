@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -59,19 +61,40 @@ class Likelihood(nn.Module, ABC):
     def check_target(self, y: Tensor, event_shape: Size) -> None:
         """Raise an error if ``y`` cannot be observed, given the shape of one output of the network."""
 
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Raise an error if a prior of :meth:`priors` has more bits than the network's weights of this dtype.
+
+        A guide joins all latents in one vector, which would get the prior's dtype and not fit the network.
+
+        Raises:
+            TypeError: If there is such a prior.
+        """
+        for name, prior in self.priors().items():
+            base: Any = prior
+            while hasattr(base, "base_dist"):
+                base = base.base_dist
+            with suppress(NotImplementedError):  # a distribution without a mean is let through
+                given = base.mean.dtype
+                if torch.promote_types(given, dtype) != dtype:
+                    raise ArgumentTypeError(
+                        f"{name}: its prior has dtype {given}, the network's weights have {dtype}; make the prior of "
+                        f"numbers or tensors of {dtype}, or the network of {given} with net.to({given})."
+                    )
+
 
 class Normal(Likelihood):
     """Gaussian noise, ``y = f + scale * e``, on every output.
 
     Args:
         scale: The noise's standard deviation: a positive number or a tensor ``[out]`` (known), or a distribution on
-            the positive numbers (its prior; the scale is then inferred with the weights).
+            the positive numbers (its prior; the scale is then inferred with the weights), with one value or ``[out]``
+            as its event. ``out`` is the last dimension of the network's output.
         precision: ``1 / scale^2`` instead, in the same forms; excludes ``scale``.
         learn: Optimise ``scale`` as a parameter, starting at the number given (maximum marginal likelihood).
 
     Raises:
-        ValueError: If both or neither of ``scale`` and ``precision`` are given, one is not positive, or ``learn`` is
-            asked for together with a prior.
+        ValueError: If both or neither of ``scale`` and ``precision`` are given, one is not positive, a prior has a
+            batch shape, or ``learn`` is asked for together with a prior; when used, if the length is not 1 or ``out``.
 
     Example:
         >>> likelihood = Normal(scale=dist.Gamma(6.0, 6.0))
@@ -105,8 +128,8 @@ class Normal(Likelihood):
             _check_positive_support(value, self._param)
             if value.batch_shape:
                 raise ArgumentError(
-                    f"{self._param}: its prior has batch shape {tuple(value.batch_shape)}; one prior for all outputs "
-                    f"has none, and one for each output is an event: append .to_event({len(value.batch_shape)})."
+                    f"{self._param}: its prior has batch shape {tuple(value.batch_shape)}, but all of it is one draw; "
+                    f"call .to_event({len(value.batch_shape)}) on it."
                 )
             self._prior = value  # pyright: ignore[reportAttributeAccessIssue]
             return
@@ -139,24 +162,17 @@ class Normal(Likelihood):
 
     def conditional(self, f: Tensor, params: Mapping[str, Tensor], *, batch_dims: int) -> TorchDistributionMixin:
         """See :meth:`Likelihood.conditional`."""
-        event_dims = f.dim() - batch_dims
-        self._check_length(f.shape[batch_dims:])
+        outputs = f.shape[batch_dims:]
+        shape = self.log_scale.shape if self._prior is None else self._prior.event_shape
+        _check_length(self._param, shape, outputs, latent=self._prior is not None)
         if self._prior is None:
             scale = self.log_scale.exp()
         else:
             value = _align(params[self._param], len(self._prior.event_shape), f, batch_dims)
             scale = value if self._param == "scale" else value.rsqrt()
-        return dist.Normal(f, scale).to_event(event_dims)
-
-    def _check_length(self, event_shape: Size) -> None:
-        """Refuse a noise for each output that has not their number: it would count every row many times."""
-        shape = self.log_scale.shape if self._prior is None else self._prior.event_shape
-        if shape.numel() > 1 and shape != event_shape[len(event_shape) - len(shape) :]:
-            raise ArgumentError(
-                f"{self._param}: has shape {tuple(shape)}, and one output of the network has shape "
-                f"{tuple(event_shape)}; pass one number, or one for each output. (The noise of each row is not "
-                "supported.)"
-            )
+        # Outputs of half precision come from autocast; the noise keeps its bits there.
+        scale = scale.to(f.dtype) if f.dtype in (torch.float32, torch.float64) else scale
+        return dist.Normal(f, scale).to_event(len(outputs))
 
     def target_event(self, event_shape: Size) -> Size:
         """See :meth:`Likelihood.target_event`."""
@@ -217,19 +233,32 @@ def _check_positive_support(prior: torch.distributions.Distribution, argument: s
     )
 
 
+def _check_length(argument: str, shape: Size, outputs: Size, *, latent: bool) -> None:
+    """Refuse noise that does not belong to the outputs, but would broadcast against the rows."""
+    if not shape or all(n == 1 for n in shape):
+        return
+    pairs = zip(reversed(shape), reversed(outputs), strict=False)
+    if len(shape) <= len(outputs) and all(n in (1, out) for n, out in pairs):
+        return
+    num = outputs[-1] if outputs else 1
+    what = f"its prior has event shape {tuple(shape)}" if latent else f"has shape {tuple(shape)}"
+    fix = (
+        f"use a prior of one value or of one for each output, such as dist.Gamma(6., 6.).expand([{num}]).to_event(1)"
+        if latent
+        else f"pass one number for all, or a tensor of length {num}"
+    )
+    raise ArgumentError(f"{argument}: {what}, and the network gives {num} output{'s' * (num != 1)} per row; {fix}.")
+
+
 def _align(value: Tensor, event_dim: int, f: Tensor, batch_dims: int) -> Tensor:
     """Reshape a draw so that it broadcasts against ``f``, whatever dimensions Pyro put around it.
 
     Vectorised particles give ``[P, 1, *event]``, a parallel ``Predictive`` ``[S, *event]`` or ``[S, 1]``.
     """
-    num_samples = value.numel() // max(1, math.prod(value.shape[value.dim() - event_dim :]))
     event = value.shape[value.dim() - event_dim :] if event_dim else Size()
+    num_samples = value.numel() // max(1, math.prod(event))
     outputs = f.dim() - batch_dims
-    if len(event) > outputs:
-        raise ArgumentError(
-            f"scale: its prior has event shape {tuple(event)}, one output of the network has shape "
-            f"{tuple(f.shape[batch_dims:])}."
-        )
+    event = event[max(0, len(event) - outputs) :]  # dimensions that an output does not have are of size 1
     tail = (1,) * (1 + outputs - len(event)) + tuple(event)
     lead = tuple(f.shape[: batch_dims - 1]) if num_samples > 1 else ()
     return value.reshape(lead + tail)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -81,6 +82,16 @@ def test_predictive_from_posterior_samples(num, parallel, flat):
     assert out["obs"].shape == (num, 6)
     prior = Predictive(m, num_samples=num, parallel=parallel)(x)
     assert prior["obs"].shape == (num, 6)
+
+
+def test_outputs_take_the_shape_of_the_last_targets():
+    m, x = model(), torch.randn(6, 3)
+    draws = {k: torch.rand(4, *shape) + 0.1 for k, shape in m.latent_shapes.items()}
+    for y, tail in ((None, (1,)), (torch.randn(6), ()), (None, ()), (torch.randn(6, 1), (1,))):
+        m(x, y)
+        assert m(x).shape == (6, *tail)
+        f, conditional = m.conditional(x, draws)
+        assert f.shape == conditional.sample().shape == (4, 6, *tail)
 
 
 def test_minibatches_scale_the_likelihood():
@@ -164,6 +175,57 @@ def test_dtype_follows_to():
     assert m(torch.randn(4, 3).double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    "prior",
+    [
+        dist.Gamma(torch.tensor(6.0).double(), 6.0),
+        dist.LogNormal(torch.zeros(1).double(), 1.0).to_event(1),
+        dist.TransformedDistribution(dist.Normal(torch.tensor(0.0).double(), 1.0), [dist.transforms.ExpTransform()]),
+    ],
+    ids=["gamma", "lognormal", "transformed"],
+)
+def test_a_noise_prior_with_more_bits_than_the_network(prior):
+    """Guides join all latents in one vector, which would get the prior's dtype and not fit the network."""
+    noise = likelihoods.Normal(precision=prior)
+    with pytest.raises(ArgumentTypeError, match="precision: its prior has dtype torch.float64, .* torch.float32; "):
+        BayesianModel(net(), likelihood=noise)
+    x = torch.randn(4, 3).double()
+    assert BayesianModel(net().double(), likelihood=noise)(x).dtype == torch.float64
+    assert BayesianModel(net().double(), likelihood=GAMMA)(x).dtype == torch.float64
+
+
+def test_noise_of_the_wrong_length_is_an_error_of_the_model():
+    x, y = torch.randn(60, 3), torch.randn(60)
+    m = model(likelihood=likelihoods.Normal(scale=torch.full((60,), 0.5)))
+    for given in ((x,), (x, y), (x, y.unsqueeze(1))):
+        with pytest.raises(ArgumentError, match=r"scale: .*\(60,\)"):
+            m(*given)
+    # a network that gives [B] itself
+    flat = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    rows = BayesianModel(flat, likelihood=likelihoods.Normal(scale=torch.full((60,), 0.5)))
+    with pytest.raises(ArgumentError, match=r"scale: .*\(60,\)"):
+        rows(x, y)
+    one = model(likelihood=likelihoods.Normal(scale=dist.Gamma(6.0, 6.0).expand([1]).to_event(1)))
+    assert one(x, y).shape == (60,)
+
+
+@pytest.mark.parametrize("size", [60.5, 60.0, "60", True, torch.tensor(60.0)])
+def test_dataset_size_is_whole(size):
+    with pytest.raises(ArgumentTypeError, match=r"dataset_size: is .*; pass the number of rows .* as an int"):
+        model(dataset_size=size)
+
+
+def test_dataset_size_of_numpy():
+    x, y = torch.randn(6, 3), torch.randn(6)
+    assert model(dataset_size=np.int64(12))(x, y).shape == (6,)
+
+
+def test_a_single_logit_is_told_before_the_labels():
+    m = BayesianModel(net(1), likelihood=likelihoods.Categorical())
+    with pytest.raises(ArgumentError, match="needs at least 2 logits"):
+        m(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+
+
 def test_errors():
     x = torch.randn(4, 3)
     with pytest.raises(ArgumentTypeError, match="net: is a function"):
@@ -174,12 +236,6 @@ def test_errors():
         BayesianModel(net(), prior=1.0, likelihood=GAMMA)
     with pytest.raises(ArgumentError, match="dataset_size: is 0"):
         model(dataset_size=0)
-    for wrong in (60.5, "60"):
-        with pytest.raises(ArgumentError, match=f"dataset_size: is {wrong!r}; pass the number of rows"):
-            BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(0.1), dataset_size=wrong)
-    binary = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Categorical())
-    with pytest.raises(ArgumentError, match="needs at least 2 logits"):
-        binary(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))
     with pytest.raises(ArgumentError, match=r"y: has shape \(5,\); the network's output \(4, 1\) asks for \(4, 1\) or"):
         model()(x, torch.randn(5))
     with pytest.raises(ArgumentError, match=r"y: has shape \(4,\); the network's output \(4, 2\)"):

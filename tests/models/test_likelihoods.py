@@ -33,6 +33,59 @@ def test_latent_scale_broadcasts_from_every_place_pyro_puts_it(lead, event, extr
     torch.testing.assert_close(conditional.variance.sqrt().reshape(f.shape), expected)
 
 
+@pytest.mark.parametrize("lead", [(), (5,), (5, 3)])
+@pytest.mark.parametrize(("event", "outputs"), [((1,), ()), ((1,), (2,)), ((2,), (3, 2)), ((3, 1), (3, 2))])
+def test_noise_of_length_1_or_of_the_last_dimension(lead, event, outputs):
+    likelihood = likelihoods.Normal(scale=dist.Gamma(6.0, 6.0).expand(event).to_event(len(event)))
+    scale = torch.rand((*lead, 1, *event)) + 0.5
+    f = torch.randn(*lead, 7, *outputs)
+    conditional = likelihood.conditional(f, {"scale": scale}, batch_dims=len(lead) + 1)
+    assert conditional.batch_shape == (*lead, 7)
+    inner = event[len(event) - len(outputs) :] if outputs else ()
+    padded = scale.reshape(*lead, 1, *(1,) * (len(outputs) - len(inner)), *inner)
+    torch.testing.assert_close(conditional.variance.sqrt(), padded.expand(f.shape))
+    if event == (1,):
+        known = likelihoods.Normal(scale=torch.tensor([0.5])).conditional(f, {}, batch_dims=len(lead) + 1)
+        torch.testing.assert_close(known.variance, torch.full(f.shape, 0.25))
+
+
+@pytest.mark.parametrize("argument", ["scale", "precision"])
+@pytest.mark.parametrize("kind", ["known", "learned", "latent"])
+@pytest.mark.parametrize(("outputs", "num"), [((), 1), ((1,), 1), ((2,), 2), ((3, 2), 2)])
+@pytest.mark.parametrize("length", [3, 7])
+def test_noise_of_another_length_than_the_outputs(argument, kind, outputs, num, length):
+    """One for each of the 7 rows would count every row 7 times, or be the noise of whatever row comes at its place."""
+    value = torch.full((length,), 0.5)
+    noise = dist.Gamma(6.0, value).to_event(1) if kind == "latent" else value
+    likelihood = likelihoods.Normal(**{argument: noise}, learn=kind == "learned")
+    what = rf"{argument}: .*\({length},\).* {num} outputs? .*{r'expand' if kind == 'latent' else 'pass one number'}"
+    with pytest.raises(ArgumentError, match=what):
+        likelihood.conditional(torch.zeros(7, *outputs), {argument: value}, batch_dims=1)
+
+
+def test_a_noise_prior_needs_an_event_dimension():
+    for size, fix in (((3,), 1), ((1,), 1), ((2, 3), 2)):
+        with pytest.raises(ArgumentError, match=rf"precision: .* batch shape .*; call \.to_event\({fix}\)"):
+            likelihoods.Normal(precision=dist.LogNormal(torch.zeros(size), 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+def test_noise_follows_the_dtype_of_the_outputs(dtype, given):
+    f = torch.zeros(7, 2, dtype=dtype)
+    known = torch.tensor([0.5, 2.0], dtype=given)
+    for conditional in (
+        likelihoods.Normal(scale=known).conditional(f, {}, batch_dims=1),
+        likelihoods.Normal(precision=known, learn=True).conditional(f, {}, batch_dims=1),
+        likelihoods.Normal(scale=dist.Gamma(6.0, known).to_event(1)).conditional(f, {"scale": known}, batch_dims=1),
+    ):
+        assert conditional.variance.dtype == dtype
+        assert conditional.log_prob(f).dtype == dtype
+    # outputs under autocast have fewer bits than the network's weights
+    half = likelihoods.Normal(scale=known).conditional(f.bfloat16(), {}, batch_dims=1)
+    assert half.variance.dtype == given
+
+
 def test_learned_scale_is_a_parameter_and_known_is_a_buffer():
     learned = likelihoods.Normal(scale=0.5, learn=True)
     assert [name for name, _ in learned.named_parameters()] == ["log_scale"]
@@ -71,22 +124,6 @@ def test_errors():
 )
 def test_positive_priors_are_accepted(prior):
     assert likelihoods.Normal(scale=prior).priors() == {"scale": prior}
-
-
-@pytest.mark.parametrize("noise", [{"scale": torch.ones(3)}, {"precision": dist.Gamma(torch.ones(3), 1.0).to_event(1)}])
-def test_noise_of_the_wrong_length_is_refused(noise):
-    """It would broadcast, and count each row several times."""
-    likelihood = likelihoods.Normal(**noise)
-    params = {name: torch.ones(3) for name in likelihood.priors()}
-    assert likelihood.conditional(torch.zeros(5, 3), params, batch_dims=1).batch_shape == (5,)
-    for f in (torch.zeros(5, 1), torch.zeros(3, 1), torch.zeros(5, 2), torch.zeros(3)):
-        with pytest.raises(ArgumentError, match=r"has shape \(3,\), and one output of the network has shape"):
-            likelihood.conditional(f, params, batch_dims=1)
-
-
-def test_a_noise_prior_for_each_output_is_an_event():
-    with pytest.raises(ArgumentError, match=r"scale: its prior has batch shape \(3,\).*append .to_event\(1\)"):
-        likelihoods.Normal(dist.LogNormal(torch.zeros(3), 1.0))
 
 
 def test_categorical_over_more_than_one_position():
