@@ -100,6 +100,7 @@ def require_positive(argument: str, value: Any) -> None:
         TypeError: If it is no number.
         ValueError: If it is not positive or not finite.
     """
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if not isinstance(value, numbers.Real):
         raise ArgumentTypeError(f"{argument}: is {value!r}, a {type(value).__name__}; pass a positive number.")
     if not 0.0 < float(value) < math.inf:
@@ -192,6 +193,6 @@ def _places(name: str, value: Any) -> Iterator[str]:
 
 def _nan_message(what: str, where: Sequence[str]) -> str:
     return (
-        f"example: {what}, from {', '.join(where)}. Remove or impute these values, or mask them in the model "
-        "(pyro.poutine.mask)."
+        f"example: {what}, from {', '.join(where)}. Remove or impute these values; or mask them in the model "
+        "and fill the gaps: pyro.poutine.mask(mask=known) around pyro.sample(..., obs=torch.where(known, y, 0.0))."
     )

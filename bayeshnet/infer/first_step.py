@@ -12,6 +12,7 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, VectorisationWarning
 from bayeshnet.infer.arguments import require_count, require_model_and_guide, require_positive
@@ -86,7 +87,9 @@ def check_pair(model: Any, guide: Any) -> None:
     require_model_and_guide(model, guide)
     prototype = getattr(guide, "prototype_trace", None)
     if isinstance(model, BayesianModel) and prototype is not None:
-        require_same_latents(list(model.latent_shapes), [name for name, _ in prototype.iter_stochastic_nodes()])
+        require_same_latents(
+            list(model.latent_shapes), [name for name, _ in prototype.iter_stochastic_nodes()], partial=True
+        )
 
 
 def checked_elbo(
@@ -123,7 +126,7 @@ def _trial(
 ) -> str | None:
     """Run a model and its guide before a fit: what goes wrong with draws made together, None if nothing does.
 
-    Random numbers and Pyro's parameter store are left as they were.
+    Torch's random numbers, Pyro's parameter store and the buffers of modules are left as they were.
 
     Args:
         model: The model.
@@ -139,6 +142,8 @@ def _trial(
         # Here, as its first call would: with the caller's random numbers.
         guide._setup_prototype(*args, **kwargs)  # pyright: ignore[reportPrivateUsage] - Pyro has no other way
     store = pyro.get_param_store()
+    modules = [part for part in (model, guide) if isinstance(part, nn.Module)]
+    buffers = [(buffer, buffer.clone()) for part in modules for buffer in part.buffers()]
     with torch.random.fork_rng(devices=[]), store.scope(store.get_state()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -147,5 +152,15 @@ def _trial(
             raise
         except Exception as error:
             _LOGGER.debug("the first trial failed: %s", error)
+            _restore(buffers)
             return None  # whatever it is, the first step says it better
-        return pair.trouble(num) if num > 1 else None
+        try:
+            return pair.trouble(num) if num > 1 else None
+        finally:  # running statistics, for instance
+            _restore(buffers)
+
+
+@torch.no_grad()
+def _restore(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in buffers:
+        buffer.copy_(value)

@@ -344,7 +344,7 @@ def _prepare(model: Callable[..., Any], guide: Any, data: Any) -> None:
     """Give a guide what it lacks: a copy its model, inducing points their rows."""
     if not isinstance(guide, AutoHypernet):
         return
-    if guide.original_model is None:
+    if guide.original_model is None and isinstance(model, BayesianModel):
         guide.attach(model)
     if guide.wants_rows and (rows := _rows(data, guide.wants_rows)) is not None:
         guide.place_inducing(*rows)
@@ -356,7 +356,7 @@ def _calibrate(guide: Any, data: Any) -> None:
         return
     with torch.random.fork_rng(devices=[]):  # the caller's stream goes on as if nothing had been drawn, or shuffled
         rows = _rows(data, CALIBRATION_ROWS)
-        if rows is not None and guide.original_model is not None:
+        if rows is not None and isinstance(guide.original_model, BayesianModel):
             guide.calibrate(*rows)
 
 

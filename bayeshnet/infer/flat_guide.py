@@ -69,6 +69,8 @@ class FlatGuide(AutoContinuous):
         require_targets(model, args, kwargs, "example")
         try:
             self._setup_prototype(*args, **kwargs)
+        except ArgumentError:
+            raise
         except ValueError as error:  # Pyro's validation of a distribution's parameters, computed from the data
             better = nan_data_error(args, kwargs, error)
             if better is None:

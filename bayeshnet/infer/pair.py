@@ -30,7 +30,7 @@ class Pair:
         guide: Its guide.
         args: Arguments of both.
         kwargs: Keyword arguments of both.
-        minibatch: Whether the data may be a part of all rows.
+        minibatch: Whether the data may be a part of all rows, and the guide's latents a part of the model's.
 
     Raises:
         ValueError: If the latents of the two differ, or the data are a minibatch and must not be.
@@ -50,7 +50,7 @@ class Pair:
         guide_trace, model_trace = self.run(None)
         if not minibatch:
             _require_all_rows(model_trace)
-        self._latents = _latents(guide_trace, model_trace)
+        self._latents = _latents(guide_trace, model_trace, partial=minibatch)
         self.shapes = {name: site["value"].shape for name, site in self._latents.items()}
         self.nesting = 1 + _plate_nesting(guide_trace, model_trace)
         self._random = list(self.shapes)
@@ -153,19 +153,20 @@ class Pair:
         return torch.stack(totals).sum(0)
 
 
-def require_same_latents(wanted: Sequence[str], given: Sequence[str]) -> None:
+def require_same_latents(wanted: Sequence[str], given: Sequence[str], *, partial: bool = False) -> None:
     """Refuse a guide whose latents are not those of the model.
 
     Args:
         wanted: The model's latents.
         given: The guide's, without auxiliary ones.
+        partial: Whether the guide may leave some to the prior.
 
     Raises:
         ValueError: If they differ.
     """
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if name not in wanted]
-    if missing or extra:
+    if extra or (missing and (not partial or len(missing) == len(wanted))):
         raise ArgumentError(
             f"guide: lacks the model's latents {missing}, and has sites {extra} that the model has not; log q then is "
             "no density of the model's latents. Was it made for this model and data? Auxiliary variables need "
@@ -196,7 +197,7 @@ def _require_all_rows(model_trace: Trace) -> None:
                 )
 
 
-def _latents(guide_trace: Trace, model_trace: Trace) -> dict[str, Any]:
+def _latents(guide_trace: Trace, model_trace: Trace, *, partial: bool) -> dict[str, Any]:
     """The guide's sites that the model takes its latents from, by name."""
     in_guide, in_model = (
         {
@@ -207,8 +208,8 @@ def _latents(guide_trace: Trace, model_trace: Trace) -> dict[str, Any]:
         for trace in (guide_trace, model_trace)
     )
     own = [name for name, site in in_guide.items() if name in in_model or not site["infer"].get("is_auxiliary")]
-    require_same_latents(list(in_model), own)
-    return {name: in_guide[name] for name in in_model}
+    require_same_latents(list(in_model), own, partial=partial)
+    return {name: in_guide[name] for name in in_model if name in in_guide}
 
 
 def _plate_nesting(*traces: Trace) -> int:

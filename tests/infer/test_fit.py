@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 
 import pyro
@@ -396,3 +397,48 @@ def test_progress_bar(capsys):
     assert captured.out == ""
     fit(normal_model, guide, (Y,), steps=3)
     assert "3/3" in capsys.readouterr().err
+
+
+def test_the_trial_leaves_buffers_alone():
+    """Running statistics move in steps only."""
+
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1)
+
+        def forward(self, y):
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(y)):
+                pyro.sample("obs", dist.Normal(mu, 1.0), obs=self.norm(y.unsqueeze(-1)).squeeze(-1))
+
+    model, y = Normalised(), torch.randn(20)
+    guide = AutoHypernet(model, example=(y,))
+    counts = [int(model.norm.num_batches_tracked)]
+    # With a loss that is given there is no trial.
+    for options in ({"loss": Trace_ELBO(4, vectorize_particles=True)}, {"num_particles": 4}):
+        fit(model, guide, (y,), steps=3, progress=False, **options)
+        counts.append(int(model.norm.num_batches_tracked))
+    assert counts[2] - counts[1] == counts[1] - counts[0]
+
+
+def test_a_latent_may_be_left_to_the_prior():
+    """As Pyro allows, with its warning; a guide of other latents altogether is refused."""
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        shift = pyro.sample("shift", dist.Normal(0.0, 0.1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("obs", dist.Normal(mu + shift, 1.0), obs=y)
+
+    y = torch.randn(20)
+    guide = AutoHypernet(pyro.poutine.block(model, hide=["shift"]), example=(y,))
+    with pytest.warns(UserWarning, match="Found vars in model but not guide"):
+        history = fit(model, guide, (y,), steps=3, lr=torch.tensor(0.01), progress=False)
+    assert len(history) == 3
+
+
+def test_a_copy_trains_under_a_wrapped_model():
+    model, data = bnn()
+    guide = copy.deepcopy(AutoHypernet(model, example=data))
+    assert len(fit(pyro.poutine.scale(model, 0.5), guide, data, steps=2, progress=False)) == 2
