@@ -15,6 +15,7 @@ PACKAGE = ROOT / "bayeshnet"
 ROOMS = (
     "errors",
     "typing",
+    "checks",
     "layers",
     "mnets",
     "hnets",

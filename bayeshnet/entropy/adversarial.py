@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
+from bayeshnet.checks import require_count, require_positive
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
@@ -75,12 +76,9 @@ class Adversarial(nn.Module, LogDensity):
         super().__init__()
         if any(width < 1 for width in hidden):
             raise ArgumentError(f"hidden: is {tuple(hidden)}; pass positive widths, such as (128, 128).")
-        if steps < 1:
-            raise ArgumentError(f"steps: is {steps}; pass at least 1 step of the discriminator per call.")
-        if not (lr > 0 and math.isfinite(lr)):
-            raise ArgumentError(f"lr: is {lr}; pass a positive learning rate.")
-        if batch_size < 2:
-            raise ArgumentError(f"batch_size: is {batch_size}; pass at least 2 draws, 100 or more to be of use.")
+        require_count("steps", steps)
+        require_positive("lr", lr)
+        require_count("batch_size", batch_size, least=2, advice="; 100 or more to be of use")
         self.hidden = tuple(hidden)
         self.steps = steps
         self.lr = lr

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import require_count
 from bayeshnet.entropy.mlp_draw import mlp_draw
 from bayeshnet.entropy.preimages import find_preimages
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
-from bayeshnet.errors import ArgumentError, FoldingWarning
+from bayeshnet.errors import FoldingWarning
 
 __all__ = ["ChangeOfVariables"]
 
@@ -38,8 +39,7 @@ class ChangeOfVariables(LogDensity):
     everywhere = True
 
     def __init__(self, *, num_starts: int = 16) -> None:
-        if num_starts < 1:
-            raise ArgumentError(f"num_starts: is {num_starts}; pass 1 or more, 16 where the sampler may fold.")
+        require_count("num_starts", num_starts, advice=", 16 where the sampler may fold")
         self.num_starts = num_starts
 
     def __repr__(self) -> str:

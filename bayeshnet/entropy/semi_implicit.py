@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import require_count
 from bayeshnet.entropy.importance import importance_log_density
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
-from bayeshnet.errors import ArgumentError, DensityError, OwnWeightWarning
+from bayeshnet.errors import DensityError, OwnWeightWarning
 
 __all__ = ["SemiImplicit"]
 
@@ -56,8 +57,7 @@ class SemiImplicit(LogDensity):
     noise = "independent"
 
     def __init__(self, *, num_fresh: int = 100) -> None:
-        if num_fresh < 1:
-            raise ArgumentError(f"num_fresh: is {num_fresh}; pass at least 1 fresh noise input.")
+        require_count("num_fresh", num_fresh)
         self.num_fresh = num_fresh
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import require_count
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
@@ -128,8 +129,7 @@ class SpectralStein(LogDensity):
     noise = None
 
     def __init__(self, *, num_samples: int = 256, share: float = 0.99) -> None:
-        if num_samples < 2:
-            raise ArgumentError(f"num_samples: is {num_samples}; pass at least 2 draws, 100 or more to be of use.")
+        require_count("num_samples", num_samples, least=2, advice="; 100 or more to be of use")
         if not 0 < share <= 1:
             raise ArgumentError(f"share: is {share}; pass a number above 0 and up to 1, such as 0.99.")
         self.num_samples = num_samples

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +21,7 @@ __all__ = [
     "inputs_and_targets",
     "nan_data_error",
     "refuse_nan_data",
-    "require_count",
     "require_model_and_guide",
-    "require_positive",
     "require_targets",
 ]
 
@@ -66,47 +63,6 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
         )
 
 
-def require_count(argument: str, value: Any, *, least: int = 1, advice: str = "") -> None:
-    """Refuse what is no whole number, or too small a one.
-
-    Args:
-        argument: Name of the argument.
-        value: What was given.
-        least: The smallest number that is accepted.
-        advice: What else could be passed, for the message.
-
-    Raises:
-        TypeError: If it is no whole number.
-        ValueError: If it is too small.
-
-    Example:
-        >>> require_count("steps", 3.0)
-        Traceback (most recent call last):
-        ...
-        bayeshnet.errors.ArgumentTypeError: steps: is 3.0, a float; pass a whole number, 1 or more.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ArgumentTypeError(
-            f"{argument}: is {value!r}, a {type(value).__name__}; pass a whole number, {least} or more{advice}."
-        )
-    if value < least:
-        raise ArgumentError(f"{argument}: is {value}; pass a whole number, {least} or more{advice}.")
-
-
-def require_positive(argument: str, value: Any) -> None:
-    """Refuse what is no positive number.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not positive or not finite.
-    """
-    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if not isinstance(value, numbers.Real):
-        raise ArgumentTypeError(f"{argument}: is {value!r}, a {type(value).__name__}; pass a positive number.")
-    if not 0.0 < float(value) < math.inf:
-        raise ArgumentError(f"{argument}: is {value}; pass a positive number.")
-
-
 def require_model_and_guide(model: Any, guide: Any) -> None:
     """Refuse what is no model or no guide.
 
@@ -131,7 +87,8 @@ def nan_data_error(args: Sequence[Any], kwargs: Mapping[str, Any], error: Except
 def refuse_nan_data(model: Any, trace: Trace, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raise if an observed site's log-probability is not finite because the data are not.
 
-    A model may mask NaN data away; then its log-probability is finite and nothing is raised.
+    A model may mask NaN data away, if its distribution does not validate them; then its log-probability is finite and
+    nothing is raised.
 
     Args:
         model: The model.

@@ -9,12 +9,13 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from bayeshnet.checks import require_count
 from bayeshnet.distributions.conditional_weights import ConditionalWeights
 from bayeshnet.distributions.inducing import InducingLayers
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
-from bayeshnet.infer.arguments import call_arguments, require_count
+from bayeshnet.infer.arguments import call_arguments
 from bayeshnet.infer.bodies import Body, HypernetBody
 from bayeshnet.infer.build_body import BodyOptions, BodyStart, Mixture, build_body
 from bayeshnet.infer.candidates import best_power, default_num_candidates, score_candidates

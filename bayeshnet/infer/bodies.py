@@ -22,7 +22,11 @@ from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentTypeError
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 
-__all__ = ["Body", "HypernetBody", "LowRankBody", "MeanFieldBody", "MixtureBody", "SlowParams"]
+__all__ = ["INIT_SCALE", "Body", "HypernetBody", "LowRankBody", "MeanFieldBody", "MixtureBody", "SlowParams"]
+
+
+INIT_SCALE = 0.1
+"""Start of the spread of most bodies, in units of the prior's, where nothing else is known."""
 
 
 class SlowParams(NamedTuple):

@@ -10,14 +10,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import require_count, require_positive
 from bayeshnet.distributions.unit_gaussians import UnitLayout
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.protocol import LogDensity
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
-from bayeshnet.infer.arguments import require_count, require_positive
-from bayeshnet.infer.bodies import Body, HypernetBody, LowRankBody, MeanFieldBody, MixtureBody
+from bayeshnet.infer.bodies import INIT_SCALE, Body, HypernetBody, LowRankBody, MeanFieldBody, MixtureBody
 from bayeshnet.infer.default_hnet import default_hnet
 from bayeshnet.infer.explicit_hypernet import HnetOrBuilder
 from bayeshnet.infer.unit_body import UnitBody, UnitHypernetBody, UnitNoise
@@ -125,7 +125,7 @@ class BodyOptions:
     @property
     def scale(self) -> float:
         """Start of the spread, where nothing else is known."""
-        return 0.1 if self.init_scale is None else self.init_scale
+        return INIT_SCALE if self.init_scale is None else self.init_scale
 
     @property
     def mixture(self) -> Mixture | None:

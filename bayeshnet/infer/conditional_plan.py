@@ -11,10 +11,11 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.checks import require_count
 from bayeshnet.distributions.conditional_weights import FlatLayout
 from bayeshnet.distributions.inducing import HeadNet, InducingLayers, LayerPrior
 from bayeshnet.errors import ArgumentError
-from bayeshnet.infer.arguments import inputs_and_targets, require_count
+from bayeshnet.infer.arguments import inputs_and_targets
 from bayeshnet.infer.latents import LatentSite, PriorStart
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import Chain, LinearStep

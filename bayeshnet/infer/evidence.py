@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.checks import require_count
 from bayeshnet.entropy.protocol import LogDensity
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError, UsageError
-from bayeshnet.infer.arguments import call_arguments, require_count, require_model_and_guide, require_targets
+from bayeshnet.infer.arguments import call_arguments, require_model_and_guide, require_targets
 from bayeshnet.infer.pair import Pair
 from bayeshnet.infer.psis import Estimate, WeightedDraws
 

@@ -14,8 +14,9 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from bayeshnet.checks import require_count, require_positive
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, VectorisationWarning
-from bayeshnet.infer.arguments import require_count, require_model_and_guide, require_positive
+from bayeshnet.infer.arguments import require_model_and_guide
 from bayeshnet.infer.pair import Pair, require_same_latents
 from bayeshnet.models.bayesian_model import BayesianModel
 
@@ -147,15 +148,13 @@ def _trial(
     with torch.random.fork_rng(devices=[]), store.scope(store.get_state()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            pair = Pair(model, guide, args, kwargs, minibatch=True)
+            pair = Pair(model, guide, args, kwargs, partial=True)
+            return pair.trouble(num) if num > 1 else None
         except ArgumentError:
             raise
         except Exception as error:
-            _LOGGER.debug("the first trial failed: %s", error)
-            _restore(buffers)
+            _LOGGER.debug("the trial failed: %s", error)
             return None  # whatever it is, the first step says it better
-        try:
-            return pair.trouble(num) if num > 1 else None
         finally:  # running statistics, for instance
             _restore(buffers)
 

@@ -17,8 +17,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data, require_count, require_targets
+from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data, require_targets
 from bayeshnet.infer.latents import LatentSite, jacobian_site, latent_sites, nodes_of, prior_draw
 from bayeshnet.infer.quantiles import sample_quantiles
 from bayeshnet.models.param_sites import emit_param_sites

@@ -14,6 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional as F
 
+from bayeshnet.checks import require_positive
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.infer.explicit_hypernet import ExplicitHypernet, HnetOrBuilder
@@ -94,8 +95,7 @@ class AutoHypernetNormal(ExplicitHypernet):
     ) -> None:
         if std not in ("softplus", "exp"):
             raise ArgumentError(f"std: is {std!r}; pass 'softplus' or 'exp'.")
-        if not (init_scale > 0 and math.isfinite(init_scale)):
-            raise ArgumentError(f"init_scale: is {init_scale}; pass a positive number.")
+        require_positive("init_scale", init_scale)
         for name, value in (("mean_var", mean_var), ("rho_var", rho_var)):
             if not (value >= 0 and math.isfinite(value)):
                 raise ArgumentError(f"{name}: is {value}; pass a variance, 0 or a positive number.")

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from bayeshnet.errors import UsageError
 from bayeshnet.hnets.mlp_hnet import HMLP
-from bayeshnet.infer.bodies import Body, HypernetBody, LowRankBody, MeanFieldBody, MixtureBody
+from bayeshnet.infer.bodies import INIT_SCALE, Body, HypernetBody, LowRankBody, MeanFieldBody, MixtureBody
 from bayeshnet.infer.default_hnet import unbend
 from bayeshnet.infer.unit_body import UnitBody, UnitHypernetBody
 
 __all__ = ["move_body"]
 
 _NUM_NOISE = 4096
-# Components of a mixture start so far apart where no spread is given: as wide as bodies are by default.
-_APART = 0.1
 # At most this share of a latent's variance comes from the hypernetwork, the rest from the noise on each weight.
 _SHARE = 0.5
 
@@ -62,7 +60,7 @@ def move_body(body: Body, mean: Tensor, std: Tensor) -> None:
         _assign(body.log_scale, body.log_scale + (std / own).log())
     elif isinstance(body, MixtureBody):
         # Half of the variance lies between the components: all in one place they would stay alike.
-        apart = torch.where(std.isnan(), _APART, std * math.sqrt(0.5))
+        apart = torch.where(std.isnan(), INIT_SCALE, std * math.sqrt(0.5))
         for part in body.parts():
             move_body(part, mean + apart * torch.randn_like(mean), std * math.sqrt(0.5))
     else:

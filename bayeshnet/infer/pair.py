@@ -30,7 +30,7 @@ class Pair:
         guide: Its guide.
         args: Arguments of both.
         kwargs: Keyword arguments of both.
-        minibatch: Whether the data may be a part of all rows, and the guide's latents a part of the model's.
+        partial: Whether the data may be a part of all rows, and the guide's latents a part of the model's.
 
     Raises:
         ValueError: If the latents of the two differ, or the data are a minibatch and must not be.
@@ -43,14 +43,14 @@ class Pair:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         *,
-        minibatch: bool = False,
+        partial: bool = False,
     ) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
         self._subsamples: dict[str, Tensor] = {}
         guide_trace, model_trace = self.run(None)
-        if not minibatch:
+        if not partial:
             _require_all_rows(model_trace)
-        self._latents = _latents(guide_trace, model_trace, partial=minibatch)
+        self._latents = _latents(guide_trace, model_trace, partial=partial)
         self.shapes = {name: site["value"].shape for name, site in self._latents.items()}
         self.nesting = 1 + _plate_nesting(guide_trace, model_trace)
         self._random = list(self.shapes)

@@ -9,8 +9,9 @@ import torch
 from pyro.infer import Predictive
 from torch import Tensor
 
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.infer.arguments import require_count, require_model_and_guide
+from bayeshnet.infer.arguments import require_model_and_guide
 from bayeshnet.infer.prediction import Prediction
 from bayeshnet.models.bayesian_model import BayesianModel
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning
 
 __all__ = ["Estimate", "SmoothedWeights", "WeightedDraws", "fit_generalised_pareto", "pareto_smooth"]
@@ -155,8 +156,7 @@ class WeightedDraws:
         Raises:
             ValueError: If ``num_samples`` is not positive.
         """
-        if num_samples < 1:
-            raise ArgumentError(f"num_samples: is {num_samples}; pass a positive number.")
+        require_count("num_samples", num_samples)
         self.warn_if_unreliable("The resampled draws", stacklevel=3)
         shares = self.smoothed.normalised.cumsum(0)
         places = (torch.arange(num_samples, dtype=shares.dtype) + torch.rand((), dtype=shares.dtype)) / num_samples

@@ -11,6 +11,7 @@ from pyro.infer import Predictive
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.infer.auto_hypernet import AutoHypernet
 from bayeshnet.infer.explicit_hypernet import ExplicitHypernet
@@ -74,8 +75,7 @@ def start_from(guide: FlatGuide, source: Source, *, num_samples: int = 200) -> N
         raise ArgumentTypeError(
             f"guide: is a {type(guide).__name__}; pass an AutoHypernet, AutoHypernetNormal or AutoHypernetDelta."
         )
-    if num_samples < 1:
-        raise ArgumentError(f"num_samples: is {num_samples}; pass a positive number.")
+    require_count("num_samples", num_samples)
     sites: list[LatentSite] = guide._sites  # pyright: ignore[reportPrivateUsage] - of this room
     draws = _unconstrained(sites, _draws(guide, sites, _values(guide, source, sites, num_samples)))
     mean, std = _moments(draws, sites)

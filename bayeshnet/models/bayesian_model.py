@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor, nn
 
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.module_mainnet import functional_copy
@@ -75,13 +75,8 @@ class BayesianModel(nn.Module):
                 f"likelihood: is a {type(likelihood).__name__}; pass one of bayeshnet.likelihoods, such as "
                 "likelihoods.Normal(scale=0.1) or likelihoods.Categorical()."
             )
-        whole = isinstance(dataset_size, numbers.Integral) and not isinstance(dataset_size, bool)
-        if dataset_size is not None and not whole:
-            raise ArgumentTypeError(
-                f"dataset_size: is {dataset_size!r}; pass the number of rows of the whole data set as an int."
-            )
-        if dataset_size is not None and dataset_size < 1:
-            raise ArgumentError(f"dataset_size: is {dataset_size}; pass the number of rows of the whole data set.")
+        if dataset_size is not None:
+            require_count("dataset_size", dataset_size, advice=", the rows of the whole data set")
         prior = priors.Normal(scale="fan_in") if prior is None else prior
         if not callable(getattr(prior, "distribution", prior)):
             raise ArgumentTypeError(
@@ -104,9 +99,12 @@ class BayesianModel(nn.Module):
         self._squeeze_output = False
         self._indices: Tensor | None = None
         likelihood.check_dtype(dtype)
-        check_names = getattr(prior, "check_names", None)
-        if check_names is not None:
-            check_names(self._names)
+        for argument, named in prior.named_parameters().items() if isinstance(prior, priors.Prior) else ():
+            unknown = [name for name in named if name not in self._names]
+            if unknown:
+                raise ArgumentError(
+                    f"{argument}: has entries for {unknown}; the network's parameters are {self._names}."
+                )
         self.learned_scales = self._learned_scales()
         self.weight_priors()  # an unusable prior is an error here, not at the first step
 

@@ -50,6 +50,10 @@ class Prior(ABC):
         """
         return None
 
+    def named_parameters(self) -> Mapping[str, Sequence[str]]:
+        """Parameters that an argument mentions by their exact names, which a network then has to have."""
+        return {}
+
 
 class Normal(Prior):
     """Independent Gaussian weights, ``w ~ N(loc, scale^2)``.
@@ -101,18 +105,11 @@ class Normal(Prior):
         learn = f", learn={self.learn!r}" if self.learn else ""
         return f"Normal(scale={self.scale!r}, loc={self.loc!r}{learn})"
 
-    def check_names(self, names: Sequence[str]) -> None:
-        """Refuse mappings with names that are none of these parameters; patterns may match nothing.
-
-        Raises:
-            ValueError: If there is one.
-        """
-        for argument in ("scale", "loc", "learn"):
-            value = getattr(self, argument)
-            keys = list(value) if isinstance(value, Mapping) else []
-            unknown = [key for key in keys if key not in names and not set(key) & set("*?[")]
-            if unknown:
-                raise ArgumentError(f"{argument}: has entries for {unknown}; the network's parameters are {names}.")
+    def named_parameters(self) -> Mapping[str, Sequence[str]]:
+        """See :meth:`Prior.named_parameters`; patterns, which serve several networks, are not among them."""
+        arguments = {"scale": self.scale, "loc": self.loc, "learn": self.learn}
+        mappings = {name: value for name, value in arguments.items() if isinstance(value, Mapping)}
+        return {name: [key for key in value if not set(key) & set("*?[")] for name, value in mappings.items()}
 
     def distribution(self, name: str, record: ParamRecord, *, like: Tensor) -> TorchDistributionMixin:
         """See :meth:`Prior.distribution`."""

@@ -45,3 +45,12 @@ def bnn(*, dataset_size=None, flat=False, dtype=torch.float32):
         flat=flat,
     )
     return model, (x, y)
+
+
+Y = torch.tensor([1.0, 2.0, 4.0])
+
+
+def normal_model(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)

@@ -1,0 +1,54 @@
+"""Checks of numbers that users pass, for all rooms."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from torch import Tensor
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["require_count", "require_positive"]
+
+
+def require_count(argument: str, value: Any, *, least: int = 1, advice: str = "") -> None:
+    """Refuse what is no whole number, or too small a one.
+
+    Args:
+        argument: Name of the argument.
+        value: What was given.
+        least: The smallest number that is accepted.
+        advice: What else could be passed, for the message.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is too small.
+
+    Example:
+        >>> require_count("steps", 3.0)
+        Traceback (most recent call last):
+        ...
+        bayeshnet.errors.ArgumentTypeError: steps: is 3.0, a float; pass a whole number, 1 or more.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ArgumentTypeError(
+            f"{argument}: is {value!r}, a {type(value).__name__}; pass a whole number, {least} or more{advice}."
+        )
+    if value < least:
+        raise ArgumentError(f"{argument}: is {value}; pass a whole number, {least} or more{advice}.")
+
+
+def require_positive(argument: str, value: Any) -> None:
+    """Refuse what is no positive number.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not positive or not finite.
+    """
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if not isinstance(value, numbers.Real):
+        raise ArgumentTypeError(f"{argument}: is {value!r}, a {type(value).__name__}; pass a positive number.")
+    if not 0.0 < float(value) < math.inf:
+        raise ArgumentError(f"{argument}: is {value}; pass a positive number.")
