@@ -8,12 +8,13 @@ pass for the draw and another for its density is done in one here, in fewer oper
 
 and :math:`M = V_{1:n} J_L + A_{1:n} + \mathrm{diag}(\sigma_{1:n})` for the head V and the linear part A, the gradient
 of the log-determinant enters by :math:`\partial \log |\det M| / \partial M = M^{-\top}` and flows back through both
-chains.
+chains. A sampler with a :class:`~bayeshnet.entropy.path_gradient.PathShare` gets part of its gradient through the draws
+alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from bayeshnet.entropy.path_gradient import PathShare
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.hnets.mlp_hnet import HMLP
 from bayeshnet.layers.torch_modes import own_gradients_apply
@@ -40,9 +42,9 @@ def mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
     if layers is None:
         return None
     noise = sampler.draw_noise(num)
-    weights, log_det, sign = cast("tuple[Tensor, Tensor, Tensor]", _Draw.apply(noise, sampler.hnet.sigma, *layers))
-    n = sampler.latent_dim
-    return Draw(weights, noise[:, :n], noise, (sign, log_det + sampler.log_sigma()[n:].sum()))
+    made = _Draw.apply(sampler.path_share, noise, sampler.hnet.sigma, *layers)
+    weights, log_det, sign = cast("tuple[Tensor, Tensor, Tensor]", made)
+    return Draw(weights, noise[:, : sampler.latent_dim], noise, (sign, log_det))
 
 
 @dataclass(slots=True)
@@ -59,7 +61,7 @@ class _Parts:
 def _compute(
     noise: Tensor, sigma: Tensor, layers: Sequence[Tensor | None]
 ) -> tuple[tuple[Tensor, Tensor, Tensor], _Parts]:
-    """Weights ``[S, D]``, ``log |det M|`` and its sign ``[S]``."""
+    """Weights ``[S, D]``, the logarithm of the determinant of their map and its sign ``[S]``."""
     *inner, head, head_bias, skip = layers
     head = cast("Tensor", head)
     n = cast("Tensor", layers[0]).shape[1]
@@ -80,17 +82,22 @@ def _compute(
     if skip is not None:
         out = torch.addmm(out, z, skip.t())
         matrix = matrix + skip[:n].t()
-    matrix = (matrix + torch.diag_embed(sigma.expand(head.shape[0])[:n])).double().expand(len(z), n, n)
+    scales = sigma.expand(head.shape[0])
+    matrix = (matrix + torch.diag_embed(scales[:n])).double().expand(len(z), n, n)
     sign, log_det = torch.linalg.slogdet(matrix)
     weights = torch.addcmul(out, noise, sigma)
-    return (weights, log_det.to(z.dtype), sign.to(z.dtype)), _Parts(outputs, slopes, befores, jacobians, matrix)
+    log_det = log_det.to(z.dtype) + scales[n:].log().sum()
+    return (weights, log_det, sign.to(z.dtype)), _Parts(outputs, slopes, befores, jacobians, matrix)
 
 
 class _Draw(torch.autograd.Function):
     """Weights ``[S, D]``, log-determinant and its sign ``[S]``."""
 
     @staticmethod
-    def forward(ctx: Any, noise: Tensor, sigma: Tensor, *layers: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, path: PathShare | None, noise: Tensor, sigma: Tensor, *layers: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.path = path
         outputs, ctx.parts = _compute(noise, sigma, layers)
         ctx.save_for_backward(noise, sigma, *layers)
         ctx.mark_non_differentiable(outputs[2])
@@ -99,14 +106,18 @@ class _Draw(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         noise, sigma, *layers = ctx.saved_tensors  # raises if one was changed in place since
-        needed = ctx.needs_input_grad
+        needed = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
-            return _by_autograd(noise, sigma, layers, needed, grad_outputs)
+            return None, *_by_autograd(noise, sigma, layers, needed, grad_outputs)
         for_weights, for_log, _ = grad_outputs
         parts: _Parts = ctx.parts
         head, head_bias, skip = layers[-3:]
         n = parts.hidden[0].shape[1]
         inverse = torch.linalg.inv_ex(parts.matrix)[0].to(head.dtype)
+        if ctx.path is not None:
+            score = _score(parts, inverse, noise, sigma, layers)
+            for_weights, for_log_q = ctx.path.mix(score, for_weights, -for_log)
+            for_log = -for_log_q
         for_matrix = for_log.reshape(-1, 1, 1) * inverse.transpose(1, 2)  # of M^T, [S, n, n]
         flat = for_matrix.reshape(-1, n)
         # ------------------------------------------------ the output layer
@@ -125,24 +136,67 @@ class _Draw(torch.autograd.Function):
         if needed[1]:
             for_sigma = (for_weights * noise).sum(0)
             for_sigma[:n] += summed.diagonal()
+            for_sigma[n:] += for_log.sum() / sigma.expand(len(for_sigma))[n:]
             for_sigma = for_sigma.sum_to_size(sigma.shape)
         # ------------------------------------------------ the hidden layers, last to first
         grads: list[Tensor | None] = []
-        for_hidden, for_jacobian = for_weights @ head, for_matrix @ head[:n]
-        for i in reversed(range(len(parts.slopes))):
-            hidden, slope, weight = parts.hidden[i + 1], parts.slopes[i], layers[2 * i]
-            for_slope = (for_jacobian * parts.before[i]).sum(1)
-            for_sum = slope * torch.addcmul(for_hidden, hidden, for_slope, value=-2.0)
-            for_before = slope.unsqueeze(1) * for_jacobian
+        for i, for_sum, for_before in _descend(parts, layers, for_weights @ head, for_matrix @ head[:n]):
             for_weight = for_sum.t() @ parts.hidden[i]
             if i == 0:
                 for_weight += for_before.sum(0).t()
             else:
                 across = for_before.reshape(len(flat), -1)
                 for_weight.addmm_(across.t(), parts.jacobians[i - 1].reshape(len(flat), -1))
-                for_hidden, for_jacobian = for_sum @ weight, for_before @ weight
             grads = [for_weight, None if layers[2 * i + 1] is None else for_sum.sum(0), *grads]
-        return None, for_sigma, *grads, *last
+        return None, None, for_sigma, *grads, *last
+
+
+def _descend(
+    parts: _Parts, layers: Sequence[Tensor | None], for_hidden: Tensor, for_jacobian: Tensor
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The hidden layers, last to first: place, gradients of ``W_l h_{l-1} + b_l`` ``[S, q]`` and P_l^T ``[S, n, q]``.
+
+    Args:
+        parts: What the forward pass left.
+        layers: Weights and biases.
+        for_hidden: Gradient of the last hidden layer's output.
+        for_jacobian: That of its Jacobian.
+    """
+    for i in reversed(range(len(parts.slopes))):
+        hidden, slope, weight = parts.hidden[i + 1], parts.slopes[i], cast("Tensor", layers[2 * i])
+        for_slope = (for_jacobian * parts.before[i]).sum(1)
+        for_sum = slope * torch.addcmul(for_hidden, hidden, for_slope, value=-2.0)
+        for_before = slope.unsqueeze(1) * for_jacobian
+        yield i, for_sum, for_before
+        if i > 0:
+            for_hidden, for_jacobian = for_sum @ weight, for_before @ weight
+
+
+def _score(parts: _Parts, inverse: Tensor, noise: Tensor, sigma: Tensor, layers: Sequence[Tensor | None]) -> Tensor:
+    r"""The gradient ``[S, D]`` of log q with respect to the weights that were drawn.
+
+    It solves :math:`(\partial w / \partial z)^\top s = \nabla_z (\log N(z; 0, I) - \log |\det M|)`, whose matrix is
+    diagonal but for its n first rows.
+
+    Args:
+        parts: What the forward pass left.
+        inverse: Of M^T, ``[S, n, n]``.
+        noise: z ``[S, D]``.
+        sigma: The noise scales.
+        layers: Weights and biases, the output layer's last.
+    """
+    head, skip = cast("Tensor", layers[-3]), layers[-1]
+    n = inverse.shape[-1]
+    rest = -noise[:, n:] / sigma.expand(head.shape[0])[n:]
+    for_z = rest @ head[n:]
+    for _, for_sum, _ in _descend(parts, layers, for_z, inverse.transpose(1, 2) @ head[:n]):
+        for_z = for_sum
+    if parts.slopes:
+        for_z = for_z @ cast("Tensor", layers[0])
+    if skip is not None:
+        for_z = for_z + rest @ skip[n:]
+    first = inverse @ (-noise[:, :n] - for_z).unsqueeze(-1)
+    return torch.cat([first.squeeze(-1), rest], -1)
 
 
 def _by_autograd(

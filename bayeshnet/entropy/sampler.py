@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.entropy.path_gradient import PathShare
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
@@ -81,6 +82,8 @@ class NoisySampler:
         self.cond_id = cond_id
         self.cond_input = cond_input if cond_input is None or cond_input.dim() == 2 else cond_input.reshape(1, -1)
         self.shared = hnet.noise == "shared"
+        self.path_share: PathShare | None = None
+        """For the expectation of a loss in which log q enters linearly, as a guide's ELBO; None for any other use."""
         self.event_dim = hnet.num_outputs
         self.latent_dim = hnet.hnet_uncond_in_size or 0
         self._density_checked = False

@@ -73,8 +73,9 @@ class AutoHypernet(FlatGuide):
         num_candidates: A draw without gradient is chosen from so many, by how well each explains the inducing points'
             targets; see :class:`~bayeshnet.distributions.ConditionalWeights`. 4 to 32 by default, as their cost
             allows (with a mixture of hypernetworks 1); 1 leaves it out. Training draws are single ones.
-        noise_dim: Number n of noise inputs; by default ``min(20, D)``, beside conditional layers ``min(4, D)``. Not
-            with ``hnet``.
+        noise_dim: Number n of noise inputs; by default D for up to 64 latents, which then may have any correlations;
+            with more latents, with independent noise and in a mixture ``min(20, D)``, beside conditional layers
+            ``min(4, D)``. Not with ``hnet``.
         hidden_layers: Widths of the default hypernetwork. Not with ``hnet``.
         noise: Kind of the perturbation: ``"shared"`` (exact density where the sampler does not fold; default of the
             default hypernetwork) or ``"independent"`` (linearised density; default of a network from ``hnet``, which
@@ -275,6 +276,11 @@ class AutoHypernet(FlatGuide):
     def estimator(self) -> LogDensity | None:
         """The estimator of the body's log q; None where it is exact."""
         return self.body.estimator if isinstance(self.body, HypernetBody) else None
+
+    @property
+    def clip_norm(self) -> float | None:
+        """Bound on the norm of the gradient that :func:`~bayeshnet.fit` keeps where it is given none; None for none."""
+        return None if self.body is None else self.body.clip_norm
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimiser: what acts on many weights at once takes smaller steps than ``lr``.

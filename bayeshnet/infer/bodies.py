@@ -17,6 +17,7 @@ from bayeshnet.distributions.low_rank import MultiplicativeLowRank
 from bayeshnet.distributions.mixture import MixtureWeights
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
+from bayeshnet.entropy.path_gradient import PathShare
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentTypeError
@@ -27,6 +28,7 @@ __all__ = ["INIT_SCALE", "Body", "HypernetBody", "LowRankBody", "MeanFieldBody",
 
 INIT_SCALE = 0.1
 """Start of the spread of most bodies, in units of the prior's, where nothing else is known."""
+_CLIP_NORM = 10.0
 
 
 class SlowParams(NamedTuple):
@@ -60,6 +62,11 @@ class Body(nn.Module, ABC):
         return True
 
     @property
+    def clip_norm(self) -> float | None:
+        """Bound on the norm of the gradient that it wants, if any."""
+        return None
+
+    @property
     def searches(self) -> bool:
         """Whether the density of a draw takes a search, so that many candidates for one would cost too much."""
         return False
@@ -86,10 +93,14 @@ class HypernetBody(Body):
         RuntimeError: If the hypernetwork's draws have no density.
     """
 
+    path_gradients = True
+    """Whether gradients may go through the draws alone, where that lowers their noise."""
+
     def __init__(self, hnet: HPerturbWrapper, estimator: LogDensity | None = None) -> None:
         super().__init__()
         self.hnet = hnet
         self.sampler = NoisySampler(hnet)
+        self.sampler.path_share = PathShare() if self.path_gradients else None
         self.estimator = estimator or (ChangeOfVariables() if self.sampler.shared else Linearised())
         if not isinstance(self.estimator, LogDensity):
             raise ArgumentTypeError(
@@ -102,6 +113,15 @@ class HypernetBody(Body):
     def scores_draws(self) -> bool:
         """See :meth:`Body.scores_draws`."""
         return self.estimator.per_draw
+
+    @property
+    def clip_norm(self) -> float | None:
+        """See :meth:`Body.clip_norm`: near a fold the gradient of the log-determinant is without bound.
+
+        The more weights meet their noise twice, the likelier is a fold. Where only some of very many do, none was seen.
+        """
+        whole = self.sampler.latent_dim == self.sampler.event_dim
+        return _CLIP_NORM if whole and isinstance(self.estimator, ChangeOfVariables) else None
 
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> ImplicitWeights:
         """See :meth:`Body.distribution`."""
@@ -223,6 +243,11 @@ class MixtureBody(Body):
     def searches(self) -> bool:
         """See :meth:`Body.searches`; for the noise that would lead a hypernetwork to the draws of the others."""
         return len(self.components) > 1 and any(isinstance(part, HypernetBody) for part in self.components)
+
+    @property
+    def clip_norm(self) -> float | None:
+        """See :meth:`Body.clip_norm`."""
+        return min((part.clip_norm for part in self.parts() if part.clip_norm is not None), default=None)
 
     def slow_params(self) -> list[SlowParams]:
         """See :meth:`Body.slow_params`."""

@@ -17,6 +17,7 @@ from bayeshnet import AutoHypernet, fit, predict
 from bayeshnet.entropy import ChangeOfVariables, Linearised
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
+from bayeshnet.infer import Mixture
 from tests.infer.problems import EFFECTS, ERRORS, bnn, eight_schools
 from tests.infer.scenarios import PREDICTIVE, PROBLEMS, assert_elbos_agree
 from tests.samplers import SineHyperNet
@@ -153,6 +154,20 @@ def test_init_loc_fn_and_noise_options():
     assert isinstance(AutoHypernet(model, example=args, noise="independent").estimator, Linearised)
     assert isinstance(guide.estimator, ChangeOfVariables)
     assert "noise_dim=10" in repr(guide)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "expected"),
+    [(64, {}, 64), (65, {}, 20), (64, {"noise": "independent"}, 20), (64, {"body": Mixture(2, of="hypernet")}, 20)],
+)
+def test_as_many_noise_inputs_as_latents_where_these_are_few(size, options, expected):
+    def model():
+        pyro.sample("w", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+
+    guide = AutoHypernet(model, example=(), **options)
+    assert f"noise_dim={expected}" in repr(guide)
+    clipped = expected == size
+    assert guide.clip_norm == (10.0 if clipped else None)
 
 
 @pytest.mark.parametrize("wrap", [False, True])

@@ -106,6 +106,26 @@ def test_optimizer_groups_schedule_and_callbacks():
     assert grouped == {id(p) for p in guide.parameters()}
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, 10.0), (2.0, 2.0), (math.inf, None)])
+def test_the_guide_says_how_to_clip(given, expected):
+    """A step of plain SGD is the gradient, which is long here, times the rate."""
+    pyro.set_rng_seed(0)
+    guide = AutoHypernet(normal_model, example=(1000.0 * Y,))
+    before = torch.cat([param.detach().reshape(-1) for param in guide.parameters()])
+
+    def optimizer(groups):
+        return torch.optim.SGD([{**group, "lr": 1e-6} for group in groups], lr=1e-6)
+
+    fit(normal_model, guide, (1000.0 * Y,), 1, lr=1e-6, optimizer=optimizer, clip_norm=given, progress=False)
+    after = torch.cat([param.detach().reshape(-1) for param in guide.parameters()])
+    length = float((after - before).norm()) * 1e6
+    rates = [1.0, *(part.rate for part in guide.body.slow_params())]
+    if expected is None:
+        assert length > 100.0
+    else:
+        assert min(rates) * expected < length < 1.1 * expected  # a step is rounded to float32
+
+
 def test_decay_of_a_group():
     """Parameters without a gradient shrink by 1 - lr * decay at each step, with any optimiser."""
 

@@ -209,21 +209,22 @@ def test_float64_and_a_scalar_noise_scale():
 
 
 def test_a_start_helps():
-    """The pretrained network is where the fit goes: its loss at the start is lower than a random start's."""
-    model, (x, y) = bnn()
+    """Residuals of a random start are those of y, whose variance is 0.4: 600 nats at a known noise of 0.1."""
+    _, (x, y) = bnn()
     net = network()
     optimizer = torch.optim.Adam(net.parameters(), 0.02)
     for _ in range(300):
         optimizer.zero_grad()
         (net(x).squeeze(1) - y).square().mean().backward()
         optimizer.step()
+    model = BayesianModel(network(), priors.Normal(scale="fan_in"), likelihoods.Normal(0.1))
     first = []
     for start in (False, True):
         guide = AutoHypernet(model, example=(x, y), conditional=None, init_scale=0.01)
         if start:
             start_from(guide, net)
-        first.append(fit(model, guide, (x, y), steps=20, progress=False).losses)
-    assert sum(first[1]) < sum(first[0])
+        first.append(fit(model, guide, (x, y), steps=1, progress=False).losses[0])
+    assert first[1] < first[0] - 300
 
 
 @pytest.mark.parametrize("of", ["mean_field", "low_rank"])
