@@ -16,7 +16,7 @@ of the steps before. Both scores are at hand where the gradients with respect to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,28 +26,32 @@ __all__ = ["PathShare"]
 _MEMORY = 0.9
 
 
+def _zero() -> Tensor:
+    return torch.zeros(())
+
+
 @dataclass(slots=True)
 class PathShare:
     """How far gradients go through the draws alone, as learned from step to step for one sampler.
 
     Attributes:
-        share: c, between 0 and 1; None before the first step.
+        share: c, between 0 and 1; 0 in the first steps.
         mismatch: Running mean of ``|s_q - s_p|^2``.
         square: Running mean of ``|s_q|^2``.
         coefficient: What a draw's log q was multiplied with in the last step.
 
     Example:
         >>> path, score = PathShare(), torch.randn(8, 3)
-        >>> for _ in range(2):  # the mean of log q - log p, of a guide that is the posterior
+        >>> for _ in range(3):  # the mean of log q - log p, of a guide that is the posterior
         ...     for_draws, for_log_q = path.mix(score, -score / 8, torch.full((8,), 1 / 8))
         >>> bool(for_draws.abs().max() < 1e-6), bool(for_log_q.abs().max() < 1e-6)
         (True, True)
     """
 
-    share: Tensor | None = None
-    mismatch: Tensor | None = None
-    square: Tensor | None = None
-    coefficient: Tensor | None = None
+    share: Tensor = field(default_factory=_zero)
+    mismatch: Tensor = field(default_factory=_zero)
+    square: Tensor = field(default_factory=_zero)
+    coefficient: Tensor = field(default_factory=_zero)
 
     @torch.no_grad()
     def mix(self, score: Tensor, for_draws: Tensor, for_log_q: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,19 +66,20 @@ class PathShare:
             for_log_q: The same with respect to log q ``[S]``.
         """
         coefficient = for_log_q[0]
-        if self.share is None or self.mismatch is None or self.square is None or self.coefficient is None:
-            self.share = torch.zeros_like(coefficient)
-            self.mismatch, self.square = self.share, self.share
-            self.coefficient = coefficient
+        # The guide may have been moved, or converted, since the last step.
+        state = (self.share, self.mismatch, self.square, self.coefficient)
+        last_share, last_mismatch, last_square, last = (value.to(coefficient) for value in state)
         mismatch = (score + for_draws / coefficient).square().sum(1).mean()
         square = score.square().sum(1).mean()
         # All on the device: no step waits for a number.
-        same = torch.isclose(for_log_q, self.coefficient, rtol=1e-4, atol=0.0).all()
+        same = torch.isclose(for_log_q, last, rtol=1e-4, atol=0.0).all()
         usable = same & torch.isfinite(mismatch) & torch.isfinite(square)
-        share = torch.where(usable, self.share, torch.zeros_like(self.share))
+        share = torch.where(usable, last_share, 0.0)
         mixed = torch.where(usable, for_draws + share * coefficient * score, for_draws)
         self.coefficient = coefficient
-        self.mismatch = torch.where(usable, torch.lerp(mismatch, self.mismatch, _MEMORY), self.mismatch)
-        self.square = torch.where(usable, torch.lerp(square, self.square, _MEMORY), self.square)
-        self.share = torch.nan_to_num(1.0 - self.mismatch / self.square, nan=0.0).clamp(0.0, 1.0)
+        # Both means start at 0, which their quotient does not show.
+        self.mismatch = torch.where(usable, torch.lerp(mismatch, last_mismatch, _MEMORY), last_mismatch)
+        self.square = torch.where(usable, torch.lerp(square, last_square, _MEMORY), last_square)
+        found = (1.0 - self.mismatch / self.square).nan_to_num(nan=0.0).clamp(0.0, 1.0)
+        self.share = torch.where(usable, found, last_share)
         return mixed, (1.0 - share) * for_log_q
