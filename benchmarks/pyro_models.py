@@ -4,7 +4,8 @@
   ``digits``, logistic regressions on data of scikit-learn (30 features; 64, even digits against odd ones); ``varying``,
   a logistic regression whose intercept varies by 20 groups, with a learned spread, on generated data.
 * Guides: ``hypernet`` is ``AutoHypernet(model, example=())`` as it is by default; ``n20`` the same with 20 noise inputs
-  at most; Pyro's ``AutoNormal``, ``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal`` and ``AutoIAFNormal``.
+  at most, ``usual_gradient`` without gradients through the draws alone; Pyro's ``AutoNormal``,
+  ``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal`` and ``AutoIAFNormal``.
 
 All are fitted by ``fit`` as it is by default: 3000 steps of 16 samples at a learning rate of 0.01.
 
@@ -40,6 +41,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor
 
 from bayeshnet import AutoHypernet, fit
+from bayeshnet.infer.bodies import HypernetBody
 
 Model = Callable[[], None]
 
@@ -117,9 +119,17 @@ def _at_most_20(model: Model) -> AutoHypernet:
     return AutoHypernet(model, example=(), noise_dim=min(20, size))
 
 
+def _usual_gradient(model: Model) -> AutoHypernet:
+    guide = AutoHypernet(model, example=())
+    if isinstance(guide.body, HypernetBody):
+        guide.body.sampler.path_share = None
+    return guide
+
+
 GUIDES: dict[str, Callable[[Model], Any]] = {
     "hypernet": lambda model: AutoHypernet(model, example=()),
     "n20": _at_most_20,
+    "usual_gradient": _usual_gradient,
     "AutoNormal": AutoNormal,
     "AutoMultivariateNormal": AutoMultivariateNormal,
     "AutoLowRankMultivariateNormal": AutoLowRankMultivariateNormal,

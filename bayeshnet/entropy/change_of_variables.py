@@ -109,7 +109,7 @@ class ChangeOfVariables(LogDensity):
         if values["sign_mismatch"] > 0 or values.get("entropy_excess", 0.0) > 0.05:
             advice.append(
                 f"The sampler folds, so its density is not exact and the ELBO is too high: {', '.join(found)}. Clip "
-                "gradients, which grow without bound near a fold (fit(..., clip_norm=10.0)), learn the noise scale per "
+                "gradients, which grow without bound near a fold (fit(..., clip_norm=1.0)), learn the noise scale per "
                 "weight, start it larger, train longer, or use independent noise (noise='independent')."
             )
         return Diagnosis(values, advice, FoldingWarning)

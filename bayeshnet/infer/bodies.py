@@ -23,11 +23,23 @@ from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentTypeError
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 
-__all__ = ["INIT_SCALE", "Body", "HypernetBody", "LowRankBody", "MeanFieldBody", "MixtureBody", "SlowParams"]
+__all__ = [
+    "FEW_LATENTS",
+    "INIT_SCALE",
+    "Body",
+    "HypernetBody",
+    "LowRankBody",
+    "MeanFieldBody",
+    "MixtureBody",
+    "SlowParams",
+]
 
 
 INIT_SCALE = 0.1
 """Start of the spread of most bodies, in units of the prior's, where nothing else is known."""
+FEW_LATENTS = 64
+"""Up to so many latents can be learned with all that a hypernetwork may do to them."""
+
 _CLIP_NORM = 10.0
 
 
@@ -94,13 +106,14 @@ class HypernetBody(Body):
     """
 
     path_gradients = True
-    """Whether gradients may go through the draws alone, where that lowers their noise."""
+    """Whether gradients of few latents may go through the draws alone; of many the scores do not agree."""
 
     def __init__(self, hnet: HPerturbWrapper, estimator: LogDensity | None = None) -> None:
         super().__init__()
         self.hnet = hnet
         self.sampler = NoisySampler(hnet)
-        self.sampler.path_share = PathShare() if self.path_gradients else None
+        if self.path_gradients and self.sampler.event_dim <= FEW_LATENTS:
+            self.sampler.path_share = PathShare()
         self.estimator = estimator or (ChangeOfVariables() if self.sampler.shared else Linearised())
         if not isinstance(self.estimator, LogDensity):
             raise ArgumentTypeError(

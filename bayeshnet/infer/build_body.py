@@ -17,7 +17,7 @@ from bayeshnet.entropy.protocol import LogDensity
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
-from bayeshnet.infer.bodies import INIT_SCALE, Body, HypernetBody, LowRankBody, MeanFieldBody, MixtureBody
+from bayeshnet.infer.bodies import FEW_LATENTS, INIT_SCALE, Body, HypernetBody, LowRankBody, MeanFieldBody, MixtureBody
 from bayeshnet.infer.default_hnet import default_hnet
 from bayeshnet.infer.explicit_hypernet import HnetOrBuilder
 from bayeshnet.infer.unit_body import UnitBody, UnitHypernetBody, UnitNoise
@@ -29,9 +29,6 @@ NUM_COMPONENTS = 4
 """Components of a mixture, where their number is not given."""
 
 _FEW = 4
-# Up to so many latents have as many noise inputs: on logistic regressions of 30 and 64 weights that gained 2 and 12
-# nats over 20 inputs, at the same time. With many more each step learns too little of a matrix of D x D.
-_ALL = 64
 _SOME = 20
 _WIDE = 0.5
 
@@ -218,7 +215,9 @@ def _hypernet(options: BodyOptions, start: BodyStart, mean: _Mean) -> Body:
     # draws from the prior fit nothing, and no gradient is of use.
     alone = options.mixture is None
     wide = start.anywhere and size <= _FEW and options.init_scale is None and alone
-    whole = alone and size <= _ALL and options.noise != "independent"
+    # As many noise inputs as latents: on logistic regressions of 30 and 64 weights that gained 2 and 12 nats over 20
+    # inputs, for 1.2 and 2 times the time. With many more each step learns too little of a D x D matrix.
+    whole = alone and size <= FEW_LATENTS and options.noise != "independent"
     generator = default_hnet(
         start.shapes,
         noise_dim=_noise_dim(options.noise_dim, size, size if whole else _SOME),

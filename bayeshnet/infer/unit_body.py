@@ -88,7 +88,7 @@ class UnitHypernetBody(HypernetBody):
         estimator: Of log q; by default the one that fits the noise.
     """
 
-    # Of the body's parameters the hypernetwork is a small part, and in hundreds of dimensions the scores do not agree.
+    # Of what the body does the hypernetwork is a small part.
     path_gradients = False
 
     def __init__(self, hnet: HPerturbWrapper, noise: UnitNoise, estimator: LogDensity | None = None) -> None:
