@@ -237,6 +237,9 @@ class MixtureBody(Body):
     def __init__(self, components: Sequence[Body]) -> None:
         super().__init__()
         self.components = nn.ModuleList(components)
+        for part in components:
+            if len(components) > 1 and isinstance(part, HypernetBody):
+                part.sampler.path_share = None  # log q of a component enters by its responsibility, which differs
         MixtureWeights([part.distribution() for part in components])  # checks them once
 
     def parts(self) -> list[Body]:
