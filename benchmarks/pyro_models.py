@@ -41,6 +41,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor
 
 from bayeshnet import AutoHypernet, fit
+from bayeshnet.entropy import ChangeOfVariables
 
 Model = Callable[[], None]
 
@@ -119,10 +120,7 @@ def _at_most_20(model: Model) -> AutoHypernet:
 
 
 def _usual_gradient(model: Model) -> AutoHypernet:
-    guide = AutoHypernet(model, example=())
-    body: Any = guide.body
-    body.sampler.path_share = None
-    return guide
+    return AutoHypernet(model, example=(), estimator=ChangeOfVariables(path_gradients=False))
 
 
 GUIDES: dict[str, Callable[[Model], Any]] = {

@@ -30,6 +30,10 @@ class ChangeOfVariables(LogDensity):
 
     Args:
         num_starts: Starting points of the search for the noise behind weights that were not just drawn.
+        path_gradients: Let a guide of up to 64 latents leave noise out of its gradients
+            (:mod:`bayeshnet.entropy.path_gradient`). What ``backward`` gives is then the derivative of the ELBO's
+            expectation, and not that of the number that was drawn: pass False for an optimiser that needs both to
+            agree, such as LBFGS, or for one fixed set of draws.
 
     Raises:
         ValueError: If ``num_starts`` is not positive.
@@ -38,12 +42,15 @@ class ChangeOfVariables(LogDensity):
     noise = "shared"
     everywhere = True
 
-    def __init__(self, *, num_starts: int = 16) -> None:
+    def __init__(self, *, num_starts: int = 16, path_gradients: bool = True) -> None:
         require_count("num_starts", num_starts, advice=", 16 where the sampler may fold")
         self.num_starts = num_starts
+        self.path_gradients = path_gradients
 
     def __repr__(self) -> str:
-        return "ChangeOfVariables()" if self.num_starts == 16 else f"ChangeOfVariables(num_starts={self.num_starts})"
+        given = [] if self.num_starts == 16 else [f"num_starts={self.num_starts}"]
+        given += [] if self.path_gradients else ["path_gradients=False"]
+        return f"ChangeOfVariables({', '.join(given)})"
 
     def draw(self, sampler: NoisySampler, num: int) -> Draw:
         """See :meth:`LogDensity.draw`."""

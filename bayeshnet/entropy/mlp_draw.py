@@ -42,7 +42,8 @@ def mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
     if layers is None:
         return None
     noise = sampler.draw_noise(num)
-    made = _Draw.apply(sampler.path_share, noise, sampler.hnet.sigma, *layers)
+    path = sampler.path_share if num > 1 else None  # one draw does not tell whether a weight has chosen it
+    made = _Draw.apply(path, noise, sampler.hnet.sigma, *layers)
     weights, log_det, sign = cast("tuple[Tensor, Tensor, Tensor]", made)
     return Draw(weights, noise[:, : sampler.latent_dim], noise, (sign, log_det))
 
@@ -119,12 +120,12 @@ class _Draw(torch.autograd.Function):
             for_weights, for_log_q = ctx.path.mix(score, for_weights, -for_log)
             for_log = -for_log_q
         for_matrix = for_log.reshape(-1, 1, 1) * inverse.transpose(1, 2)  # of M^T, [S, n, n]
-        flat = for_matrix.reshape(-1, n)
+        flat = for_matrix.flatten(0, 1)
         # ------------------------------------------------ the output layer
         for_head = for_weights.t() @ parts.hidden[-1]
         summed = for_matrix.sum(0)
         if parts.jacobians:
-            for_head[:n] += flat.t() @ parts.jacobians[-1].reshape(len(flat), -1)
+            for_head[:n] += flat.t() @ parts.jacobians[-1].flatten(0, 1)
         else:
             for_head[:n] += summed.t()
         last: list[Tensor | None] = [for_head, None if head_bias is None else for_weights.sum(0), None]
@@ -145,8 +146,7 @@ class _Draw(torch.autograd.Function):
             if i == 0:
                 for_weight += for_before.sum(0).t()
             else:
-                across = for_before.reshape(len(flat), -1)
-                for_weight.addmm_(across.t(), parts.jacobians[i - 1].reshape(len(flat), -1))
+                for_weight.addmm_(for_before.flatten(0, 1).t(), parts.jacobians[i - 1].flatten(0, 1))
             grads = [for_weight, None if layers[2 * i + 1] is None else for_sum.sum(0), *grads]
         return None, None, for_sigma, *grads, *last
 

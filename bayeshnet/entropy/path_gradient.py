@@ -59,15 +59,13 @@ class PathShare:
 
         Nothing changes in a step where log q does not enter with one coefficient for all draws, that of the step
         before: bounds with importance weights, say, where what is left out would not be zero on average. One draw alone
-        does not tell, and is left as it is.
+        would not tell: there have to be two or more.
 
         Args:
             score: s_q at the draws ``[S, D]``.
             for_draws: Gradient of the loss with respect to the draws, with log q held fixed.
             for_log_q: The same with respect to log q ``[S]``.
         """
-        if len(for_log_q) < 2:
-            return for_draws, for_log_q
         coefficient = for_log_q[0]
         # The guide may have been moved, or converted, since the last step.
         state = (self.share, self.mismatch, self.square, self.coefficient)

@@ -112,8 +112,6 @@ class HypernetBody(Body):
         super().__init__()
         self.hnet = hnet
         self.sampler = NoisySampler(hnet)
-        if self.path_gradients and self.sampler.event_dim <= FEW_LATENTS:
-            self.sampler.path_share = PathShare()
         self.estimator = estimator or (ChangeOfVariables() if self.sampler.shared else Linearised())
         if not isinstance(self.estimator, LogDensity):
             raise ArgumentTypeError(
@@ -121,6 +119,9 @@ class HypernetBody(Body):
                 "ChangeOfVariables()."
             )
         self.estimator.check(self.sampler)
+        wanted = isinstance(self.estimator, ChangeOfVariables) and self.estimator.path_gradients
+        if wanted and self.path_gradients and self.sampler.event_dim <= FEW_LATENTS:
+            self.sampler.path_share = PathShare()
 
     @property
     def scores_draws(self) -> bool:

@@ -93,8 +93,9 @@ def fit(
             draw, a warning says so and draws are made in turn.
         loss: Another Pyro ELBO, for a model that cannot be vectorised or another objective; excludes ``num_particles``.
         optimizer: Makes an optimiser of parameter groups, ``lambda groups: torch.optim.SGD(groups, lr=0.1)``.
-        clip_norm: Bound on the norm of the gradient, ``math.inf`` for none. By default the ``clip_norm`` of the guide,
-            if it has one: :class:`~bayeshnet.AutoHypernet` has where its hypernetwork might fold.
+        clip_norm: Bound on the norm of the gradient, of model and guide together; ``math.inf`` for none. By default
+            the ``clip_norm`` of the guide, if it has one: an :class:`~bayeshnet.AutoHypernet` has 10 where its
+            hypernetwork has as many noise inputs as latents, which is where it folds most easily.
         stop: Ends the fit early; :class:`~bayeshnet.infer.FlatElbo` does when the ELBO no longer rises. Given a flat
             learning rate by default, since a falling one flattens everything.
         callbacks: Called as ``callback(step, history)`` after each step; True ends the fit.
@@ -121,6 +122,7 @@ def fit(
         >>> len(history), history.stopped
         (20, 'steps')
     """
+    clip_norm = getattr(guide, "clip_norm", None) if clip_norm is None else clip_norm
     check_options(
         steps=steps,
         num_particles=num_particles,
@@ -145,8 +147,7 @@ def fit(
     batches = _batches(data)
     _warn_of_missing_size(model, data)
     _prepare(model, guide, data)
-    bound = getattr(guide, "clip_norm", None) if clip_norm is None else clip_norm
-    trainer = _Trainer(model, guide, elbo, lr, schedule, optimizer, bound)
+    trainer = _Trainer(model, guide, elbo, lr, schedule, optimizer, clip_norm)
     history = History()
     bar = tqdm(total=steps, disable=not progress, desc="fit", unit="step")
     began = time.perf_counter()

@@ -16,6 +16,8 @@ from bayeshnet.entropy import ChangeOfVariables, NoisySampler
 from bayeshnet.entropy.mlp_draw import mlp_draw
 from bayeshnet.entropy.path_gradient import PathShare
 from bayeshnet.hnets import HMLP, HPerturbWrapper
+from bayeshnet.infer import Mixture
+from bayeshnet.infer.bodies import MixtureBody
 from tests.infer.problems import EFFECTS, ERRORS
 
 SIZE = 7
@@ -176,14 +178,28 @@ def centred() -> None:
         pyro.sample("obs", dist.Normal(theta, ERRORS), obs=EFFECTS)
 
 
+def test_a_mixture_and_an_estimator_that_says_so_have_none() -> None:
+    for options in ({"body": Mixture(2, of="hypernet")}, {"estimator": ChangeOfVariables(path_gradients=False)}):
+        body: Any = AutoHypernet(curved, example=(), **options).body
+        for part in body.parts() if isinstance(body, MixtureBody) else [body]:
+            assert part.sampler.path_share is None
+    assert repr(ChangeOfVariables(path_gradients=False)) == "ChangeOfVariables(path_gradients=False)"
+
+
+def test_a_component_without_a_draw() -> None:
+    guide = AutoHypernet(curved, example=(), body=Mixture(3, of="hypernet"))
+    fit(curved, guide, (), steps=3, num_particles=2, progress=False)
+    q = AutoHypernet(curved, example=()).get_posterior()
+    w = q.rsample(torch.Size([0]))
+    (w.sum() + q.log_prob(w).sum()).backward()
+
+
 def test_it_pays() -> None:
     """Eight schools, centred; the error of the difference is below 0.02, and on two seeds it was 0.35 (2000 steps)."""
     elbos: dict[bool, float] = {}
     for with_path in (True, False):
         pyro.set_rng_seed(0)
-        guide = AutoHypernet(centred, example=())
-        if not with_path:
-            guide.body.sampler.path_share = None  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        guide = AutoHypernet(centred, example=(), estimator=ChangeOfVariables(path_gradients=with_path))
         fit(centred, guide, (), steps=1000, progress=False)
         elbo = Trace_ELBO(num_particles=1000, vectorize_particles=True, max_plate_nesting=1)
         elbos[with_path] = -sum(elbo.loss(centred, guide) for _ in range(20)) / 20

@@ -126,6 +126,14 @@ def test_the_guide_says_how_to_clip(given, expected):
         assert min(rates) * expected < length < 1.1 * expected  # a step is rounded to float32
 
 
+@pytest.mark.parametrize(("bound", "kind"), [("yes", ArgumentTypeError), (-1.0, ArgumentError)])
+def test_the_bound_of_a_guide_is_checked(bound, kind):
+    guide = AutoNormal(normal_model)
+    guide.clip_norm = bound
+    with pytest.raises(kind, match=f"clip_norm: is {bound!r}"):
+        fit(normal_model, guide, (Y,), 1, progress=False)
+
+
 def test_decay_of_a_group():
     """Parameters without a gradient shrink by 1 - lr * decay at each step, with any optimiser."""
 
