@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from bayeshnet.distributions.flat_distribution import FlatDistribution, standard_normal
+from bayeshnet.distributions.flat_distribution import FlatDistribution, last_made_of, standard_normal
 from bayeshnet.distributions.inducing import ConditionalDraw, InducingLayers
 
 __all__ = ["ConditionalWeights", "FlatLayout"]
@@ -132,20 +132,21 @@ class ConditionalWeights(FlatDistribution):
         num = math.prod(shape)
         if torch.is_grad_enabled():
             whitened, body, draw = self._draw(num)
+            made_of = None if self.body is None else last_made_of(self.body)
             rows = self._join(body, draw.values)
 
             def log_q() -> Tensor:
                 return self._log_body(whitened) + draw.log_prob
+
+            made = _Made(log_q, whitened, made_of)
         else:
             size = max(1, _CHUNK // (self.inducing.cost * self.num_candidates))
             counts = [min(size, num - done) for done in range(0, num, size)] or [0]
             parts = [self._chosen(count) for count in counts]
             rows, log_probs = (torch.cat(column) for column in zip(*parts, strict=True))
+            made = _Made(lambda: log_probs)
 
-            def log_q() -> Tensor:
-                return log_probs
-
-        return self._remember(rows.reshape(shape + self.event_shape), log_q)
+        return self._remember(rows.reshape(shape + self.event_shape), made)
 
     def _chosen(self, num: int) -> tuple[Tensor, Tensor]:
         """Draws ``[num, D]``, each chosen from its candidates, and their log q ``[num]``."""
@@ -202,15 +203,40 @@ class ConditionalWeights(FlatDistribution):
         """Log-density ``[*sample_shape, *batch_shape]``.
 
         Of a value that was not drawn here, and without gradients, the effect of several candidates is estimated from
-        fresh ones; with gradients it is left out.
+        fresh ones; with gradients it is left out. So it is in the gradient at draws that were made without gradients:
+        that is the score of single candidates, which is not 0 on average over the best of several. Draws made with
+        gradients, as every ELBO and ``ReweightedWakeSleep`` make them, are single candidates, and exact.
 
         Raises:
             ValueError: If the last dimension is not D.
             RuntimeError: If the body has no density at a foreign value.
         """
-        known: Callable[[], Tensor] | None = self._recall(value)
-        log_q = self._foreign_log_q(value.reshape(-1, value.shape[-1])) if known is None else known()
+        origin = self._recall(value)
+        rows = value.reshape(-1, value.shape[-1])
+        if origin is None:
+            log_q = self._foreign_log_q(rows)
+        else:
+            made: _Made = origin.made_of
+            log_q = made.log_q() if origin.live else self._fixed_log_q(rows, made)
         return self._shaped(log_q.to(value.dtype) - self.scale.log().sum(), value)
+
+    def log_prob_of(self, rows: Tensor, made_of: _Made) -> Tensor:
+        """See :meth:`FlatDistribution.log_prob_of`."""
+        return self._fixed_log_q(rows, made_of).to(rows.dtype) - self.scale.log().sum()
+
+    def _fixed_log_q(self, rows: Tensor, made: _Made) -> Tensor:
+        """The number that :meth:`log_prob` has for a draw, with the gradient of a single candidate's density at it."""
+        whitened, given = self._divide(rows)
+        log_q = self._condition(len(rows), self._body_parts(whitened), given).log_prob
+        if isinstance(self.body, FlatDistribution) and made.whitened is not None and made.body is not None:
+            # The numbers of the draw, whose noise is known, and the gradient of what these values make of them.
+            known = made.whitened.detach() + (whitened - whitened.detach())
+            log_q = log_q + self.body.log_prob_of(known, made.body)
+        else:
+            log_q = log_q + self._log_body(whitened)
+        with torch.no_grad():
+            number = made.log_q()
+        return log_q + (number - log_q).detach()
 
     def _foreign_log_q(self, rows: Tensor) -> Tensor:
         whitened, given = self._divide(rows)
@@ -272,6 +298,21 @@ class ConditionalWeights(FlatDistribution):
             joint = matrix if bias is None else torch.cat([matrix, whitened[bias].unsqueeze(-1)], dim=-1)
             values.append(joint.transpose(1, 2))
         return body, values
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What draws were made of.
+
+    Attributes:
+        log_q: Their log-density ``[S]``, less the logarithm of the scale.
+        whitened: The body's latents ``[S, n]``, where each draw is a single candidate.
+        body: What the body made these of, if it remembers.
+    """
+
+    log_q: Callable[[], Tensor]
+    whitened: Tensor | None = None
+    body: Any = None
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -11,9 +12,27 @@ from torch import Size, Tensor
 
 from bayeshnet.errors import ArgumentError
 
-__all__ = ["FlatDistribution", "standard_normal"]
+__all__ = ["FlatDistribution", "Origin", "last_made_of", "standard_normal"]
 
 Self = TypeVar("Self", bound="FlatDistribution")
+
+# Operations that change nothing but the shape or the place of a tensor. (The names are those of torch's graph nodes.)
+_SAME_NUMBERS = {
+    "AliasBackward0",
+    "CloneBackward0",
+    "ExpandBackward0",
+    "ReshapeAliasBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "UnsafeViewBackward0",
+    "UnsqueezeBackward0",
+    "ViewBackward0",
+}
+
+
+def last_made_of(distribution: TorchDistribution) -> Any:
+    """What the last draw of a distribution was made of, None if it keeps no memory of it."""
+    return distribution.last_made_of if isinstance(distribution, FlatDistribution) else None
 
 
 def standard_normal(noise: Tensor) -> Tensor:
@@ -21,11 +40,28 @@ def standard_normal(noise: Tensor) -> Tensor:
     return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2.0 * math.pi))
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value that was drawn comes from.
+
+    Attributes:
+        made_of: What the distribution that drew it knows of it besides its numbers.
+        live: Whether the value still hangs on the graph of its draw, or no gradient is recorded. Its log-density may
+            then be computed from what made it. Else it is a fixed value, or a function of something else, and the
+            gradient of its log-density is that of the density at this place: the score.
+    """
+
+    made_of: Any
+    live: bool
+
+
 class FlatDistribution(TorchDistribution):
     """A distribution over R^D, whose state is all in its attributes.
 
     A subclass that knows more of its own draws than their values keeps that by :meth:`_remember` in ``rsample``, and
-    asks for it by :meth:`_recall` in ``log_prob``.
+    asks for it by :meth:`_recall` in ``log_prob``. The one and the other of these two gradients of log q is right,
+    depending on the value: that along the draw, where the value moves with the parameters, as in an ELBO; and that at a
+    fixed value, as in reweighted wake-sleep, maximum likelihood or a prior. :attr:`Origin.live` tells them apart.
 
     Args:
         size: D.
@@ -37,7 +73,7 @@ class FlatDistribution(TorchDistribution):
     has_rsample = True
 
     def __init__(self, size: int, *, validate_args: bool | None = None) -> None:
-        self._last: tuple[Tensor, Any] | None = None
+        self._last: tuple[Tensor, int, Any] | None = None
         super().__init__(Size(), Size((size,)), validate_args=validate_args)
 
     def expand(self: Self, batch_shape: Any, _instance: Any = None) -> Self:
@@ -54,11 +90,11 @@ class FlatDistribution(TorchDistribution):
 
     def _remember(self, value: Tensor, made_of: Any) -> Tensor:
         """Keep a draw and what it was made of until the next one; returns the draw."""
-        self._last = (value, made_of)
+        self._last = (value, _version(value), made_of)
         return value
 
-    def _recall(self, value: Tensor) -> Any:
-        """What the last draw was made of, if this is it, else None.
+    def _recall(self, value: Tensor) -> Origin | None:
+        """Where the value comes from if it is the last draw, else None.
 
         Raises:
             ValueError: If the last dimension of the value is not D.
@@ -70,11 +106,45 @@ class FlatDistribution(TorchDistribution):
             )
         if self._last is None:
             return None
-        last, made_of = self._last
-        same = value is last or (value.shape == last.shape and bool(torch.equal(value, last)))
-        return made_of if same else None
+        last, version, made_of = self._last
+        if _version(last) != version:  # changed in place: it is no longer what was drawn
+            return None
+        if value is not last and not (value.shape == last.shape and bool(torch.equal(value, last))):
+            return None
+        return Origin(made_of, not torch.is_grad_enabled() or _hangs_on(value, last))
+
+    @property
+    def last_made_of(self) -> Any:
+        """What the last draw was made of, None before the first."""
+        return None if self._last is None else self._last[2]
+
+    def log_prob_of(self, rows: Tensor, made_of: Any) -> Tensor:
+        """Log-density ``[S]`` of rows ``[S, D]`` whose origin is known, as a function of the rows.
+
+        Its gradient is that at a fixed value.
+
+        Args:
+            rows: Values that were drawn here.
+            made_of: What :attr:`last_made_of` was right after the draw.
+        """
+        return self.log_prob(rows)
 
     def _shaped(self, log_q: Tensor, value: Tensor) -> Tensor:
         """Log-densities ``[S]`` of the rows of a value in the shape that Pyro expects."""
         log_q = log_q.reshape(value.shape[:-1])
         return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
+
+
+def _version(value: Tensor) -> int:
+    """Counts the changes of a tensor in place; tensors of inference mode, which cannot be differentiated, have none."""
+    return 0 if value.is_inference() else value._version
+
+
+def _hangs_on(value: Tensor, last: Tensor) -> bool:
+    """Whether a value equal to the last draw is it, or a copy or view of it in the same graph."""
+    if last.grad_fn is None:
+        return False
+    node: Any = value.grad_fn
+    while node is not None and node is not last.grad_fn and node.name() in _SAME_NUMBERS:
+        node = node.next_functions[0][0]
+    return node is last.grad_fn

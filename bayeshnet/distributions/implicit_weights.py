@@ -101,22 +101,32 @@ class ImplicitWeights(FlatDistribution):
         """Log-density ``[*sample_shape, *batch_shape]``.
 
         Cheap for the value that :meth:`rsample` returned last, whose noise is known. Elsewhere the noise is searched
-        for, if the estimator allows it.
+        for, if the estimator allows it. The gradient is that along the draw if the value hangs on the draw's graph, and
+        that of the density at a fixed value otherwise: the score, which is 0 on average over draws. An estimator that
+        has no such gradient raises when it is asked for.
 
         Raises:
             ValueError: If the last dimension is not D.
             RuntimeError: If the density of a foreign value is not available, or no sample has one (batch norm).
         """
-        draw: Draw | None = self._recall(value)
+        origin = self._recall(value)
         self.estimator.check(self.sampler)
-        if draw is not None:
-            log_q = self.estimator.log_prob(self.sampler, draw)
+        if origin is None:
+            log_q = self.estimator.log_prob_at(self.sampler, self._unplaced(value.reshape(-1, value.shape[-1])))
+        elif origin.live:
+            log_q = self.estimator.log_prob(self.sampler, origin.made_of)
         else:
-            foreign = value.reshape(-1, value.shape[-1])
-            foreign = foreign if self.loc is None else foreign - self.loc
-            foreign = foreign if self.scale is None else foreign / self.scale
-            log_q = self.estimator.log_prob_at(self.sampler, foreign)
+            return self._shaped(self.log_prob_of(value.reshape(-1, value.shape[-1]), origin.made_of), value)
         return self._shaped(log_q if self.scale is None else log_q - self.scale.log().sum(), value)
+
+    def log_prob_of(self, rows: Tensor, made_of: Draw) -> Tensor:
+        """See :meth:`FlatDistribution.log_prob_of`."""
+        log_q = self.estimator.log_prob_of(self.sampler, self._unplaced(rows), made_of)
+        return log_q if self.scale is None else log_q - self.scale.log().sum()
+
+    def _unplaced(self, rows: Tensor) -> Tensor:
+        rows = rows if self.loc is None else rows - self.loc
+        return rows if self.scale is None else rows / self.scale
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Check how far the density can be trusted; see the estimator's ``diagnose``."""

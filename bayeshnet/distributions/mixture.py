@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from bayeshnet.distributions.conditional_weights import ConditionalWeights
-from bayeshnet.distributions.flat_distribution import FlatDistribution
+from bayeshnet.distributions.flat_distribution import FlatDistribution, last_made_of
 from bayeshnet.distributions.implicit_weights import ImplicitWeights
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
@@ -85,7 +85,8 @@ class MixtureWeights(FlatDistribution):
         # Counts in random order are choices one by one.
         parts = [part.rsample(Size((count,))) for part, count in zip(self.components, self._counts(num), strict=True)]
         order = torch.randperm(num, device=parts[0].device)
-        return self._remember(torch.cat(parts)[order].reshape(shape + self.event_shape), (parts, order))
+        made = _Made(parts, order, [last_made_of(component) for component in self.components])
+        return self._remember(torch.cat(parts)[order].reshape(shape + self.event_shape), made)
 
     def _counts(self, num: int) -> list[int]:
         """How many of ``num`` draws come from each component."""
@@ -103,27 +104,57 @@ class MixtureWeights(FlatDistribution):
             ValueError: If the last dimension is not D.
             RuntimeError: If a component has no density there.
         """
-        known: tuple[list[Tensor], Tensor] | None = self._recall(value)
-        if known is None:
-            return self._shaped(self._log_mixture(value.reshape(-1, value.shape[-1]), None), value)
-        parts, order = known
-        return self._shaped(self._log_mixture(torch.cat(parts), parts)[order], value)
+        origin = self._recall(value)
+        rows = value.reshape(-1, value.shape[-1])
+        if origin is None:
+            return self._shaped(self._log_mixture(rows, None), value)
+        if origin.live:
+            made: _Made = origin.made_of
+            log_q = self._log_mixture(torch.cat(made.parts), made)[made.order]
+        else:
+            log_q = self.log_prob_of(rows, origin.made_of)
+        return self._shaped(log_q, value)
 
-    def _log_mixture(self, rows: Tensor, own: list[Tensor] | None) -> Tensor:
-        """Log-density of rows ``[S, D]``; ``own`` are the draws of each component, if the rows are these."""
+    def log_prob_of(self, rows: Tensor, made_of: _Made) -> Tensor:
+        """See :meth:`FlatDistribution.log_prob_of`."""
+        sorted_rows = rows[torch.argsort(made_of.order)]
+        parts = list(sorted_rows.split([len(part) for part in made_of.parts]))
+        made = _Made(parts, made_of.order, made_of.noise, fixed=True)
+        return self._log_mixture(sorted_rows, made)[made_of.order]
+
+    def _log_mixture(self, rows: Tensor, made: _Made | None) -> Tensor:
+        """Log-density of rows ``[S, D]``; ``made`` says which of them came from which component, if that is known."""
         columns: list[Tensor] = []
         for k, component in enumerate(self.components):
-            if own is None or len(own[k]) == 0 or not isinstance(component, ImplicitWeights | ConditionalWeights):
+            own = None if made is None or made.noise[k] is None else made.parts[k]
+            if made is None or own is None or len(own) == 0:
                 columns.append(component.log_prob(rows))
                 continue
             # The noise behind a component's own draws is known, and need not be searched for.
-            before, after = torch.cat([own[0][:0], *own[:k]]), torch.cat([*own[k + 1 :], own[0][:0]])
+            before, after = torch.cat([own[:0], *made.parts[:k]]), torch.cat([*made.parts[k + 1 :], own[:0]])
             others = torch.cat([before, after])
             elsewhere = component.log_prob(others) if len(others) else others.sum(-1)
-            here = component.log_prob(own[k])
+            here = component.log_prob_of(own, made.noise[k]) if made.fixed else component.log_prob(own)
             columns.append(torch.cat([elsewhere[: len(before)], here, elsewhere[len(before) :]]))
         stacked = torch.stack(columns, -1)
         return torch.logsumexp(stacked + self.shares.log().to(stacked), -1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What draws were made of.
+
+    Attributes:
+        parts: Those of each component.
+        order: Place of each draw among the parts.
+        noise: What the components made their parts of, None for those that keep no memory of it.
+        fixed: Whether the parts are fixed values, whose graph is not that of the draws.
+    """
+
+    parts: list[Tensor]
+    order: Tensor
+    noise: list[Any]
+    fixed: bool = False
 
 
 def _check_components(components: Sequence[Any]) -> None:

@@ -16,7 +16,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from bayeshnet.distributions.flat_distribution import FlatDistribution, standard_normal
+from bayeshnet.distributions.flat_distribution import FlatDistribution, last_made_of, standard_normal
 from bayeshnet.errors import ArgumentError
 
 __all__ = ["UnitGaussians", "UnitLayout"]
@@ -149,7 +149,8 @@ class UnitGaussians(FlatDistribution):
             ordered = ordered.index_select(0, chosen)
         # Not ordered[:, order]: with its backward pass that takes twice the time.
         placed = ordered.index_select(1, self.layout.order)
-        return self._remember(placed.reshape(shape + self.event_shape), (ordered, drawn, chosen))
+        made_of = None if self.noise is None else last_made_of(self.noise)
+        return self._remember(placed.reshape(shape + self.event_shape), _Made(ordered, drawn, chosen, made_of))
 
     def _draw_noise(self, num: int) -> Tensor:
         if self.noise is not None:
@@ -163,17 +164,30 @@ class UnitGaussians(FlatDistribution):
             ValueError: If the last dimension is not D.
             RuntimeError: If ``noise`` has no density at foreign values, and the value was not drawn here.
         """
-        known: tuple[Tensor, Tensor, Tensor | None] | None = self._recall(value)
-        if known is None:
-            log_q = self._average(self._log_noise(self._residuals(_by_unit(value, self.layout))))
+        origin = self._recall(value)
+        if origin is None or not origin.live:
+            rows = value.reshape(-1, value.shape[-1])
+            log_q = self._foreign_log_q(rows) if origin is None else self.log_prob_of(rows, origin.made_of)
             return self._shaped(log_q, value)
-        ordered, drawn, chosen = known
-        if chosen is None:
-            return self._shaped(self._log_noise(drawn) - self.log_scale.sum(), value)
-        log_q = self._average(standard_normal(self._residuals(ordered)))
+        made: _Made = origin.made_of
+        if made.chosen is None:
+            return self._shaped(self._log_noise(made.drawn) - self.log_scale.sum(), value)
+        log_q = self._average(standard_normal(self._residuals(made.ordered)))
         if self.noise is not None:
-            log_q = log_q + (self._log_noise(drawn) - standard_normal(drawn)).index_select(0, chosen)
+            log_q = log_q + (self._log_noise(made.drawn) - standard_normal(made.drawn)).index_select(0, made.chosen)
         return self._shaped(log_q, value)
+
+    def log_prob_of(self, rows: Tensor, made_of: _Made) -> Tensor:
+        """See :meth:`FlatDistribution.log_prob_of`; of several components it is that of the mixture."""
+        if made_of.chosen is not None or not isinstance(self.noise, FlatDistribution):
+            return self._foreign_log_q(rows)
+        noise = self._residuals(_by_unit(rows, self.layout)).squeeze(0)
+        # The numbers of the draw, which is a solution to the last digit, and the gradient of the residuals.
+        noise = made_of.drawn.detach() + (noise - noise.detach())
+        return self.noise.log_prob_of(noise, made_of.noise) - self.log_scale.sum()
+
+    def _foreign_log_q(self, rows: Tensor) -> Tensor:
+        return self._average(self._log_noise(self._residuals(_by_unit(rows, self.layout))))
 
     def _log_noise(self, noise: Tensor) -> Tensor:
         return standard_normal(noise) if self.noise is None else self.noise.log_prob(noise)
@@ -189,9 +203,26 @@ class UnitGaussians(FlatDistribution):
         return log_q.squeeze(0) if len(self.loc) == 1 else log_q.logsumexp(0) - math.log(len(self.loc))
 
 
-def _by_unit(value: Tensor, layout: UnitLayout) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What draws were made of.
+
+    Attributes:
+        ordered: The draws, entries ordered by unit ``[S, D]``.
+        drawn: Draws of e, of each component one after the other.
+        chosen: Which of these the draws are made of, if there are several components.
+        noise: What e was made of, if a distribution drew it that remembers.
+    """
+
+    ordered: Tensor
+    drawn: Tensor
+    chosen: Tensor | None
+    noise: Any
+
+
+def _by_unit(rows: Tensor, layout: UnitLayout) -> Tensor:
     """Rows ``[S, D]`` with their entries ordered by unit."""
-    return value.reshape(-1, value.shape[-1])[:, torch.argsort(layout.order)]
+    return rows[:, torch.argsort(layout.order)]
 
 
 def _split(entries: Tensor, layout: UnitLayout) -> tuple[list[Tensor], Tensor]:

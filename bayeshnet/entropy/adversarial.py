@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 from bayeshnet.checks import require_count, require_positive
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
+from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, DiscriminatorWarning, UsageError
@@ -192,13 +193,17 @@ class Adversarial(nn.Module, LogDensity):
         """See :meth:`LogDensity.log_prob`; trains first if gradients are enabled and the module is in training mode."""
         if self.training and torch.is_grad_enabled():
             self.train_discriminator(sampler, self.steps)
-        return self.log_prob_at(sampler, draw.weights)
+        return self._learned(sampler, draw.weights)
 
     def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
-        """The same function at any weights, differentiable with respect to them.
+        """The same function at any weights, differentiable with respect to them, but not to the sampler.
 
-        Away from where the draws and the Gaussian are, T was never trained and means nothing.
+        Away from where the draws and the Gaussian are, T was never trained and means nothing. It does not know what the
+        sampler is made of, so ``backward`` to the hypernetwork's parameters raises.
         """
+        return refuse_gradient(self._learned(sampler, weights), sampler.parameters(), self._no_score())
+
+    def _learned(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
         self._built()
         # Copies: the next call trains the originals in place, maybe before this call's backward pass.
         mean, std = self.mean.clone(), self.variance.sqrt()

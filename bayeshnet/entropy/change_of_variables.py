@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bayeshnet.checks import require_count
+from bayeshnet.entropy.implicit_noise import known_noise
 from bayeshnet.entropy.mlp_draw import mlp_draw
 from bayeshnet.entropy.preimages import find_preimages
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
@@ -69,6 +70,11 @@ class ChangeOfVariables(LogDensity):
                 rarer = sign * (1.0 if total >= 0 else -1.0) < 0
                 log_det = torch.where(rarer, 2.0 * log_det.detach() - log_det, log_det)
         return sampler.log_base_density(draw.noise) - log_det
+
+    def log_prob_of(self, sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
+        """See :meth:`LogDensity.log_prob_of`: the noise is known, its gradient is that of an implicit function."""
+        noise = known_noise(sampler, weights, draw)
+        return sampler.log_base_density(noise) - self._log_abs_det(sampler, noise[:, : sampler.latent_dim])
 
     def slogdet(self, sampler: NoisySampler, z: Tensor) -> tuple[Tensor, Tensor]:
         """Sign and logarithm of the absolute value of det dT/dz at ``z [S, n]``: ``[S]`` each."""

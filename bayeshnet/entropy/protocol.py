@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, BayeshnetWarning
 
@@ -58,6 +60,29 @@ class LogDensity(ABC):
     @abstractmethod
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
         """Log-density of each sample of a draw ``[S]``, differentiable with respect to everything in it."""
+
+    def log_prob_of(self, sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
+        """Log-density ``[S]`` at the weights of an earlier draw, as fixed values: ``weights [S, D]``.
+
+        Its number is that of :meth:`log_prob`. Its gradient is that of the density at the weights, with respect to them
+        and to the sampler, where the estimator has one. By default there is none: ``backward`` raises.
+
+        Raises:
+            RuntimeError: In the backward pass, if the estimator has no gradient at a fixed value.
+        """
+        with torch.no_grad():
+            log_q = self.log_prob(sampler, draw)
+        return refuse_gradient(log_q, [*sampler.parameters(), weights], self._no_score())
+
+    def _no_score(self) -> str:
+        """What to say to whoever asks for the gradient of log q at a fixed value."""
+        return (
+            f"value: a gradient of log q at a fixed value was asked for, and {self!r} has none: it knows only how its "
+            "density changes along a draw. Reweighted wake-sleep, and whatever else differentiates the density of "
+            "values that carry no graph, need an estimator with a density everywhere: ChangeOfVariables() with "
+            "noise='shared', ImportanceSampled() with noise='independent'. For the number alone use torch.no_grad(); "
+            "for a gradient along the draw pass what rsample() returned, not a detached copy."
+        )
 
     @abstractmethod
     def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:

@@ -109,6 +109,11 @@ class NoisySampler:
         log_sigma = self.hnet.sigma.log() if learned is None else learned
         return log_sigma.expand(self.event_dim)[:count]
 
+    def parameters(self) -> list[Tensor]:
+        """What may be learned of the distribution: the hypernetwork's parameters, and a conditional input."""
+        params: list[Tensor] = list(self.hnet.parameters())
+        return params if self.cond_input is None else [*params, self.cond_input]
+
     # ------------------------------------------------------------------ sampling
 
     def generate(self, z: Tensor) -> Tensor:

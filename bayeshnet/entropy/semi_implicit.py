@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bayeshnet.checks import require_count
 from bayeshnet.entropy.importance import importance_log_density
+from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import DensityError, OwnWeightWarning
@@ -81,18 +82,12 @@ class SemiImplicit(LogDensity):
         """By importance sampling over z, since the noise that made the weights is not known.
 
         The estimate is not the bound of :meth:`log_prob`: it is closer to log q, and below it on average. It carries no
-        gradient.
+        gradient: ``backward`` raises.
 
         Raises:
-            RuntimeError: If a gradient with respect to the weights is asked for, or for some of the weights importance
-                sampling kept fewer than 1 % of its samples.
+            RuntimeError: If for some of the weights importance sampling kept fewer than 1 % of its samples; in the
+                backward pass, if a gradient is asked for.
         """
-        if weights.requires_grad and torch.is_grad_enabled():
-            raise DensityError(
-                "value: these weights were not drawn by this distribution just before; their density comes from "
-                "importance sampling, which gives no gradient with respect to them. Pass value.detach(), or use shared "
-                "noise (noise='shared') with ChangeOfVariables()."
-            )
         starts = torch.randn(weights.shape[0], sampler.latent_dim, dtype=weights.dtype, device=weights.device)
         # Of the noise only z is used, as one of the points to linearise at; any start will do.
         found = importance_log_density(sampler, Draw(weights.detach(), starts, torch.zeros_like(weights)))
@@ -103,7 +98,8 @@ class SemiImplicit(LogDensity):
                 "its samples, so their density is not known: they lie far from what the hypernetwork makes, or it "
                 "bends within the reach of the noise. Use shared noise (noise='shared') with ChangeOfVariables()."
             )
-        return found.log_prob.to(weights.dtype)
+        log_q = found.log_prob.to(weights.dtype)
+        return refuse_gradient(log_q, [*sampler.parameters(), weights], self._no_score())
 
     @torch.no_grad()
     def diagnose(self, sampler: NoisySampler, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:

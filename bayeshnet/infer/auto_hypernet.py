@@ -158,6 +158,9 @@ class AutoHypernet(FlatGuide):
         certain = self._plan is None or self._plan.log_precision is None
         self.register_buffer("candidate_power", torch.full_like(self.loc[0], float(certain)))
         self.candidate_power: Tensor
+        # Of a copy, in place of its model's; no part of checkpoints, which are loaded into guides that have a model.
+        self.register_buffer("copied_prior_scale", None, persistent=False)
+        self.copied_prior_scale: Tensor | None
 
     # ------------------------------------------------------------------ building
 
@@ -376,11 +379,22 @@ class AutoHypernet(FlatGuide):
     def _prior_scale(self) -> Tensor | None:
         """Prior standard deviations of the body's latents, whitened, if learning has changed them and they matter."""
         model = self.original_model
-        if torch.is_grad_enabled() or not isinstance(model, BayesianModel) or model.learned_scales is None:
+        if torch.is_grad_enabled() or self._plan is None:
+            return None
+        if model is None:  # a copy
+            return self.copied_prior_scale
+        if not isinstance(model, BayesianModel) or model.learned_scales is None:
             return None
         priors: Any = model.weight_priors()
         learned = torch.cat([prior.stddev.reshape(-1) for prior in priors.values()])
         return self._of_body(torch.cat([learned, self.scale[len(learned) :]]) / self.scale)
+
+    @torch.no_grad()
+    def __getstate__(self) -> dict[str, Any]:
+        # The copy has no model to ask, and draws with what the model has learned so far.
+        state = super().__getstate__()
+        scale = self._prior_scale()
+        return {**state, "_buffers": {**state["_buffers"], "copied_prior_scale": scale}}
 
 
 _UNPLACED = "the guide has no conditional layers, or is a copy without its model; guide.attach(model) gives it one."

@@ -14,6 +14,7 @@ from bayeshnet.checks import require_count
 from bayeshnet.entropy.protocol import LogDensity
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError, UsageError
 from bayeshnet.infer.arguments import call_arguments, require_model_and_guide, require_targets
+from bayeshnet.infer.flat_guide import with_model
 from bayeshnet.infer.pair import Pair
 from bayeshnet.infer.psis import Estimate, WeightedDraws
 
@@ -67,17 +68,18 @@ def importance_sample(
     if isinstance(model, nn.Module):
         model.eval()
     try:
-        with torch.random.fork_rng(devices=[]):
-            pair = Pair(model, guide, args, kwargs)
-            pair.require_spread()
-            trouble = pair.trouble(strict=True)
-        if trouble is None:
-            chunks = math.ceil(num_samples / _AT_ONCE)
-            sizes = [(num_samples + i) // chunks for i in range(chunks)]
-            parts = [pair.draw(size) for size in sizes]
-        else:
-            _LOGGER.info("model or guide cannot be vectorised over draws: %s; draws are made in turn", trouble)
-            parts = [pair.draw_one() for _ in range(num_samples)]
+        with with_model(guide, model):
+            with torch.random.fork_rng(devices=[]):
+                pair = Pair(model, guide, args, kwargs)
+                pair.require_spread()
+                trouble = pair.trouble(strict=True)
+            if trouble is None:
+                chunks = math.ceil(num_samples / _AT_ONCE)
+                sizes = [(num_samples + i) // chunks for i in range(chunks)]
+                parts = [pair.draw(size) for size in sizes]
+            else:
+                _LOGGER.info("model or guide cannot be vectorised over draws: %s; draws are made in turn", trouble)
+                parts = [pair.draw_one() for _ in range(num_samples)]
     finally:
         if isinstance(model, nn.Module):
             model.train(training)

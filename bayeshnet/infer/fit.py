@@ -347,8 +347,8 @@ def _prepare(model: Callable[..., Any], guide: Any, data: Any) -> None:
     """Give a guide what it lacks: a copy its model, inducing points their rows."""
     if not isinstance(guide, AutoHypernet):
         return
-    if guide.original_model is None and isinstance(model, BayesianModel):
-        guide.attach(model)
+    if isinstance(model, BayesianModel):
+        guide.attach(model)  # it may be a copy of the one that the guide was built for
     if guide.wants_rows and (rows := _rows(data, guide.wants_rows)) is not None:
         guide.place_inducing(*rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +23,15 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data, require_targets
 from bayeshnet.infer.latents import LatentSite, jacobian_site, latent_sites, nodes_of, prior_draw
 from bayeshnet.infer.quantiles import sample_quantiles
+from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import emit_param_sites
 
-__all__ = ["FlatGuide"]
+__all__ = ["FlatGuide", "with_model"]
+
+
+def with_model(guide: Any, model: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+    """Let a guide of this package go by the model that it is used with; any other guide is left alone."""
+    return guide.attached(model) if isinstance(guide, FlatGuide) else contextlib.nullcontext()
 
 
 def _is_no_site(msg: Any) -> bool:
@@ -120,7 +127,12 @@ class FlatGuide(AutoContinuous):
         return None if self._original is None else self._original[0]
 
     def attach(self, model: Callable[..., Any]) -> None:
-        """Give a copy its model back; :func:`~bayeshnet.fit` does it with the model that it is given.
+        """Give a copy its model back, to place its inducing points, say.
+
+        :func:`~bayeshnet.fit` does it with the model that it is given. Predictions need no call: a copy draws as the
+        guide did that it was made from, and functions that are given a model, as :func:`~bayeshnet.predict` is, go by
+        that. Only a copy that a loop of your own trains together with learned prior scales, and that is then asked for
+        draws without its model, has to be told of it.
 
         Args:
             model: The model that the guide was built for, or a copy of it.
@@ -137,6 +149,20 @@ class FlatGuide(AutoContinuous):
             True
         """
         self._original = (model,)
+
+    @contextlib.contextmanager
+    def attached(self, model: Callable[..., Any]) -> Iterator[None]:
+        """Go by this model within a ``with`` block, whatever model the guide belongs to; by its own for any other kind.
+
+        Args:
+            model: A :class:`~bayeshnet.BayesianModel` with the guide's latents; anything else changes nothing.
+        """
+        before = self._original
+        self._original = (model,) if isinstance(model, BayesianModel) else before
+        try:
+            yield
+        finally:
+            self._original = before
 
     @property
     def target_shapes(self) -> list[list[int]]:

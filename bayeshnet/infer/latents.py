@@ -80,7 +80,30 @@ def jacobian_site(site: LatentSite, unconstrained: Tensor, value: Tensor) -> Non
     """
     change = None if poutine.get_mask() is False else site.log_jacobian(unconstrained, value)
     if change is not None:
-        pyro.sample(f"_jac_{site.name}", dist.Unit(-change, has_rsample=True), infer={"is_auxiliary": True})
+        pyro.sample(f"_jac_{site.name}", _LogJacobian(-change), infer={"is_auxiliary": True})
+
+
+class _LogJacobian(dist.Unit):
+    """The density that a bijection contributes, which moves with the draw, as long as that hangs on its graph.
+
+    A bijection has nothing to learn. Where a guide's draws are taken for fixed values, its density is a constant.
+    """
+
+    def __init__(self, log_factor: Tensor) -> None:
+        super().__init__(log_factor, has_rsample=True)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _LogJacobian:
+        """The same for every place of ``batch_shape``."""
+        return type(self)(self.log_factor.expand(Size(batch_shape)))
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+        """A value without numbers, which shows whether Pyro has detached it."""
+        return super().rsample(sample_shape).requires_grad_(self.log_factor.requires_grad and torch.is_grad_enabled())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The density, along the draw or at a fixed value."""
+        log_factor = super().log_prob(value)
+        return log_factor if value.requires_grad else log_factor.detach()
 
 
 def nodes_of(trace: Trace) -> dict[str, Any]:

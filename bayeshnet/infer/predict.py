@@ -12,6 +12,7 @@ from torch import Tensor
 from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.infer.arguments import require_model_and_guide
+from bayeshnet.infer.flat_guide import with_model
 from bayeshnet.infer.prediction import Prediction
 from bayeshnet.models.bayesian_model import BayesianModel
 
@@ -95,10 +96,12 @@ def posterior_draws(
 ) -> dict[str, Tensor]:
     """Draws of every latent site from any guide: ``[num_samples, *shape]`` by site name."""
     own = getattr(guide, "sample_posterior", None)
-    if own is not None:
-        return own(num_samples)
-    sites = tuple(model.latent_shapes)
-    return _checked_draws(model, Predictive(guide, num_samples=num_samples, return_sites=sites, parallel=parallel)(x))
+    with with_model(guide, model):
+        if own is not None:
+            return own(num_samples)
+        sites = tuple(model.latent_shapes)
+        drawn = Predictive(guide, num_samples=num_samples, return_sites=sites, parallel=parallel)(x)
+    return _checked_draws(model, drawn)
 
 
 def _checked_draws(model: BayesianModel, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:

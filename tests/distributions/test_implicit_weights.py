@@ -55,7 +55,7 @@ def test_known_noise_and_search_agree():
     hnet = perturbed(sigma=0.8)
     q = ImplicitWeights(hnet)
     value = q.rsample((6,))
-    exact = exact_shared_log_prob(hnet, q._last[1].noise)
+    exact = exact_shared_log_prob(hnet, q.last_made_of.noise)
     torch.testing.assert_close(q.log_prob(value), exact)
     torch.testing.assert_close(ImplicitWeights(hnet).log_prob(value.detach()), exact.detach(), atol=1e-6, rtol=0)
 

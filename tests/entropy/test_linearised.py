@@ -88,7 +88,7 @@ def test_exact_for_a_linear_generator():
     sampler = NoisySampler(hnet)
     entropy = -Linearised(form="entropy").log_prob(sampler, sampler.draw(3))
     torch.testing.assert_close(entropy, exact.entropy().expand(3))
-    estimate = importance_log_density(sampler, q._last[1])
+    estimate = importance_log_density(sampler, q.last_made_of)
     torch.testing.assert_close(estimate.log_prob, exact.log_prob(draws).detach())
     torch.testing.assert_close(estimate.effective_share, torch.ones(50))
 
