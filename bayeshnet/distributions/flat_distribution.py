@@ -46,13 +46,24 @@ class Origin:
 
     Attributes:
         made_of: What the distribution that drew it knows of it besides its numbers.
-        live: Whether the value still hangs on the graph of its draw, or no gradient is recorded. Its log-density may
-            then be computed from what made it. Else it is a fixed value, or a function of something else, and the
-            gradient of its log-density is that of the density at this place: the score.
+        live: Whether the value still hangs on the graph of its draw, or no gradient is recorded, or nothing could be
+            differentiated. Its log-density may then be computed from what made it. Else it is a fixed value, or a
+            function of something else, and the gradient of its log-density is that of the density at this place: the
+            score.
     """
 
     made_of: Any
     live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The last draw, how often it had been changed in place by then, whether nothing in it is learned, and its origin."""
+
+    value: Tensor
+    version: int
+    constant: bool
+    made_of: Any
 
 
 class FlatDistribution(TorchDistribution):
@@ -73,7 +84,7 @@ class FlatDistribution(TorchDistribution):
     has_rsample = True
 
     def __init__(self, size: int, *, validate_args: bool | None = None) -> None:
-        self._last: tuple[Tensor, int, Any] | None = None
+        self._last: _Last | None = None
         super().__init__(Size(), Size((size,)), validate_args=validate_args)
 
     def expand(self: Self, batch_shape: Any, _instance: Any = None) -> Self:
@@ -90,7 +101,7 @@ class FlatDistribution(TorchDistribution):
 
     def _remember(self, value: Tensor, made_of: Any) -> Tensor:
         """Keep a draw and what it was made of until the next one; returns the draw."""
-        self._last = (value, _version(value), made_of)
+        self._last = _Last(value, _version(value), torch.is_grad_enabled() and not value.requires_grad, made_of)
         return value
 
     def _recall(self, value: Tensor) -> Origin | None:
@@ -104,19 +115,18 @@ class FlatDistribution(TorchDistribution):
                 f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.event_shape[0]}, the "
                 "number of weights and other latents."
             )
-        if self._last is None:
+        last = self._last
+        if last is None or _version(last.value) != last.version:  # changed in place: it is no longer what was drawn
             return None
-        last, version, made_of = self._last
-        if _version(last) != version:  # changed in place: it is no longer what was drawn
+        if value is not last.value and not (value.shape == last.value.shape and bool(torch.equal(value, last.value))):
             return None
-        if value is not last and not (value.shape == last.shape and bool(torch.equal(value, last))):
-            return None
-        return Origin(made_of, not torch.is_grad_enabled() or _hangs_on(value, last))
+        constant = last.constant and not value.requires_grad
+        return Origin(last.made_of, constant or not torch.is_grad_enabled() or _hangs_on(value, last.value))
 
     @property
     def last_made_of(self) -> Any:
         """What the last draw was made of, None before the first."""
-        return None if self._last is None else self._last[2]
+        return None if self._last is None else self._last.made_of
 
     def log_prob_of(self, rows: Tensor, made_of: Any) -> Tensor:
         """Log-density ``[S]`` of rows ``[S, D]`` whose origin is known, as a function of the rows.

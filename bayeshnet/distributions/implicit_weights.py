@@ -7,16 +7,21 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor
+from torch.distributions.kl import register_kl
 
+from bayeshnet.checks import require_count
 from bayeshnet.distributions.flat_distribution import FlatDistribution
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
-from bayeshnet.errors import ArgumentError
+from bayeshnet.errors import ArgumentError, DensityError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 
 __all__ = ["ImplicitWeights"]
+
+# Draws behind mean and variance, unless they would be more numbers than this.
+_MOMENT_DRAWS, _MOMENT_NUMBERS, _FEWEST_DRAWS = 4096, 2**25, 64
 
 
 class ImplicitWeights(FlatDistribution):
@@ -128,6 +133,101 @@ class ImplicitWeights(FlatDistribution):
         rows = rows if self.loc is None else rows - self.loc
         return rows if self.scale is None else rows / self.scale
 
+    # ------------------------------------------------------------------ summaries, by Monte Carlo
+
+    @property
+    def mean(self) -> Tensor:
+        r"""Mean ``[*batch_shape, D]``, by Monte Carlo over the hypernetwork's input: the perturbation has mean 0.
+
+        Fresh draws at every access, 4096 of them or, for large D, as many as make 2^25 numbers, 64 at least; the
+        standard error is that of h(z) over the square root of their number. Differentiable.
+        """
+        return self._spread_out(self._moments()[0])
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each weight ``[*batch_shape, D]``, by Monte Carlo from as many draws as :attr:`mean`.
+
+        What the perturbation adds to the variance of the hypernetwork's outputs is exact; its covariance with them,
+        where the noise is shared, is estimated. The relative standard error is about ``sqrt(2 / number of draws)``.
+        """
+        return self._spread_out(self._moments()[1])
+
+    def entropy(self, *, num_samples: int = 1000) -> Tensor:
+        """Entropy in nats ``[*batch_shape]``: the mean of -log q over fresh draws, by the estimator.
+
+        Its standard error is the standard deviation of log q over ``sqrt(num_samples)``, about ``sqrt(D / 2 /
+        num_samples)``; the estimator's bias comes on top, see :meth:`diagnose`. Differentiable.
+
+        Args:
+            num_samples: Number of draws.
+
+        Raises:
+            RuntimeError: If the estimator gives no value of log q, or no sample has one (batch norm).
+        """
+        log_q = self._scored_draws(num_samples)[1]
+        return (-log_q.mean()).expand(self.batch_shape)
+
+    def divergence_from(self, other: torch.distributions.Distribution, *, num_samples: int = 1000) -> Tensor:
+        r"""Divergence ``KL(self || other)`` in nats by Monte Carlo, the mean of ``log q(w) - log p(w)`` over draws.
+
+        :func:`torch.distributions.kl_divergence` calls it with 1000 draws for Gaussians. Its error is that of the
+        difference of both densities, which vanishes with the divergence itself.
+
+        Args:
+            other: A distribution over vectors ``[D]``, or with the same number of entries in its event.
+            num_samples: Number of draws.
+
+        Returns:
+            ``[*batch_shape]`` of both, broadcast.
+
+        Raises:
+            ValueError: If ``other`` is over something else.
+            RuntimeError: As for :meth:`entropy`.
+        """
+        if other.event_shape.numel() != self.event_shape[0] or len(other.event_shape) == 0:
+            raise ArgumentError(
+                f"other: has event shape {tuple(other.event_shape)}; it has to be {tuple(self.event_shape)}. Of a "
+                "Normal with one number per weight use .to_event(1)."
+            )
+        weights, log_q = self._scored_draws(num_samples)
+        shape = (num_samples, *[1] * len(other.batch_shape), *other.event_shape)
+        gap = log_q.reshape(shape[: 1 + len(other.batch_shape)]) - other.log_prob(weights.reshape(shape))
+        return gap.mean(0).expand(torch.broadcast_shapes(self.batch_shape, other.batch_shape))
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance ``[D]``."""
+        sampler = self.sampler
+        num = min(_MOMENT_DRAWS, max(_FEWEST_DRAWS, _MOMENT_NUMBERS // sampler.event_dim))
+        like, n = sampler.sigma, sampler.latent_dim
+        z = torch.randn(num, n, dtype=like.dtype, device=like.device)
+        made = sampler.generate(z)
+        mean = made.mean(0)
+        sigma = sampler.sigma
+        variance = made.var(0) + sigma.square() if num > 1 else sigma.square()
+        if sampler.shared and n:
+            shared = 2.0 * sigma[:n] * (z * (made[:, :n] - mean[:n])).sum(0) / (num - 1)
+            variance = torch.cat([variance[:n] + shared, variance[n:]])
+        scale = 1.0 if self.scale is None else self.scale
+        return mean * scale + (0.0 if self.loc is None else self.loc), variance * scale**2
+
+    def _scored_draws(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Fresh draws ``[S, D]`` and their log q ``[S]``, which leave the memory of the last draw alone."""
+        require_count("num_samples", num_samples)
+        self.estimator.check(self.sampler)
+        if not self.estimator.has_value:
+            raise DensityError(
+                f"estimator: {self.estimator!r} estimates the gradient of log q and not its value, so there is neither "
+                "an entropy nor a divergence; use ChangeOfVariables() or, with independent noise, Linearised()."
+            )
+        # Not the estimator's own form of a draw, which may keep account of a guide's training.
+        draw = self.sampler.draw(num_samples)
+        log_q = self.estimator.log_prob(self.sampler, draw)
+        return self._placed(draw.weights), log_q if self.scale is None else log_q - self.scale.log().sum()
+
+    def _spread_out(self, moment: Tensor) -> Tensor:
+        return moment.expand(self.batch_shape + self.event_shape)
+
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Check how far the density can be trusted; see the estimator's ``diagnose``."""
         self.estimator.check(self.sampler)
@@ -144,3 +244,17 @@ def _affine(value: Tensor | float, size: int, argument: str) -> Tensor | None:
     if value.shape not in (Size(), Size((size,))):
         raise ArgumentError(f"{argument}: has shape {tuple(value.shape)}; pass a number or a tensor of shape [{size}].")
     return value.expand(size)
+
+
+def _kl_to_gaussian(q: ImplicitWeights, p: torch.distributions.Distribution) -> Tensor:
+    if not q.estimator.has_value:  # an ELBO that asks for the divergence then goes by the gradients along its draws
+        raise NotImplementedError
+    return q.divergence_from(p)
+
+
+for _gaussian in (
+    torch.distributions.Independent,
+    torch.distributions.MultivariateNormal,
+    torch.distributions.LowRankMultivariateNormal,
+):
+    register_kl(ImplicitWeights, _gaussian)(_kl_to_gaussian)

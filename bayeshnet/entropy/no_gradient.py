@@ -36,20 +36,18 @@ def refuse_gradient(value: Tensor, sources: Sequence[Tensor], message: str) -> T
     wanted = [source for source in sources if source.requires_grad]
     if not wanted or not torch.is_grad_enabled():
         return value
-    return _Refuse.apply(message, value, *wanted)  # pyright: ignore[reportReturnType]
+    # Beside the graph of the value: a gradient that is asked for with respect to something else passes it by.
+    return value + _Refusal.apply(message, value.detach(), *wanted)  # pyright: ignore[reportOperatorIssue]
 
 
-class _Refuse(torch.autograd.Function):
-    """The identity of its first tensor."""
+class _Refusal(torch.autograd.Function):
+    """A zero."""
 
     @staticmethod
-    def forward(ctx: Any, message: str, value: Tensor, *sources: Tensor) -> Tensor:
+    def forward(ctx: Any, message: str, like: Tensor, *sources: Tensor) -> Tensor:
         ctx.message = message
-        ctx.num_sources = len(sources)
-        return value.view_as(value)
+        return torch.zeros_like(like)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        if any(ctx.needs_input_grad[2:]):
-            raise DensityError(ctx.message)
-        return None, grad_outputs[0], *([None] * ctx.num_sources)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> None:
+        raise DensityError(ctx.message)

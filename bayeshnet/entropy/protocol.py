@@ -53,6 +53,11 @@ class LogDensity(ABC):
         """Whether :meth:`log_prob` is a density of each draw, and not on average only."""
         return True
 
+    @property
+    def has_value(self) -> bool:
+        """Whether the number that :meth:`log_prob` returns is an estimate of log q, and not its gradient alone."""
+        return True
+
     def draw(self, sampler: NoisySampler, num: int) -> Draw:
         """``num`` samples, with what is cheaper to know of their density now than later."""
         return sampler.draw(num)

@@ -149,6 +149,11 @@ class SpectralStein(LogDensity):
         """See :attr:`LogDensity.per_draw`."""
         return False
 
+    @property
+    def has_value(self) -> bool:
+        """See :attr:`LogDensity.has_value`."""
+        return False
+
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
         """A surrogate ``[S]`` whose gradient is the estimate and whose value is a Gaussian's; see the class."""
         basis = self._basis(sampler)

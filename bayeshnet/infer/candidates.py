@@ -17,12 +17,15 @@ import math
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import require_count
 from bayeshnet.distributions.conditional_weights import ConditionalWeights
+from bayeshnet.errors import ArgumentError
+from bayeshnet.infer.bodies import Body
 from bayeshnet.infer.conditional_plan import ConditionalPlan
 from bayeshnet.infer.latents import LatentSite
 from bayeshnet.models.bayesian_model import BayesianModel
 
-__all__ = ["CALIBRATION_ROWS", "best_power", "default_num_candidates", "score_candidates"]
+__all__ = ["CALIBRATION_ROWS", "best_power", "checked_num_candidates", "score_candidates"]
 
 CALIBRATION_ROWS = 512
 """So many rows of the data suffice to choose the power."""
@@ -45,6 +48,30 @@ def default_num_candidates(plan: ConditionalPlan) -> int:
     # convolution.
     cost = num * (size * min(num, size) + sum(layout.body_sizes))
     return 2 ** math.floor(math.log2(min(32.0, max(4.0, _OPERATIONS / cost))))
+
+
+def checked_num_candidates(given: int | None, plan: ConditionalPlan | None, body: Body | None) -> int:
+    """The number of candidates of a draw; 1 where there is nothing that could choose among them.
+
+    Args:
+        given: What the user asks for, if anything.
+        plan: The conditional layers, if there are any.
+        body: What draws the other latents, if there are any.
+
+    Raises:
+        ValueError: If more than one is asked for where nothing could choose, or the number is not positive.
+        TypeError: If it is no whole number.
+    """
+    if given is not None:
+        require_count("num_candidates", given)
+    if plan is not None and body is not None and plan.ranks_candidates and body.scores_draws:
+        default = 1 if body.searches else default_num_candidates(plan)
+        return default if given is None else given
+    if given not in (None, 1):
+        raise ArgumentError(
+            f"num_candidates: is {given}, but no conditional layer can choose among candidates here; leave it out."
+        )
+    return 1
 
 
 def best_power(log_ratio: Tensor, log_weight: Tensor, num_candidates: int) -> float:

@@ -108,7 +108,9 @@ def test_among_many_weights_the_own_one_takes_all_and_the_diagnosis_says_so():
     assert "Linearised()" in diagnosis.advice[0]
     with torch.no_grad():
         value = q.rsample((50,))
-        noise = torch.distributions.Normal(0.0, q.sampler.sigma).log_prob(q.sampler.sigma * q.last_made_of.noise).sum(-1)
+        noise = (
+            torch.distributions.Normal(0.0, q.sampler.sigma).log_prob(q.sampler.sigma * q.last_made_of.noise).sum(-1)
+        )
         torch.testing.assert_close(q.log_prob(value), noise - math.log(101), rtol=0, atol=1e-3)
 
 
