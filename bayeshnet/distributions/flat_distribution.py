@@ -58,7 +58,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class _Last:
-    """The last draw, how often it had been changed in place by then, whether nothing in it is learned, and its origin."""
+    """The last draw: its version by then, whether nothing in it is learned, and what it was made of."""
 
     value: Tensor
     version: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -151,7 +151,7 @@ class FlatGuide(AutoContinuous):
         self._original = (model,)
 
     @contextlib.contextmanager
-    def attached(self, model: Callable[..., Any]) -> Iterator[None]:
+    def attached(self, model: Callable[..., Any]) -> Generator[None]:
         """Go by this model within a ``with`` block, whatever model the guide belongs to; by its own for any other kind.
 
         Args:

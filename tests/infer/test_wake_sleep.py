@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -82,7 +84,8 @@ def test_jacobian_of_a_detached_draw_is_a_constant():
     trace.compute_log_prob()
     log_q = sum(node["log_prob"].sum() for node in trace.nodes.values() if node["type"] == "sample")
     scores = torch.autograd.grad(log_q, [guide.body.loc, guide.body.log_scale])
-    value = (trace.nodes["_AutoHypernet_latent"]["value"] - guide.loc) / guide.scale
+    latent: Any = trace.nodes["_AutoHypernet_latent"]["value"]
+    value = (latent - guide.loc) / guide.scale
     residual = (value - guide.body.loc) / guide.body.log_scale.exp()
     torch.testing.assert_close(scores[0], (residual / guide.body.log_scale.exp()).detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scores[1], (residual.square() - 1.0).detach(), rtol=1e-4, atol=1e-4)
