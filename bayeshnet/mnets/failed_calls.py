@@ -162,32 +162,29 @@ def _layer_error(
 ) -> ArgumentError | ArgumentTypeError | None:
     kind = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
     if not isinstance(given, Tensor):
-        if not any(given is part for part in parts):
-            return None
-        return ArgumentTypeError(
-            f"x: is a {type(given).__name__}; the network's {kind} takes a tensor, torch.as_tensor(x) of numbers."
-        )
+        what = f"x: is a {type(given).__name__}; the network's {kind} takes a tensor, torch.as_tensor(x) of numbers."
+        return ArgumentTypeError(what) if any(given is part for part in parts) else None
     tensors = [part for part in parts if isinstance(part, Tensor)]
     shape = f"x: has shape {list(x.shape)}; " if isinstance(x, Tensor) else "x: "
     if isinstance(layer, nn.Embedding):
         return _embedding_error(kind, layer, given)
     if dtype is not None and given.dtype != dtype:
-        if not any(part.dtype == given.dtype for part in tensors):
-            return None  # made inside of the network
-        return ArgumentTypeError(
-            f"x: has dtype {given.dtype}, the network's {kind} takes {dtype}; convert it, x.to({dtype})."
-        )
+        what = f"x: has dtype {given.dtype}, the network's {kind} takes {dtype}; convert it, x.to({dtype})."
+        ours = any(part.dtype == given.dtype for part in tensors)  # else it was made inside of the network
+        return ArgumentTypeError(what) if ours else None
     if tensors and all(part.dim() and not len(part) for part in tensors):
         return ArgumentError("x: has no rows, and the network fails on that; pass at least one.")
     wanted = _wanted(layer, given)
     if wanted is None:
         return None
-    if any(given is part or given.shape == part.shape for part in tensors):
-        return ArgumentError(f"{shape}the network's {kind} takes {wanted}. Pass inputs of the shape it was built for.")
-    return ArgumentError(
-        f"{shape}the network's {kind} then gets a tensor {list(given.shape)}, and takes {wanted}. Either x has another "
-        "size than the network was built for, or its layers do not fit each other."
-    )
+    if any(given.shape == part.shape or given.data_ptr() == part.data_ptr() for part in tensors):  # or a view of it
+        what = f"the network's {kind} takes {wanted}. Pass inputs of the shape it was built for."
+    else:
+        what = (
+            f"the network's {kind} then gets a tensor {list(given.shape)}, and takes {wanted}. Either x has another size "
+            "than the network was built for, or its layers do not fit each other."
+        )
+    return ArgumentError(shape + what)
 
 
 def _embedding_error(kind: str, layer: nn.Embedding, given: Tensor) -> ArgumentError | ArgumentTypeError | None:

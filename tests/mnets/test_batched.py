@@ -201,7 +201,7 @@ def test_what_was_learned_dies_with_the_network():
 
 
 class Faulty(nn.Linear):
-    def forward(self, input):
+    def forward(self, x):
         raise RuntimeError("a mistake of its own")
 
 
