@@ -135,7 +135,7 @@ class AutoHypernet(FlatGuide):
             estimator=estimator,
             init_scale=init_scale,
         )
-        options.check()
+        options.check(whiten=whiten)
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
         args, kwargs = call_arguments(example, "example")
         start = prior_start(model, self._sites, self._init_loc(), args, kwargs)

@@ -9,7 +9,7 @@ import torch
 from pyro.infer import Predictive
 from torch import Tensor
 
-from bayeshnet.checks import require_count
+from bayeshnet.checks import require_count, require_flag
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.infer.arguments import require_model_and_guide
 from bayeshnet.infer.prediction import Prediction
@@ -50,7 +50,8 @@ def predict(
 
     Raises:
         TypeError: If ``model`` is not a :class:`~bayeshnet.BayesianModel`, or an argument is of another type.
-        ValueError: If a number is not positive, or draws lack a site or have another shape than the model's.
+        ValueError: If a number is not positive, draws lack a site or have another shape than the model's, or inputs,
+            draws or outputs are NaN.
 
     Example:
         >>> from bayeshnet import AutoHypernet, likelihoods
@@ -72,7 +73,10 @@ def predict(
             )
         require_model_and_guide(model, guide)
     _check_inputs(x)
+    if isinstance(num_samples, Tensor) and num_samples.dim():
+        raise ArgumentTypeError("num_samples: is a tensor; predict takes no targets, predict(model, guide, x).")
     require_count("num_samples", num_samples)
+    require_flag("parallel", parallel)
     if batch_size is not None:
         require_count("batch_size", batch_size, advice=", or None for all at once")
     training = model.training

@@ -181,8 +181,8 @@ def _layer_error(
         what = f"the network's {kind} takes {wanted}. Pass inputs of the shape it was built for."
     else:
         what = (
-            f"the network's {kind} then gets a tensor {list(given.shape)}, and takes {wanted}. Either x has another size "
-            "than the network was built for, or its layers do not fit each other."
+            f"the network's {kind} then gets a tensor {list(given.shape)}, and takes {wanted}. Either x has another "
+            "size than the network was built for, or its layers do not fit each other."
         )
     return ArgumentError(shape + what)
 

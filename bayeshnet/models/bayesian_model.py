@@ -251,6 +251,12 @@ class BayesianModel(nn.Module):
         # An explicit place for the plate keeps one sample apart from none.
         shapes = self.latent_shapes
         placed = {name: draws[name].reshape((num, 1, *shape)) for name, shape in shapes.items()}
+        for name, value in placed.items():
+            if value.dtype != self._like.dtype and not name.startswith("likelihood."):
+                raise ArgumentTypeError(
+                    f"draws: those of {name!r} have dtype {value.dtype}, the network's weights {self._like.dtype}; "
+                    f"convert them, value.to({self._like.dtype})."
+                )
         f, _ = self.evaluate(x, placed)
         if f.dim() < 2:
             raise ArgumentError("net: returns a single number; a likelihood needs one output per row, [B, ...].")
