@@ -302,7 +302,7 @@ class Categorical(Likelihood):
             )
         num = event_shape[-1] if event_shape else 0
         # Looking at values waits for the device; fit switches Pyro's validation off after its first step.
-        if num and is_validation_enabled():
+        if num and is_validation_enabled() and y.shape[1:] == event_shape[:-1]:
             _refuse_labels(y, num)
 
     def shape_advice(self, y: Tensor, event_shape: Size) -> str:

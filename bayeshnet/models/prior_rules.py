@@ -60,10 +60,9 @@ def prior_rule(prior: Any) -> PriorRule:
     if isinstance(prior, nn.Module):
         raise _of_a_network(prior, "a module, which has no density")
     if not callable(prior):
-        given = (
-            "" if not isinstance(prior, int | float | Mapping | str | Tensor) else f", priors.Normal(scale={prior!r})?"
-        )
-        raise ArgumentTypeError(f"prior: is a {type(prior).__name__}{given}; {_WHAT_IT_IS}.")
+        scale = isinstance(prior, int | float | Mapping | str | Tensor)
+        meant = f" (priors.Normal(scale={prior!r}) may be meant)" if scale else ""
+        raise ArgumentTypeError(f"prior: is a {type(prior).__name__}{meant}; {_WHAT_IT_IS}.")
     return _checked_signature(prior)
 
 
