@@ -302,8 +302,8 @@ class AutoHypernet(FlatGuide):
 
         Everything else in the guide is exact.
         """
-        body = self.body
-        return Diagnosis({}) if body is None else body.diagnose(num_samples=num_samples, thorough=thorough)
+        require_count("num_samples", num_samples, least=2)
+        return Diagnosis({}) if self.body is None else self.body.diagnose(num_samples=num_samples, thorough=thorough)
 
     def place_inducing(self, x: Tensor, y: Tensor) -> None:
         """Move the inducing points to random rows of these data, in place.

@@ -12,7 +12,6 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from bayeshnet.checks import require_count
 from bayeshnet.distributions.implicit_weights import ImplicitWeights
 from bayeshnet.distributions.low_rank import MultiplicativeLowRank
 from bayeshnet.distributions.mixture import MixtureWeights
@@ -166,7 +165,6 @@ class HypernetBody(Body):
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Folding, or the gap to importance sampling."""
-        require_count("num_samples", num_samples, least=2)
         return self.distribution().diagnose(num_samples=num_samples, thorough=thorough)
 
 

@@ -167,14 +167,16 @@ class CheckedInit:
                 f"init_loc_fn: is a {type(init_loc_fn).__name__}; pass a function from a site to its value, such as "
                 "pyro.infer.autoguide.init_to_median or init_to_value(values={...}), or None."
             )
-        with contextlib.suppress(TypeError, ValueError):  # what has no signature
+        try:
             signature = inspect.signature(init_loc_fn)
-            try:
-                signature.bind("site")
-            except TypeError as reason:
-                raise ArgumentTypeError(
-                    f"init_loc_fn: the function takes {signature}, but is called with one site ({reason})."
-                ) from None
+        except (TypeError, ValueError):  # builtins have none
+            signature = None
+        try:
+            _ = signature and signature.bind("site")
+        except TypeError as reason:
+            raise ArgumentTypeError(
+                f"init_loc_fn: the function takes {signature}, but is called with one site ({reason})."
+            ) from None
         self.init_loc_fn = init_loc_fn
 
     def __call__(self, site: Any) -> Any:

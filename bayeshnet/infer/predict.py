@@ -153,6 +153,10 @@ def _parts(x: Any, batch_size: int | None) -> Iterator[Any]:
     if batch_size is None or batch_size >= rows:
         yield x
         return
+    if isinstance(first, Tensor) and first.layout != torch.strided:
+        raise ArgumentTypeError(
+            f"x: is a tensor of layout {first.layout}, which cannot be cut; pass x.to_dense(), or batch_size=None."
+        )
     for start in range(0, rows, batch_size):
         chosen = slice(start, start + batch_size)
         if isinstance(x, tuple):
