@@ -42,7 +42,7 @@ def test_another_dtype(case):
     ) as e:
         call(make(), Z.double())
     assert isinstance(e.value.__cause__, RuntimeError)
-    if "condition" not in case:
+    if case in ("HMLP", "HPerturbWrapper", "HDeconv"):  # where inputs are concatenated, 32 bits become 64
         with pytest.raises(ArgumentTypeError, match=f"{name}: has dtype torch.float32, .* have torch.float64"):
             call(make().double(), Z)
         assert call(make().double(), Z.double()) is not None
@@ -54,7 +54,7 @@ def test_no_rows_and_sparse():
     with pytest.raises(ArgumentError, match="uncond_input: has no rows"):
         CASES["ChunkedHMLP"][0]()(Z[:0])
     with pytest.raises(ArgumentTypeError, match=r"uncond_input: is a tensor of layout torch.sparse_coo"):
-        CASES["HMLP"][0]()(Z.to_sparse())
+        CASES["ChunkedHMLP"][0]()(Z.to_sparse())
 
 
 def test_an_error_of_another_cause_goes_through():
