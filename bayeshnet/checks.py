@@ -6,11 +6,12 @@ import math
 import numbers
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 
-__all__ = ["require_count", "require_positive"]
+__all__ = ["require_count", "require_flag", "require_positive", "require_trainable"]
 
 
 def require_count(argument: str, value: Any, *, least: int = 1, advice: str = "") -> None:
@@ -48,7 +49,33 @@ def require_positive(argument: str, value: Any) -> None:
         ValueError: If it is not positive or not finite.
     """
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentTypeError(f"{argument}: is {value!r}, a {type(value).__name__}; pass a positive number.")
     if not 0.0 < float(value) < math.inf:
         raise ArgumentError(f"{argument}: is {value}; pass a positive number.")
+
+
+def require_flag(argument: str, value: Any) -> None:
+    """Refuse what is neither True nor False: a string such as ``"no"`` counts as true.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{argument}: is {value!r}, a {type(value).__name__}; pass True or False.")
+
+
+def require_trainable(what: str) -> None:
+    """Refuse to build something that learns where torch makes tensors that never can.
+
+    Args:
+        what: What is built, for the message.
+
+    Raises:
+        RuntimeError: Under ``torch.inference_mode()``.
+    """
+    if torch.is_inference_mode_enabled():
+        raise UsageError(
+            f"{what}: is built under torch.inference_mode(), whose tensors can never be trained; build it outside, or "
+            "under torch.inference_mode(False). Predictions may be made inside."
+        )

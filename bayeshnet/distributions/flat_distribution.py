@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
-from bayeshnet.errors import ArgumentError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["FlatDistribution", "Origin", "last_made_of", "standard_normal"]
 
@@ -109,7 +109,11 @@ class FlatDistribution(TorchDistribution):
 
         Raises:
             ValueError: If the last dimension of the value is not D.
+            TypeError: If it is no tensor of real numbers.
         """
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            given = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise ArgumentTypeError(f"value: is {given}; pass a floating-point tensor [..., {self.event_shape[0]}].")
         if value.dim() == 0 or value.shape[-1:] != self.event_shape:
             raise ArgumentError(
                 f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.event_shape[0]}, the "
@@ -138,6 +142,21 @@ class FlatDistribution(TorchDistribution):
             made_of: What :attr:`last_made_of` was right after the draw.
         """
         return self.log_prob(rows)
+
+    def _refuse_non_finite(self, rows: Tensor) -> Tensor:
+        """Which of these rows ``[S, D]`` are NaN or infinite, and so have no density: ``[S]``.
+
+        Raises:
+            ValueError: If there is one, and values are to be validated.
+        """
+        bad = ~torch.isfinite(rows).all(-1)
+        if self._validate_args and bool(bad.any()):
+            first = int(bad.nonzero()[0, 0])
+            raise ArgumentError(
+                f"value: {int(bad.sum())} of {len(rows)} rows hold NaN or infinite numbers, row {first} for one; leave "
+                "them out. With validate_args=False their density is NaN."
+            )
+        return bad
 
     def _shaped(self, log_q: Tensor, value: Tensor) -> Tensor:
         """Log-densities ``[S]`` of the rows of a value in the shape that Pyro expects."""

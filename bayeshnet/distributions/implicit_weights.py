@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
-from bayeshnet.errors import ArgumentError, DensityError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 
 __all__ = ["ImplicitWeights"]
@@ -72,6 +73,10 @@ class ImplicitWeights(FlatDistribution):
             self.sampler = hnet
         else:
             self.sampler = NoisySampler(hnet, cond_id=cond_id, cond_input=cond_input)
+        if estimator is not None and not isinstance(estimator, LogDensity):
+            raise ArgumentTypeError(
+                f"estimator: is {estimator!r}; pass one of bayeshnet.entropy, such as ChangeOfVariables(), or None."
+            )
         self.estimator = estimator or (ChangeOfVariables() if self.sampler.shared else Linearised())
         if self.estimator.noise != ("shared" if self.sampler.shared else "independent"):
             self.estimator.check(self.sampler)
@@ -79,6 +84,9 @@ class ImplicitWeights(FlatDistribution):
         self.scale = _affine(scale, self.sampler.event_dim, "scale")
         if validate_args is not False and self.scale is not None and not bool((self.scale > 0).all()):
             raise ArgumentError("scale: has entries that are not positive.")
+        for name, part in (("loc", self.loc), ("scale", self.scale)) if validate_args is not False else ():
+            if part is not None and not bool(torch.isfinite(part).all()):
+                raise ArgumentError(f"{name}: has entries that are NaN or infinite.")
         super().__init__(self.sampler.event_dim, validate_args=validate_args)
 
     def __repr__(self) -> str:
@@ -111,18 +119,26 @@ class ImplicitWeights(FlatDistribution):
         has no such gradient raises when it is asked for.
 
         Raises:
-            ValueError: If the last dimension is not D.
+            ValueError: If the last dimension is not D, or values that are to be validated are NaN or infinite.
+            TypeError: If ``value`` is no tensor of real numbers.
             RuntimeError: If the density of a foreign value is not available, or no sample has one (batch norm).
         """
         origin = self._recall(value)
         self.estimator.check(self.sampler)
+        rows = value.reshape(-1, value.shape[-1])
         if origin is None:
-            log_q = self.estimator.log_prob_at(self.sampler, self._unplaced(value.reshape(-1, value.shape[-1])))
-        elif origin.live:
-            log_q = self.estimator.log_prob(self.sampler, origin.made_of)
-        else:
-            return self._shaped(self.log_prob_of(value.reshape(-1, value.shape[-1]), origin.made_of), value)
+            return self._shaped(self._foreign_log_q(rows), value)
+        if not origin.live:
+            return self._shaped(self.log_prob_of(rows, origin.made_of), value)
+        log_q = self.estimator.log_prob(self.sampler, origin.made_of)
         return self._shaped(log_q if self.scale is None else log_q - self.scale.log().sum(), value)
+
+    def _foreign_log_q(self, rows: Tensor) -> Tensor:
+        foreign = self._unplaced(rows)
+        bad = self._refuse_non_finite(foreign)
+        log_q = self.estimator.log_prob_at(self.sampler, foreign) if len(foreign) else foreign.new_zeros(0)
+        log_q = log_q.masked_fill(bad, math.nan)
+        return log_q if self.scale is None else log_q - self.scale.log().sum()
 
     def log_prob_of(self, rows: Tensor, made_of: Draw) -> Tensor:
         """See :meth:`FlatDistribution.log_prob_of`."""
@@ -237,6 +253,8 @@ class ImplicitWeights(FlatDistribution):
 def _affine(value: Tensor | float, size: int, argument: str) -> Tensor | None:
     """The tensor ``[D]``, or None where it changes nothing."""
     if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise ArgumentTypeError(f"{argument}: is a {type(value).__name__}; pass a number or a tensor [{size}].")
         neutral = 0.0 if argument == "loc" else 1.0
         if value == neutral:
             return None

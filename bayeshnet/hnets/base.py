@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bayeshnet.errors import ArgumentError, UsageError
+from bayeshnet.errors import ArgumentError, BayeshnetError, UsageError
 from bayeshnet.hnets.arguments import (
     HyperInputs,
     WeightLayout,
@@ -19,6 +19,7 @@ from bayeshnet.hnets.arguments import (
     missing_weights_error,
     parse_cond_id,
 )
+from bayeshnet.hnets.failed_calls import input_error
 from bayeshnet.hnets.formats import TargetLayout, check_ret_format, format_output
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.layers.spectral_norm import SpectralNorm
@@ -251,7 +252,17 @@ class HyperNet(nn.Module, HyperNetInterface):
             distilled_params=distilled_params,
             condition=condition,
         )
-        out = self._generate(inputs, self._read_weights(inputs))
+        merged = self._read_weights(inputs)
+        try:
+            out = self._generate(inputs, merged)
+        except (BayeshnetError, torch.OutOfMemoryError):
+            raise
+        except RuntimeError as error:  # only then is there a look at dtypes
+            given = {"uncond_input": inputs.uncond_input, "cond_input": inputs.cond_input}
+            better = input_error(given, merged)
+            if better is None:
+                raise
+            raise better from error
         return format_output(out, self._targets, ret_format)
 
     def _read_inputs(

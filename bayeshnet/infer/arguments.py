@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,15 +10,17 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models.bayesian_model import BayesianModel
 
 __all__ = [
     "call_arguments",
+    "call_error",
     "inputs_and_targets",
     "nan_data_error",
     "refuse_nan_data",
@@ -35,6 +38,12 @@ def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str,
     if isinstance(data, Tensor):
         return (data,), {}
     if isinstance(data, Mapping):
+        for key in data:
+            if not isinstance(key, str):
+                raise ArgumentTypeError(
+                    f"{argument}: has the key {key!r}, a {type(key).__name__}; pass a dict by the names of the model's "
+                    "arguments, or a tuple."
+                )
         return (), dict(data)
     if isinstance(data, tuple | list):
         return tuple(data), {}
@@ -51,12 +60,22 @@ def inputs_and_targets(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[
 
 
 def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], argument: str) -> None:
-    """Raise if a network's observations are missing, which would make them latents.
+    """Raise if a network's observations are missing, which would make them latents, or there is more than x and y.
 
     Raises:
-        ValueError: If ``model`` is a Bayesian network and the arguments have no ``y``.
+        ValueError: If ``model`` is a Bayesian network and the arguments have no ``y``, or others than ``x`` and ``y``.
     """
-    if isinstance(model, BayesianModel) and inputs_and_targets(args, kwargs)[1] is None:
+    if not isinstance(model, BayesianModel):
+        return
+    surplus = [key for key in kwargs if key not in ("x", "y")]
+    if len(args) + len(kwargs) > 2 or surplus:
+        given = f"the keys {list(kwargs)}" if kwargs else f"{len(args)} parts"
+        fix = "{'x': ..., 'y': ...} of each batch" if kwargs else "a tuple (x, y), such as batch[:2]"
+        raise ArgumentError(
+            f"{argument}: has {given}; the model takes x and y alone. Pass {fix}, through collate_fn or a generator "
+            "function where a loader makes it; several inputs of the network are one tuple x."
+        )
+    if inputs_and_targets(args, kwargs)[1] is None:
         raise ArgumentError(
             f"{argument}: has no targets, so the observations would be taken for latents; pass a tuple (x, y). A list "
             "is taken for a list of batches."
@@ -72,16 +91,43 @@ def require_model_and_guide(model: Any, guide: Any) -> None:
     for name, part in (("model", model), ("guide", guide)):
         if not callable(part):
             raise ArgumentTypeError(f"{name}: is a {type(part).__name__}; pass a Pyro {name}, a callable.")
+        if isinstance(part, type):
+            raise ArgumentTypeError(f"{name}: is the class {part.__name__}; pass what it makes, {part.__name__}(...).")
     for name, part, other in (("model", model, AutoGuide), ("guide", guide, BayesianModel)):
         if isinstance(part, other):
             kind = "a guide" if other is AutoGuide else "a model"
             raise ArgumentTypeError(f"{name}: is {kind} ({type(part).__name__}); pass the model first, then its guide.")
 
 
-def nan_data_error(args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> ArgumentError | None:
+def call_error(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], argument: str, error: Exception
+) -> ArgumentTypeError | None:
+    """What to raise instead of Python's complaint that a model was called with arguments that it does not take."""
+    if isinstance(model, nn.Module) and not isinstance(model, PyroModule | BayesianModel):
+        wrap = " A network becomes a model by BayesianModel(net, likelihood=...)."
+    else:
+        wrap = ""
+    called = model.forward if isinstance(model, nn.Module) else model
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as reason:
+        return ArgumentTypeError(
+            f"{argument}: are no arguments of the model, which takes {signature} ({reason}); pass those that it is "
+            f"called with.{wrap}"
+        )
+    return None
+
+
+def nan_data_error(
+    args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception, argument: str = "example"
+) -> ArgumentError | None:
     """What to raise instead of an error of Pyro's validation if the data hold NaN or infinite values, else None."""
-    where = _places_of_arguments(args, kwargs)
-    return ArgumentError(f"{_nan_message('the model fails', where)} Pyro says: {error}") if where else None
+    where = _places_of_arguments(args, kwargs, argument)
+    return ArgumentError(f"{_nan_message('the model fails', where, argument)} Pyro says: {error}") if where else None
 
 
 def refuse_nan_data(model: Any, trace: Trace, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -130,9 +176,9 @@ def _masked_log_prob(site: Mapping[str, Any]) -> Tensor:
     return torch.where(mask, log_prob, torch.zeros_like(log_prob)) if isinstance(mask, Tensor) else log_prob
 
 
-def _places_of_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+def _places_of_arguments(args: Sequence[Any], kwargs: Mapping[str, Any], argument: str = "example") -> list[str]:
     items = [*enumerate(args), *kwargs.items()]
-    return [place for key, value in items for place in _places(f"example[{key!r}]", value)]
+    return [place for key, value in items for place in _places(f"{argument}[{key!r}]", value)]
 
 
 def _places(name: str, value: Any) -> Iterator[str]:
@@ -148,8 +194,8 @@ def _places(name: str, value: Any) -> Iterator[str]:
                 yield f"{kind} in {name} ({count} of {value.numel()} entries)"
 
 
-def _nan_message(what: str, where: Sequence[str]) -> str:
+def _nan_message(what: str, where: Sequence[str], argument: str = "example") -> str:
     return (
-        f"example: {what}, from {', '.join(where)}. Remove or impute these values; or mask them in the model "
+        f"{argument}: {what}, from {', '.join(where)}. Remove or impute these values; or mask them in the model "
         "and fill the gaps: pyro.poutine.mask(mask=known) around pyro.sample(..., obs=torch.where(known, y, 0.0))."
     )

@@ -134,7 +134,7 @@ class AutoHypernet(FlatGuide):
             estimator=estimator,
             init_scale=init_scale,
         )
-        options.check()
+        options.check(whiten=whiten)
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
         args, kwargs = call_arguments(example, "example")
         start = prior_start(model, self._sites, self._init_loc(), args, kwargs)
@@ -304,8 +304,8 @@ class AutoHypernet(FlatGuide):
 
         Everything else in the guide is exact.
         """
-        body = self.body
-        return Diagnosis({}) if body is None else body.diagnose(num_samples=num_samples, thorough=thorough)
+        require_count("num_samples", num_samples, least=2)
+        return Diagnosis({}) if self.body is None else self.body.diagnose(num_samples=num_samples, thorough=thorough)
 
     def place_inducing(self, x: Tensor, y: Tensor) -> None:
         """Move the inducing points to random rows of these data, in place.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bayeshnet.checks import require_count, require_positive
+from bayeshnet.checks import require_count, require_flag, require_positive
 from bayeshnet.distributions.unit_gaussians import UnitLayout
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.protocol import LogDensity
@@ -74,12 +75,17 @@ class BodyOptions:
     estimator: LogDensity | None = None
     init_scale: float | None = None
 
-    def check(self) -> None:
+    def check(self, *, whiten: bool = True) -> None:
         """Refuse options that contradict each other.
+
+        Args:
+            whiten: The guide's option of this name.
 
         Raises:
             ValueError: If they do, or one is out of its range.
+            TypeError: If one is of another type.
         """
+        require_flag("whiten", whiten)
         kind, mixture = self.kind, self.mixture
         if kind not in _BODIES:
             names = [*map(repr, (*_BODIES, "mixture")), "a Mixture"]
@@ -114,6 +120,8 @@ class BodyOptions:
             raise ArgumentError(f"noise: is {self.noise!r}; pass 'shared' or 'independent'.")
         if self.init_scale is not None:
             require_positive("init_scale", self.init_scale)
+            if not 1e-30 < self.init_scale < 1e30:  # in units of the prior's spread, and of 32 bits
+                raise ArgumentError(f"init_scale: is {self.init_scale}; pass a number such as 0.1.")
         if self.hidden_layers is not None:
             # Typed as a sequence, and yet a single width is what many pass.
             if not isinstance(self.hidden_layers, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -273,9 +281,9 @@ _BODIES: dict[str, _Builder] = {
 def _noise_dim(noise_dim: int | None, size: int, default: int) -> int:
     if noise_dim is None:
         return min(default, size)
-    if not 1 <= noise_dim <= size:
+    if isinstance(noise_dim, bool) or not isinstance(noise_dim, numbers.Integral) or not 1 <= noise_dim <= size:
         raise ArgumentError(
-            f"noise_dim: is {noise_dim}; the hypernetwork draws {size} latent numbers, so pass 1 to {size}, or "
+            f"noise_dim: is {noise_dim!r}; the hypernetwork draws {size} latent numbers, so pass 1 to {size}, or "
             f"leave it out for {min(default, size)}."
         )
     return noise_dim
@@ -288,7 +296,7 @@ def _own_hnet(build: HnetOrBuilder, options: BodyOptions, shapes: list[list[int]
             "hnet: is one hypernetwork, and each component of a mixture needs its own; pass a function from target "
             "shapes to one."
         )
-    if not given and not callable(build):
+    if not given and (not callable(build) or isinstance(build, nn.Module)):
         raise ArgumentTypeError(
             f"hnet: is a {type(build).__name__}; pass a function from target shapes to a hypernetwork, or one itself."
         )

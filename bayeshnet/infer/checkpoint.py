@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoCallable, AutoGuide
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, UsageError
 
 __all__ = ["load", "save"]
 
@@ -33,8 +35,10 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
         The path of the safetensors file.
 
     Raises:
-        ValueError: If no module is given.
-        TypeError: If something is not an ``nn.Module``.
+        ValueError: If no module is given, the path names no file, or a module is lazy or on the meta device.
+        TypeError: If something is not an ``nn.Module``, or has tensors that safetensors cannot hold.
+        RuntimeError: If a guide was never called, so that it has no parameters yet.
+        OSError: If the files cannot be written.
 
     Example:
         >>> import tempfile
@@ -45,13 +49,14 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
         >>> load(f"{folder.name}/net", net=nn.Linear(3, 2))
         >>> folder.cleanup()
     """
-    _check_modules(modules)
+    target = _stem(path)
+    _check_modules(modules, "save it")
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         for key, value in _tensors(module, name).items():
+            _check_savable(name, key, value)
             # A copy each: safetensors refuses tensors that share memory, such as views of one buffer.
             tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()
-    target = _stem(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     description: dict[str, Any] = {
         "format": _FORMAT,
@@ -60,7 +65,10 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
         "tensors": {key: {"shape": list(t.shape), "dtype": str(t.dtype)} for key, t in tensors.items()},
     }
     tensors_file = target.with_name(target.name + ".safetensors")
-    save_file(tensors, tensors_file)
+    try:
+        save_file(tensors, tensors_file)
+    except SafetensorError as error:
+        raise OSError(f"path: {tensors_file} cannot be written ({error}).") from error
     text = json.dumps(description, indent=1) + "\n"
     target.with_name(target.name + ".json").write_text(text, encoding="utf-8")
     return tensors_file
@@ -79,9 +87,11 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
         FileNotFoundError: If a file is missing.
         ValueError: If the files are damaged, or a module differs in class, names, shapes or dtypes.
         TypeError: If something is not an ``nn.Module``.
+        RuntimeError: If a guide was never called, so that there is nothing yet to fill; or a module was made under
+            ``torch.inference_mode()`` and is filled outside of it.
     """
-    _check_modules(modules)
     target = _stem(path)
+    _check_modules(modules, "load")
     description = _read_description(target)
     try:
         tensors = load_file(target.with_name(target.name + ".safetensors"))
@@ -106,12 +116,36 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
         module.load_state_dict(states[name])
 
 
-def _check_modules(modules: dict[str, nn.Module]) -> None:
+def _check_modules(modules: dict[str, nn.Module], purpose: str) -> None:
     if not modules:
         raise ArgumentError("modules: none was given; pass them by name, such as guide=guide, model=model.")
     for name, module in modules.items():
         if not isinstance(module, nn.Module):
             raise ArgumentTypeError(f"{name}: is a {type(module).__name__}; pass an nn.Module.")
+        if "." in name:
+            raise ArgumentError(f"{name}: has a dot in its name, as the names of submodules have; leave it out.")
+        for part in module.modules():
+            if isinstance(part, AutoGuide) and not isinstance(part, AutoCallable) and part.prototype_trace is None:
+                raise UsageError(
+                    f"{name}: is a guide ({type(part).__name__}) that was never called, so it has no parameters yet; "
+                    f"call it once with the model's arguments, {name}(x, y), then {purpose}."
+                )
+        if hasattr(module, "_pyro_name") and not module.state_dict():
+            raise UsageError(
+                f"{name}: is a {type(module).__name__} without parameters or buffers of its own. If it makes them at "
+                f"its first call, call it once, then {purpose}; those of pyro.param are in Pyro's parameter store."
+            )
+
+
+def _check_savable(name: str, key: str, value: Tensor) -> None:
+    """Refuse tensors that have no values yet, or that safetensors cannot hold."""
+    if value.is_meta:
+        raise ArgumentError(f"{name}: {key!r} is on the meta device and has no values; move it with to_empty, fill it.")
+    if value.layout != torch.strided or value.is_quantized:
+        kind = "quantised" if value.is_quantized else f"of layout {value.layout}"
+        raise ArgumentTypeError(f"{name}: {key!r} is {kind}, which safetensors cannot hold; keep a dense float tensor.")
+    if value.dtype == torch.complex128:
+        raise ArgumentTypeError(f"{name}: {key!r} has dtype {value.dtype}, which safetensors cannot hold.")
 
 
 def _tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
@@ -122,11 +156,20 @@ def _tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
                 f"{name}: its state has a {type(value).__name__} under {key!r}, which cannot be saved without pickle; "
                 "keep it in a buffer."
             )
+        if is_lazy(value):
+            raise ArgumentError(
+                f"{name}: {key!r} has no shape yet (a lazy module); run one forward pass with example data first."
+            )
     return state
 
 
 def _stem(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise ArgumentTypeError(f"path: is a {type(path).__name__}; pass a file name, such as 'run'.")
+    text, path = os.fspath(path), Path(path)
+    folder = text.endswith(tuple(sep for sep in (os.sep, os.altsep) if sep))
+    if folder or "\0" in text or path.name in ("", ".", "..", ".safetensors", ".json"):
+        raise ArgumentError(f"path: is {text!r}, which names no file; pass a file name, such as 'run' or 'folder/run'.")
     return path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
 
 
@@ -135,7 +178,11 @@ def _read_description(target: Path) -> dict[str, Any]:
         description = json.loads(target.with_name(target.name + ".json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"path: {target}.json is damaged ({error}); save it again.") from error
-    if not isinstance(description, dict) or description.get("format") != _FORMAT or "modules" not in description:
+    if (
+        not isinstance(description, dict)
+        or description.get("format") != _FORMAT
+        or not isinstance(description.get("modules"), dict)
+    ):
         raise CheckpointError(f"path: {target}.json is not a description of this package's format {_FORMAT}.")
     return description
 
@@ -148,6 +195,13 @@ def _check_state(name: str, own: dict[str, Tensor], saved: dict[str, Tensor]) ->
             f"{surplus[:5]}. Build it with the same arguments as when it was saved."
         )
     for key, value in own.items():
+        if value.is_meta:
+            raise CheckpointError(f"{name}: {key!r} is on the meta device and cannot be filled; use to_empty first.")
+        if value.is_inference() and not torch.is_inference_mode_enabled():
+            raise UsageError(
+                f"{name}: {key!r} was made under torch.inference_mode() and cannot be changed outside of it; build the "
+                "module outside, or load inside."
+            )
         if value.shape != saved[key].shape or value.dtype != saved[key].dtype:
             raise CheckpointError(
                 f"{name}: tensor {key!r} is {value.dtype} {tuple(value.shape)}, the saved one is {saved[key].dtype} "

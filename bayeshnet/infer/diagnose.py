@@ -14,6 +14,7 @@ from pyro.infer.autoguide import init_to_value
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
+from bayeshnet.checks import require_count
 from bayeshnet.entropy.protocol import Diagnosis
 from bayeshnet.errors import ArgumentError, DensityError
 from bayeshnet.infer.arguments import call_arguments, inputs_and_targets
@@ -152,8 +153,7 @@ def diagnose(
         >>> report.values["k_hat"] > 0.7, len(report.advice)
         (True, 1)
     """
-    if num_samples < _FEW_DRAWS:
-        raise ArgumentError(f"num_samples: is {num_samples}; pass at least {_FEW_DRAWS}.")
+    require_count("num_samples", num_samples, least=_FEW_DRAWS)
     length = _chain_length(model, nuts)
     title = str(guide) if isinstance(guide, torch.nn.Module) and hasattr(guide, "diagnose") else _name(guide)
     report = Report(f"{title}, {num_samples} draws", {})

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 
 from bayeshnet.checks import require_count
 from bayeshnet.entropy.protocol import LogDensity
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError, UsageError
-from bayeshnet.infer.arguments import call_arguments, require_model_and_guide, require_targets
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, DensityError, UsageError
+from bayeshnet.infer.arguments import (
+    call_arguments,
+    call_error,
+    nan_data_error,
+    require_model_and_guide,
+    require_targets,
+)
 from bayeshnet.infer.flat_guide import with_model
 from bayeshnet.infer.pair import Pair
 from bayeshnet.infer.psis import Estimate, WeightedDraws
@@ -44,7 +50,8 @@ def importance_sample(
         num_samples: Number S of draws.
 
     Raises:
-        ValueError: If the data are a minibatch, the latents of guide and model differ, or ``num_samples`` is below 2.
+        ValueError: If the data are a minibatch or hold NaN, the latents of guide and model differ, or ``num_samples``
+            is below 2.
         TypeError: If an argument is of another type.
         RuntimeError: If the guide is a point, has no density per draw, or a weight is NaN or +inf.
 
@@ -70,7 +77,7 @@ def importance_sample(
     try:
         with with_model(guide, model):
             with torch.random.fork_rng(devices=[]):
-                pair = Pair(model, guide, args, kwargs)
+                pair = _pair(model, guide, args, kwargs)
                 pair.require_spread()
                 trouble = pair.trouble(strict=True)
             if trouble is None:
@@ -135,6 +142,24 @@ def log_evidence(
     weighted = importance_sample(model, guide, data, num_samples)
     weighted.warn_if_unreliable("The log evidence and its error", stacklevel=2)
     return weighted.log_evidence if method == "psis" else weighted.iwae()
+
+
+def _pair(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
+    """Model and guide, run once; what is wrong with the data is said."""
+    try:
+        return Pair(model, guide, args, kwargs)
+    except BayeshnetError:
+        raise
+    except TypeError as error:
+        better: Exception | None = call_error(model, args, kwargs, "data", error)
+        if better is None:
+            raise
+        raise better from error
+    except ValueError as error:  # Pyro's validation of a distribution's parameters, or of what is observed
+        better = nan_data_error(args, kwargs, error, "data")
+        if better is None:
+            raise
+        raise better from error
 
 
 def _all_data(model: Callable[..., Any], data: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.checks import require_flag
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
 from bayeshnet.hnets.chunked_mlp_hnet import ChunkedHMLP
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
@@ -88,6 +89,7 @@ class ExplicitHypernet(FlatGuide):
             TypeError: If ``hnet`` is none.
             RuntimeError: If it has batch norm or dropout.
         """
+        require_flag("whiten", whiten)
         args, kwargs = call_arguments(example, "example")
         prior = prior_start(model, self._sites, self._init_loc(), args, kwargs)
         loc = prior.loc if init_loc_fn is None else self._init_loc()
@@ -153,7 +155,7 @@ def _make_hnet(hnet: HnetOrBuilder | None, shapes: list[list[int]]) -> nn.Module
         made: Any = default_explicit_hnet(shapes)
     elif isinstance(hnet, HyperNetInterface):
         made = hnet
-    elif callable(hnet):
+    elif callable(hnet) and not isinstance(hnet, nn.Module):
         made = hnet(shapes)
     else:
         made = hnet

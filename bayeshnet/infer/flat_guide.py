@@ -18,10 +18,10 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from bayeshnet.checks import require_count
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data, require_targets
-from bayeshnet.infer.latents import LatentSite, jacobian_site, latent_sites, nodes_of, prior_draw
+from bayeshnet.checks import require_count, require_trainable
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
+from bayeshnet.infer.arguments import call_arguments, call_error, nan_data_error, refuse_nan_data, require_targets
+from bayeshnet.infer.latents import CheckedInit, LatentSite, jacobian_site, latent_sites, nodes_of, prior_draw
 from bayeshnet.infer.quantiles import sample_quantiles
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import emit_param_sites
@@ -63,7 +63,8 @@ class FlatGuide(AutoContinuous):
 
     Raises:
         ValueError: If latents are discrete or absent, or the data hold NaN or infinite values.
-        TypeError: If ``model`` is no callable.
+        TypeError: If ``model`` or ``init_loc_fn`` is no callable, or ``example`` no arguments of the model.
+        RuntimeError: Under ``torch.inference_mode()``, in which nothing can be made that learns.
     """
 
     def __init__(
@@ -71,14 +72,22 @@ class FlatGuide(AutoContinuous):
     ) -> None:
         if not callable(model):
             raise ArgumentTypeError(f"model: is a {type(model).__name__}; pass a Pyro model, a callable.")
-        super().__init__(model, init_loc_fn=init_loc_fn or prior_draw)
+        if isinstance(model, AutoGuide):
+            raise ArgumentTypeError(f"model: is a guide ({type(model).__name__}); pass the model itself.")
+        require_trainable(type(self).__name__)
+        super().__init__(model, init_loc_fn=prior_draw if init_loc_fn is None else CheckedInit(init_loc_fn))
         self._original: tuple[Callable[..., Any]] | None = (model,)  # in a tuple: no submodule of the guide
         args, kwargs = call_arguments(example, "example")
         require_targets(model, args, kwargs, "example")
         try:
             self._setup_prototype(*args, **kwargs)
-        except ArgumentError:
+        except BayeshnetError:
             raise
+        except TypeError as error:
+            wrong_call = call_error(model, args, kwargs, "example", error)
+            if wrong_call is None:
+                raise
+            raise wrong_call from error
         except ValueError as error:  # Pyro's validation of a distribution's parameters, computed from the data
             better = nan_data_error(args, kwargs, error)
             if better is None:
@@ -245,10 +254,15 @@ class FlatGuide(AutoContinuous):
             ``[Q, *shape]`` by site name.
 
         Raises:
-            ValueError: If a quantile is outside of 0..1.
+            ValueError: If a quantile is outside of 0..1, or ``num_samples`` not positive.
+            TypeError: If an argument is of another type.
         """
-        levels = torch.as_tensor(quantiles, dtype=self.loc.dtype, device=self.loc.device)
-        if levels.dim() != 1 or bool(((levels < 0) | (levels > 1)).any()):
+        require_count("num_samples", num_samples)
+        try:
+            levels = torch.as_tensor(quantiles, dtype=self.loc.dtype, device=self.loc.device)
+        except (TypeError, ValueError):
+            raise ArgumentTypeError(f"quantiles: is {quantiles!r}; pass a list of numbers between 0 and 1.") from None
+        if levels.dim() != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
             raise ArgumentError(f"quantiles: is {quantiles}; pass a list of numbers between 0 and 1.")
         latent = self.get_posterior().rsample((num_samples,))
         parts = sample_quantiles(latent, levels).split(self._sizes, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from torch.distributions import TransformedDistribution, biject_to, constraints
 from torch.distributions.transforms import Transform
 from torch.distributions.utils import _sum_rightmost as sum_rightmost  # pyright: ignore[reportPrivateUsage]
 
-from bayeshnet.errors import ArgumentError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
+    "CheckedInit",
     "LatentSite",
     "PriorStart",
     "jacobian_site",
@@ -170,6 +172,57 @@ def prior_draw(site: Any) -> Tensor:
     except NotImplementedError:
         transform = biject_to(_plain_support(fn.support))
         return transform(torch.zeros(transform.inverse_shape(fn.batch_shape + fn.event_shape)))
+
+
+class CheckedInit:
+    """A per-site initialisation function whose values are looked at.
+
+    Args:
+        init_loc_fn: From a site to its value, as Pyro's ``init_to_median``; None for a draw from the prior.
+
+    Raises:
+        TypeError: If it cannot be called.
+    """
+
+    def __init__(self, init_loc_fn: Callable[..., Any]) -> None:
+        if not callable(init_loc_fn):
+            raise ArgumentTypeError(
+                f"init_loc_fn: is a {type(init_loc_fn).__name__}; pass a function from a site to its value, such as "
+                "pyro.infer.autoguide.init_to_median or init_to_value(values={...}), or None."
+            )
+        try:
+            signature = inspect.signature(init_loc_fn)
+        except (TypeError, ValueError):  # builtins have none
+            signature = None
+        try:
+            _ = signature and signature.bind("site")
+        except TypeError as reason:
+            raise ArgumentTypeError(
+                f"init_loc_fn: the function takes {signature}, but is called with one site ({reason})."
+            ) from None
+        self.init_loc_fn = init_loc_fn
+
+    def __call__(self, site: Any) -> Any:
+        """The value of a site.
+
+        Raises:
+            ValueError: If it has another shape than the site, or is not finite.
+            TypeError: If it is no tensor of real numbers.
+        """
+        value = self.init_loc_fn(site)
+        if value is None:
+            return None
+        name, shape = site["name"], tuple(site["fn"].shape())
+        if not isinstance(value, Tensor) or value.is_complex():
+            given = f"a {type(value).__name__}" if not isinstance(value, Tensor) else f"a tensor of {value.dtype}"
+            raise ArgumentTypeError(f"init_loc_fn: gives {given} for the site {name!r}; return a tensor {shape}.")
+        if tuple(value.shape) != shape:
+            raise ArgumentError(
+                f"init_loc_fn: gives a value of shape {tuple(value.shape)} for the site {name!r}; return {shape}."
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise ArgumentError(f"init_loc_fn: gives values for the site {name!r} that are NaN or infinite.")
+        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 from pyro.infer import Predictive
 from torch import Tensor
 
-from bayeshnet.checks import require_count
+from bayeshnet.checks import require_count, require_flag
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.infer.arguments import require_model_and_guide
 from bayeshnet.infer.flat_guide import with_model
@@ -51,7 +51,8 @@ def predict(
 
     Raises:
         TypeError: If ``model`` is not a :class:`~bayeshnet.BayesianModel`, or an argument is of another type.
-        ValueError: If a number is not positive, or draws lack a site or have another shape than the model's.
+        ValueError: If a number is not positive, draws lack a site or have another shape than the model's, or inputs,
+            draws or outputs are NaN.
 
     Example:
         >>> from bayeshnet import AutoHypernet, likelihoods
@@ -73,7 +74,10 @@ def predict(
             )
         require_model_and_guide(model, guide)
     _check_inputs(x)
+    if isinstance(num_samples, Tensor) and num_samples.dim():
+        raise ArgumentTypeError("num_samples: is a tensor; predict takes no targets, predict(model, guide, x).")
     require_count("num_samples", num_samples)
+    require_flag("parallel", parallel)
     if batch_size is not None:
         require_count("batch_size", batch_size, advice=", or None for all at once")
     training = model.training
@@ -152,6 +156,10 @@ def _parts(x: Any, batch_size: int | None) -> Iterator[Any]:
     if batch_size is None or batch_size >= rows:
         yield x
         return
+    if isinstance(first, Tensor) and first.layout != torch.strided:
+        raise ArgumentTypeError(
+            f"x: is a tensor of layout {first.layout}, which cannot be cut; pass x.to_dense(), or batch_size=None."
+        )
     for start in range(0, rows, batch_size):
         chosen = slice(start, start + batch_size)
         if isinstance(x, tuple):

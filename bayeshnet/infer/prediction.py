@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from bayeshnet.errors import ArgumentError, UsageError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.infer.quantiles import sample_quantiles
 
 __all__ = ["Prediction"]
@@ -110,8 +111,11 @@ class Prediction:
 
         Raises:
             ValueError: If an argument is out of range.
+            TypeError: If ``level`` is no number.
             RuntimeError: For a classification.
         """
+        if not isinstance(level, numbers.Real) and not (isinstance(level, Tensor) and level.numel() == 1):
+            raise ArgumentTypeError(f"level: is {level!r}; pass a number between 0 and 1, such as 0.9.")
         if not 0.0 < level < 1.0:
             raise ArgumentError(f"level: is {level}; pass a number between 0 and 1, such as 0.9.")
         if kind not in ("observation", "function"):
@@ -129,11 +133,19 @@ class Prediction:
             y: Observations ``[B, ...]``, of the shape seen in training.
 
         Raises:
-            ValueError: If the shape differs.
+            ValueError: If the shape differs, or observations are NaN or labels that do not exist.
+            TypeError: If ``y`` is no tensor, or holds no numbers of the kind that is predicted.
         """
+        if not isinstance(y, Tensor):
+            raise ArgumentTypeError(f"y: is a {type(y).__name__}; pass a tensor, torch.as_tensor(y).")
+        if y.is_complex() or (y.is_floating_point() if self.is_classification else y.dtype == torch.bool):
+            wanted = "integer labels" if self.is_classification else "real numbers"
+            raise ArgumentTypeError(f"y: has dtype {y.dtype}; pass {wanted}.")
         expected = self.conditional.batch_shape[1:] + self.conditional.event_shape
         if y.shape != expected:
             raise ArgumentError(f"y: has shape {tuple(y.shape)}, the prediction is for {tuple(expected)}.")
+        if bool(torch.isnan(y).any()):
+            raise ArgumentError(f"y: {int(torch.isnan(y).sum())} of {y.numel()} entries are NaN; leave those rows out.")
         log_prob = self.conditional.log_prob(y)
         return torch.logsumexp(log_prob, 0) - math.log(log_prob.shape[0])
 

@@ -77,7 +77,7 @@ def start_from(guide: FlatGuide, source: Source, *, num_samples: int = 200) -> N
         )
     require_count("num_samples", num_samples)
     sites: list[LatentSite] = guide._sites  # pyright: ignore[reportPrivateUsage] - of this room
-    draws = _unconstrained(sites, _draws(guide, sites, _values(guide, source, sites, num_samples)))
+    draws = _unconstrained(sites, _draws(guide, sites, _values(guide, source, sites, num_samples)), guide.loc.dtype)
     mean, std = _moments(draws, sites)
     if isinstance(guide, ExplicitHypernet):
         guide.move_to(mean.to(guide.loc), std.to(guide.loc))  # pyright: ignore[reportAttributeAccessIssue] - of each subclass
@@ -107,7 +107,7 @@ def _values(guide: FlatGuide, source: Source, sites: Sequence[LatentSite], num_s
             raise ArgumentError("source: the network keeps no weights; pass one that does, or a dict of weights.")
         own_names = [name for name, r in zip(net.param_names, net.param_table, strict=True) if r.internal]
         return dict(zip(own_names, net.internal_params, strict=True))
-    if not callable(source):
+    if not callable(source) or isinstance(source, type):
         raise ArgumentTypeError(
             f"source: is a {type(source).__name__}; pass a network, a dict of tensors by name, or a guide."
         )
@@ -163,6 +163,9 @@ def _draws(guide: FlatGuide, sites: Sequence[LatentSite], values: Mapping[str, T
     for name in (name for name in names if name in values):
         shape = shapes[name] if name in shapes else parts[name]
         value = values[name].detach()
+        if not value.is_floating_point() or value.is_meta:
+            kind = "is on the meta device" if value.is_meta else f"has dtype {value.dtype}"
+            raise ArgumentTypeError(f"source: {name!r} {kind}; pass floating-point tensors with values, value.float().")
         if tuple(value.shape) == shape:
             found[name] = value.unsqueeze(0)
         elif tuple(value.shape[1:]) == shape and value.dim() == len(shape) + 1 and len(value) > 0:
@@ -190,16 +193,17 @@ def _parts_of_flat(guide: FlatGuide) -> dict[str, tuple[int, ...]]:
     return {name: tuple(shape) for name, shape in zip(model.net.param_names, model.net.param_shapes, strict=True)}
 
 
-def _unconstrained(sites: Sequence[LatentSite], draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Draws ``[S, n]`` in unconstrained coordinates by site name."""
+def _unconstrained(sites: Sequence[LatentSite], draws: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Draws ``[S, n]`` in unconstrained coordinates by site name, finite in the guide's dtype."""
     found: dict[str, Tensor] = {}
     for site in sites:
         if site.name in draws:
             value = site.unconstrain(draws[site.name]).flatten(1) if site.shape else site.unconstrain(draws[site.name])
             value = value.reshape(len(value), -1)
-            if not bool(torch.isfinite(value).all()):
+            if not bool(torch.isfinite(value.to(dtype)).all()):
                 raise ArgumentError(
-                    f"source: {site.name!r} has values that are not finite, or are impossible under the model's prior."
+                    f"source: {site.name!r} has values that are not finite in {dtype}, or are impossible under the "
+                    "model's prior."
                 )
             found[site.name] = value
     return found

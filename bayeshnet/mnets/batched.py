@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.mnets.failed_calls import explains_inputs
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.module_mainnet import ModuleMainNet
 from bayeshnet.mnets.module_state import restored_on_failure, vectorising
@@ -25,6 +26,7 @@ WeightSamples: TypeAlias = "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
 
 
+@explains_inputs
 def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_size: int | None = None) -> Any:
     """Evaluate a network for S samples of its weights.
 
@@ -45,8 +47,8 @@ def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_siz
         What the network returns, each tensor of it with a first dimension S: ``[S, B, ...]``.
 
     Raises:
-        ValueError: If sizes, names or numbers of the weights do not fit the network.
-        TypeError: If an argument is of another type.
+        ValueError: If sizes, names or numbers of the weights, or the inputs, do not fit the network.
+        TypeError: If an argument is of another type, or the inputs are of another dtype than the network takes.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))

@@ -12,19 +12,22 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor, nn
 
-from bayeshnet.checks import require_count
+from bayeshnet.checks import require_count, require_trainable
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.module_mainnet import functional_copy
+from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.models import priors
+from bayeshnet.models.data_checks import check_parameters, check_rows, nan_error
 from bayeshnet.models.learned_scales import LearnedScales
 from bayeshnet.models.likelihoods import Likelihood
 from bayeshnet.models.param_sites import emit_param_sites
+from bayeshnet.models.prior_rules import prior_rule, usable_prior
 from bayeshnet.models.weight_normal import WeightNormal
 
 __all__ = ["BayesianModel"]
 
-PriorLike: TypeAlias = "priors.Prior | Callable[..., TorchDistributionMixin]"
+PriorLike: TypeAlias = "priors.Prior | TorchDistributionMixin | Callable[..., TorchDistributionMixin]"
 
 
 class BayesianModel(nn.Module):
@@ -37,7 +40,9 @@ class BayesianModel(nn.Module):
 
     Args:
         net: Any ``nn.Module``, or a main network of this package.
-        prior: A :class:`~bayeshnet.models.priors.Prior`, or a function ``(name, record, *, like) -> distribution``.
+        prior: A :class:`~bayeshnet.models.priors.Prior`; a distribution of one number, for every weight, such as
+            ``dist.Laplace(0., 1.)`` (it takes the network's dtype and device); or a function
+            ``(name, record, *, like) -> distribution``. ``priors.Normal(scale="fan_in")`` by default.
         likelihood: A :class:`~bayeshnet.models.likelihoods.Likelihood`.
         dataset_size: Number of rows of the whole data set. Needed when ``y`` comes in minibatches: the likelihood of a
             minibatch is scaled up to it.
@@ -68,6 +73,7 @@ class BayesianModel(nn.Module):
         flat: bool = False,
     ) -> None:
         super().__init__()
+        require_trainable("BayesianModel")
         if not isinstance(net, nn.Module):
             raise ArgumentTypeError(f"net: is a {type(net).__name__}; pass an nn.Module.")
         if not isinstance(likelihood, Likelihood):
@@ -78,13 +84,10 @@ class BayesianModel(nn.Module):
         if dataset_size is not None:
             require_count("dataset_size", dataset_size, advice=", the rows of the whole data set")
         prior = priors.Normal(scale="fan_in") if prior is None else prior
-        if not callable(getattr(prior, "distribution", prior)):
-            raise ArgumentTypeError(
-                f"prior: is a {type(prior).__name__}; pass one of bayeshnet.priors, such as "
-                "priors.Normal(scale='fan_in'), or a function (name, record, *, like) -> distribution."
-            )
+        prior_rule(prior)  # says what a prior is, if this is none
         example = next(net.parameters(), None)
         dtype = torch.get_default_dtype() if example is None else example.dtype
+        check_parameters(net)
         self.net = functional_copy(net)
         self.prior = prior
         self.likelihood = likelihood
@@ -136,16 +139,15 @@ class BayesianModel(nn.Module):
         return {} if self.learned_scales is None else self.learned_scales.factors()
 
     def _build_priors(self) -> dict[str, TorchDistributionMixin]:
-        rule: Any = getattr(self.prior, "distribution", self.prior)
+        rule = prior_rule(self.prior)
+        if self.flat and isinstance(self.prior, torch.distributions.Distribution):
+            record = ParamRecord((self.net.num_params,), "weight", 0)
+            return {
+                "weights": usable_prior(rule("weights", record, like=self._like), "weights", record.shape, self._like)
+            }
         made: dict[str, TorchDistributionMixin] = {}
         for name, shape, record in zip(self._names, self._shapes, self.net.param_table, strict=True):
-            fn = rule(name, record, like=self._like)
-            if tuple(fn.batch_shape) != () or tuple(fn.event_shape) != shape:
-                raise ArgumentError(
-                    f"prior: gives parameter {name!r} a distribution with batch shape {tuple(fn.batch_shape)} and "
-                    f"event shape {tuple(fn.event_shape)}; expected () and {shape}. Use "
-                    ".expand(shape).to_event(len(shape))."
-                )
+            fn = usable_prior(rule(name, record, like=self._like), name, shape, self._like)
             learned = self.learned_scales is not None and name in self.learned_scales.factor_shapes
             made[name] = LearnedScales.check(name, fn) if learned else fn
         return {"weights": _flat_normal(made)} if self.flat else made
@@ -184,11 +186,7 @@ class BayesianModel(nn.Module):
         if f.dim() == len(lead):
             raise ArgumentError("net: returns a single number; a likelihood needs one output per row, [B, ...].")
         rows = f.shape[len(lead)]
-        if isinstance(x, Tensor) and x.dim() == 1 and len(x) != rows:
-            raise ArgumentError(
-                f"x: has shape {tuple(x.shape)}, and the network makes {rows} rows of it; pass a batch [B, ...], for a "
-                "single row x.unsqueeze(0)."
-            )
+        check_rows(x, rows)
         if y is not None:
             self._check_target(f, lead, y)
         if self._squeeze_output:
@@ -227,8 +225,12 @@ class BayesianModel(nn.Module):
                 f"net: returns a {type(f).__name__}; a likelihood needs one tensor. Wrap the network in a module that "
                 "returns the output to be observed."
             )
+        if not f.is_floating_point():
+            raise ArgumentTypeError(
+                f"net: returns a tensor of {f.dtype}; a likelihood needs floating-point outputs, means or logits."
+            )
         kept = lead[:-1] if len(lead) and lead[-1] == 1 else lead
-        return f.reshape(kept + f.shape[1:]), kept
+        return self.likelihood.arrange(f.reshape(kept + f.shape[1:]), batch_dims=len(kept) + 1), kept
 
     def conditional(self, x: Any, draws: Mapping[str, Tensor]) -> tuple[Tensor, TorchDistributionMixin]:
         """Outputs, and the distribution of observations, for given draws of all latent sites.
@@ -240,13 +242,28 @@ class BayesianModel(nn.Module):
         Returns:
             Outputs ``[S, B, ...]`` and the distribution with ``batch_shape`` ``[S, B]``. Outputs ``[S, B, 1]`` become
             ``[S, B]`` as in :meth:`forward`, if the last targets that this model was called with were ``[B]``.
+
+        Raises:
+            ValueError: If outputs are NaN; the message says whether inputs or draws are.
         """
         self._check_input(x)
         num = next(iter(draws.values())).shape[0]
         # An explicit place for the plate keeps one sample apart from none.
         shapes = self.latent_shapes
         placed = {name: draws[name].reshape((num, 1, *shape)) for name, shape in shapes.items()}
+        for name, value in placed.items():
+            if value.dtype != self._like.dtype and not name.startswith("likelihood."):
+                raise ArgumentTypeError(
+                    f"draws: those of {name!r} have dtype {value.dtype}, the network's weights {self._like.dtype}; "
+                    f"convert them, value.to({self._like.dtype})."
+                )
         f, _ = self.evaluate(x, placed)
+        if f.dim() < 2:
+            raise ArgumentError("net: returns a single number; a likelihood needs one output per row, [B, ...].")
+        check_rows(x, f.shape[1], some=False)
+        # A sum is cheap beside what follows, and NaN if there is one among what it adds.
+        if bool(torch.isnan(f.sum())) and bool(torch.isnan(f).any()):
+            raise nan_error(x, draws, f)
         if self._squeeze_output:
             f = f.squeeze(-1)
         return f, self.conditional_of(f, draws)
@@ -284,6 +301,8 @@ class BayesianModel(nn.Module):
 
     def _check_input(self, x: Any) -> None:
         for part in x if isinstance(x, tuple) else (x,):
+            if isinstance(part, Tensor) and part.is_meta:
+                raise ArgumentTypeError("x: is on the meta device, it has no values; pass a tensor that has.")
             if hasattr(part, "__array__") and not isinstance(part, Tensor):
                 raise ArgumentTypeError(
                     f"x: is a {type(part).__name__}; pass a tensor, torch.as_tensor(x, dtype={self._like.dtype})."
@@ -299,8 +318,6 @@ class BayesianModel(nn.Module):
         if not isinstance(y, Tensor):
             raise ArgumentTypeError(f"y: is a {type(y).__name__}; pass a tensor, torch.as_tensor(y).")
         output = f.shape[len(lead) :]
-        if output[0] == 0:
-            raise ArgumentError("x: has no rows; pass at least one observation.")
         expected = output[:1] + self.likelihood.target_event(output[1:])
         self.likelihood.check_target(y, output[1:])
         squeezable = len(expected) == 2 and expected[1] == 1
@@ -312,7 +329,7 @@ class BayesianModel(nn.Module):
             or_flat = f" or {tuple(expected[:1])}" if squeezable else ""
             raise ArgumentError(
                 f"y: has shape {tuple(y.shape)}; the network's output {tuple(output)} asks for "
-                f"{tuple(expected)}{or_flat}."
+                f"{tuple(expected)}{or_flat}.{self.likelihood.shape_advice(y, output[1:])}"
             )
 
 

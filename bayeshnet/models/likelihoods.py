@@ -61,6 +61,19 @@ class Likelihood(nn.Module, ABC):
     def check_target(self, y: Tensor, event_shape: Size) -> None:
         """Raise an error if ``y`` cannot be observed, given the shape of one output of the network."""
 
+    def arrange(self, f: Tensor, *, batch_dims: int) -> Tensor:
+        """The network's outputs in the order of dimensions that the other methods expect; as they are by default.
+
+        Args:
+            f: Outputs ``[*samples, B, *event]``.
+            batch_dims: As for :meth:`conditional`.
+        """
+        return f
+
+    def shape_advice(self, y: Tensor, event_shape: Size) -> str:
+        """What to add to the message that ``y`` has the wrong shape, for outputs of this shape; may be empty."""
+        return ""
+
     def check_dtype(self, dtype: torch.dtype) -> None:
         """Raise an error if a prior of :meth:`priors` has more bits than the network's weights of this dtype.
 
@@ -121,6 +134,11 @@ class Normal(Likelihood):
         value = scale if precision is None else precision
         self._prior: TorchDistributionMixin | None = None
         if isinstance(value, torch.distributions.Distribution):
+            if not isinstance(value, TorchDistributionMixin):
+                raise ArgumentTypeError(
+                    f"{self._param}: its prior is a {type(value).__name__} of torch.distributions; pass the one of "
+                    f"pyro.distributions, dist.{type(value).__name__}(...)."
+                )
             if learn:
                 raise ArgumentError(
                     f"learn: {self._param} has a prior and is inferred already; pass a number as the start to learn."
@@ -131,17 +149,21 @@ class Normal(Likelihood):
                     f"{self._param}: its prior has batch shape {tuple(value.batch_shape)}, but all of it is one draw; "
                     f"call .to_event({len(value.batch_shape)}) on it."
                 )
-            self._prior = value  # pyright: ignore[reportAttributeAccessIssue]
+            self._prior = value
             return
         if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
             raise ArgumentTypeError(
                 f"{self._param}: is a {type(value).__name__}; pass a positive number, a tensor or a distribution."
             )
+        if isinstance(value, Tensor) and (value.dtype == torch.bool or value.is_complex()):
+            raise ArgumentTypeError(f"{self._param}: is a tensor of {value.dtype}; pass positive real numbers.")
         known = torch.as_tensor(value, dtype=torch.get_default_dtype()) if not isinstance(value, Tensor) else value
         known = known.detach().clone()
         if known.dim() > 1 or not bool((known > 0).all()) or not bool(torch.isfinite(known).all()):
+            out_of_range = not isinstance(value, Tensor) and 0.0 < value < math.inf
+            stored = f", which is {known.item():g} in {known.dtype}" if out_of_range else ""
             raise ArgumentError(
-                f"{self._param}: is {value}; pass positive finite numbers, one for all outputs or one for each."
+                f"{self._param}: is {value}{stored}; pass positive finite numbers, one for all outputs or one for each."
             )
         log_scale = known.log() if self._param == "scale" else -0.5 * known.log()
         if learn:
@@ -155,6 +177,18 @@ class Normal(Likelihood):
             return f"{self._param}~{self._prior}"
         how = "learned, now " if isinstance(self.log_scale, nn.Parameter) else ""
         return f"scale={how}{self.log_scale.detach().exp().tolist()}"
+
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """See :meth:`Likelihood.check_dtype`; known noise has to be positive and finite in this dtype as well."""
+        super().check_dtype(dtype)
+        if self._prior is not None or dtype not in (torch.float32, torch.float64):
+            return
+        scale = self.log_scale.detach().exp().to(dtype)
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            raise ArgumentError(
+                f"{self._param}: the standard deviation is {scale.tolist()} in {dtype}, the network's dtype; pass a "
+                "number in its range."
+            )
 
     def priors(self) -> Mapping[str, TorchDistributionMixin]:
         """See :meth:`Likelihood.priors`."""
@@ -185,39 +219,120 @@ class Normal(Likelihood):
 
 
 class Categorical(Likelihood):
-    """Class labels, ``y ~ Categorical(softmax(f))``; the network's last dimension holds the logits.
+    r"""Class labels, :math:`y \sim \mathrm{Categorical}(\mathrm{softmax}(f))`.
+
+    **Classes come last**: outputs of the network are logits ``[B, C]``, or ``[B, ..., C]`` for several labels per row
+    (``[B, ...]``), such as one for each pixel or token. Networks that put them second, as convolutions and
+    ``nn.CrossEntropyLoss`` do, need ``class_dim=1``; their outputs ``[B, C, H, W]`` are then handed on as
+    ``[B, H, W, C]``, in :func:`~bayeshnet.predict` too.
+
+    Args:
+        class_dim: The dimension of the network's output ``[B, ...]`` that holds the logits. By default the last; where
+            the shape would fit another reading as well (``C = H = W``), it has to be given.
+
+    Raises:
+        ValueError: If ``class_dim`` is 0; when used, if the output has no such dimension, it is smaller than 2, the
+            labels have another shape or are none of ``0..C-1``, or it cannot be told which dimension holds the classes.
+        TypeError: If ``class_dim`` is no whole number, or the labels are no integers.
 
     Example:
         >>> Categorical().conditional(torch.zeros(7, 3), {}, batch_dims=1).batch_shape
         torch.Size([7])
+        >>> Categorical(class_dim=1).arrange(torch.zeros(7, 3, 8, 8), batch_dims=1).shape
+        torch.Size([7, 8, 8, 3])
     """
+
+    def __init__(self, *, class_dim: int | None = None) -> None:
+        super().__init__()
+        if class_dim is not None and (isinstance(class_dim, bool) or not isinstance(class_dim, int)):
+            raise ArgumentTypeError(
+                f"class_dim: is {class_dim!r}, a {type(class_dim).__name__}; pass -1 (classes last), 1 (outputs "
+                "[B, C, ...]) or None."
+            )
+        if class_dim == 0:
+            raise ArgumentError("class_dim: is 0, the dimension of the rows; pass -1 (classes last) or 1.")
+        self.class_dim = class_dim
+
+    def extra_repr(self) -> str:
+        """Which dimension holds the classes, for ``repr``, if that was said."""
+        return "" if self.class_dim is None else f"class_dim={self.class_dim}"
+
+    def arrange(self, f: Tensor, *, batch_dims: int) -> Tensor:
+        """See :meth:`Likelihood.arrange`."""
+        if self.class_dim in (None, -1):
+            return f
+        dims = f.dim() - batch_dims + 1  # of an output [B, ...] of one network
+        place = self.class_dim + dims if self.class_dim < 0 else self.class_dim
+        if not 0 < place < dims:
+            raise ArgumentError(
+                f"class_dim: is {self.class_dim}, but the network's output {tuple(f.shape[batch_dims - 1 :])} has no "
+                "such dimension beside that of the rows."
+            )
+        return f if place == dims - 1 else f.movedim(batch_dims - 1 + place, -1)
 
     def conditional(self, f: Tensor, params: Mapping[str, Tensor], *, batch_dims: int) -> TorchDistributionMixin:
         """See :meth:`Likelihood.conditional`."""
-        return dist.Categorical(logits=f).to_event(f.dim() - batch_dims - 1)
+        return _Labels(logits=f).to_event(f.dim() - batch_dims - 1)
 
     def target_event(self, event_shape: Size) -> Size:
         """See :meth:`Likelihood.target_event`."""
         if len(event_shape) == 0 or event_shape[-1] < 2:
+            first = (
+                " For outputs [B, C, ...] pass class_dim=1." if self.class_dim is None and len(event_shape) > 1 else ""
+            )
             raise ArgumentError(
                 f"likelihood: Categorical needs at least 2 logits in the last dimension of the network's output; one "
-                f"output has shape {tuple(event_shape)}."
+                f"output has shape {tuple(event_shape)}.{first}"
             )
         return event_shape[:-1]
 
     def check_target(self, y: Tensor, event_shape: Size) -> None:
         """See :meth:`Likelihood.check_target`."""
         if y.is_floating_point() or y.is_complex():
+            one_hot = len(event_shape) == 1 and y.shape[1:] == event_shape
+            fix = "y.argmax(-1) if these are one-hot vectors or probabilities" if one_hot else "try y.long()"
             raise ArgumentTypeError(
-                f"y: has dtype {y.dtype}; a Categorical likelihood needs integer labels 0..C-1, try y.long()."
+                f"y: has dtype {y.dtype}; a Categorical likelihood needs integer labels 0..C-1, {fix}."
+            )
+        if self.class_dim is None and len(event_shape) > 1 and event_shape[:-1] == event_shape[1:]:
+            raise ArgumentError(
+                f"likelihood: an output of the network has shape {tuple(event_shape)}, so that its classes may be in "
+                "the first or in the last dimension; say which: Categorical(class_dim=1) for outputs [B, C, ...] as of "
+                "convolutions, Categorical(class_dim=-1) for [B, ..., C]."
             )
         num = event_shape[-1] if event_shape else 0
         # Looking at values waits for the device; fit switches Pyro's validation off after its first step.
-        if num and is_validation_enabled() and bool(((y < 0) | (y >= num)).any()):
-            raise ArgumentError(
-                f"y: holds labels {int(y.min())}..{int(y.max())}; the network gives {num} logits, so labels have to be "
-                f"0..{num - 1}."
-            )
+        if num and is_validation_enabled() and y.shape[1:] == event_shape[:-1]:
+            _refuse_labels(y, num)
+
+    def shape_advice(self, y: Tensor, event_shape: Size) -> str:
+        """See :meth:`Likelihood.shape_advice`."""
+        if self.class_dim is None and len(event_shape) > 1 and y.shape[1:] == event_shape[1:]:
+            return " Classes come last here; for outputs [B, C, ...] pass likelihoods.Categorical(class_dim=1)."
+        one_hot = len(event_shape) == 1 and y.shape[1:] == event_shape
+        return " For one-hot vectors pass y.argmax(-1)." if one_hot else ""
+
+
+class _Labels(dist.Categorical):
+    """Labels; one that does not exist is named even where Pyro's validation is off."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        try:
+            return super().log_prob(value)
+        except (RuntimeError, IndexError, ValueError):  # of gathering, or of the validation
+            _refuse_labels(value, int(self.logits.shape[-1]))
+            raise
+
+
+def _refuse_labels(y: Tensor, num: int) -> None:
+    bad = (y < 0) | (y >= num)
+    if not bool(bad.any()):
+        return
+    ignored = " Labels such as -100 do not mean 'ignored' here: leave those rows out." if bool((y < 0).any()) else ""
+    raise ArgumentError(
+        f"y: holds labels {y.min().item():g}..{y.max().item():g}; the network gives {num} logits, so labels have to be "
+        f"0..{num - 1}.{ignored}"
+    )
 
 
 def _check_positive_support(prior: torch.distributions.Distribution, argument: str) -> None:
@@ -225,11 +340,12 @@ def _check_positive_support(prior: torch.distributions.Distribution, argument: s
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     lower = getattr(support, "lower_bound", None)
-    if support is constraints.positive or (lower is not None and float(lower) >= 0):
+    positive = support is constraints.positive or (lower is not None and float(lower) >= 0)
+    if positive and not getattr(support, "is_discrete", False):
         return
     raise ArgumentError(
-        f"{argument}: its prior {prior} is not restricted to positive numbers; use dist.Gamma, dist.HalfNormal, "
-        "dist.LogNormal, ..."
+        f"{argument}: its prior {prior} is not restricted to positive numbers, or discrete; use dist.Gamma, "
+        "dist.HalfNormal, dist.LogNormal, ..."
     )
 
 

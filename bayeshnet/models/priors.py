@@ -72,7 +72,8 @@ class Normal(Prior):
             :attr:`~bayeshnet.BayesianModel.scale_factors`; two models never share them.
 
     Raises:
-        ValueError: If a scale is not positive or finite, or (when a model is built) a mapping leaves a parameter out.
+        ValueError: If a scale is not positive or a number not finite; or (when a model is built) a mapping leaves a
+            parameter out, or a number is out of the range of the network's dtype.
         TypeError: If an argument is none of the above.
 
     Example:
@@ -88,12 +89,17 @@ class Normal(Prior):
         loc: float | Tensor | Mapping[str, float | Tensor] | None = None,
         learn: Learn | Mapping[str, Learn] = False,
     ) -> None:
+        for argument, given in (("scale", scale), ("loc", loc), ("learn", learn)):
+            for key in given if isinstance(given, Mapping) else ():
+                if not isinstance(key, str):
+                    raise ArgumentTypeError(
+                        f"{argument}: has the key {key!r}, a {type(key).__name__}; pass names of parameters or "
+                        "patterns."
+                    )
         for key, value in scale.items() if isinstance(scale, Mapping) else [("", scale)]:
             _check_scale(value, f"scale[{key!r}]" if key else "scale")
         for key, value in loc.items() if isinstance(loc, Mapping) else [("", 0.0 if loc is None else loc)]:
-            if not isinstance(value, int | float | Tensor):
-                where = f"loc[{key!r}]" if key else "loc"
-                raise ArgumentTypeError(f"{where}: is a {type(value).__name__}; pass a number or a tensor.")
+            _check_loc(value, f"loc[{key!r}]" if key else "loc")
         for value in learn.values() if isinstance(learn, Mapping) else [learn]:
             if not (isinstance(value, bool) or value == "inputs"):
                 raise ArgumentError(f"learn: is {value!r}; pass False, True or 'inputs', or a mapping to these.")
@@ -145,6 +151,7 @@ def _check_scale(value: object, where: str) -> None:
         if value != "fan_in":
             raise ArgumentError(f"{where}: is {value!r}; the only rule known by name is 'fan_in'.")
     elif isinstance(value, Tensor):
+        _check_real(value, where)
         if not bool((value > 0).all()) or not bool(torch.isfinite(value).all()):
             raise ArgumentError(f"{where}: a standard deviation has to be positive and finite everywhere.")
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -157,6 +164,22 @@ def _check_scale(value: object, where: str) -> None:
         )
 
 
+def _check_loc(value: object, where: str) -> None:
+    if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
+        raise ArgumentTypeError(f"{where}: is a {type(value).__name__}; pass a number or a tensor.")
+    if isinstance(value, Tensor):
+        _check_real(value, where)
+    finite = bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value)
+    if not finite:
+        given = "has entries that are not finite" if isinstance(value, Tensor) else f"is {value}"
+        raise ArgumentError(f"{where}: {given}; a mean has to be finite.")
+
+
+def _check_real(value: Tensor, where: str) -> None:
+    if value.is_complex() or value.dtype == torch.bool:
+        raise ArgumentTypeError(f"{where}: is a tensor of {value.dtype}; pass real numbers.")
+
+
 def _lookup(value: object, name: str) -> float | Tensor | str | None:
     if not isinstance(value, Mapping):
         return value  # pyright: ignore[reportReturnType]
@@ -167,6 +190,14 @@ def _lookup(value: object, name: str) -> float | Tensor | str | None:
 
 def _expanded(value: float | Tensor | str, name: str, record: ParamRecord, like: Tensor, argument: str) -> Tensor:
     tensor = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    # 1e300 is infinite in float32 and 1e-60 is 0; of 1e-40 the reciprocal, by which weights are whitened, is infinite.
+    usable = torch.isfinite(tensor) if argument == "loc" else torch.isfinite(tensor) & torch.isfinite(1.0 / tensor)
+    if not bool(usable.all()):
+        given = torch.as_tensor(value, dtype=torch.float64, device=like.device)[~usable].flatten()[0]
+        raise ArgumentError(
+            f"{argument}: {float(given):g} for parameter {name!r} is out of the range of {like.dtype}, the network's "
+            "dtype; pass numbers in its range, or convert the network to float64."
+        )
     try:
         return tensor.expand(record.shape)
     except RuntimeError:

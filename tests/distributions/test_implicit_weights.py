@@ -153,3 +153,46 @@ def test_errors():
         ImplicitWeights(HPerturbWrapper(hnet, sigma_noise=0.0, verbose=False))
     assert "noise_dim=4" in repr(ImplicitWeights(wrapped))
     assert isinstance(wrapped, nn.Module)
+
+
+def small(**options):
+    hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, layers=(4,), verbose=False)
+    return ImplicitWeights(HPerturbWrapper(hnet, sigma_noise=0.5, verbose=False), **options)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite(bad):
+    """Before: -inf for NaN and NaN for infinity, without a word."""
+    torch.manual_seed(0)
+    w = torch.randn(5, 3)
+    w[2, 1] = bad
+    with pytest.raises(ArgumentError, match="value: 1 of 5 rows hold NaN or infinite numbers, row 2"):
+        small(validate_args=True).log_prob(w)
+    q = small(validate_args=False)
+    rest = [0, 1, 3, 4]
+    log_prob = q.log_prob(w)
+    assert log_prob.isnan().tolist() == [False, False, True, False, False]
+    assert bool(torch.isfinite(log_prob[rest]).all())
+
+
+def test_values_of_another_kind():
+    q = small()
+    for bad in ([0.0, 0.0, 0.0], None, "w", torch.zeros(5, 3, dtype=torch.long), torch.zeros(5, 3, dtype=torch.cfloat)):
+        with pytest.raises(ArgumentTypeError, match=r"value: is .*; pass a floating-point tensor \[..., 3\]"):
+            q.log_prob(bad)
+    assert q.log_prob(torch.zeros(0, 3)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"loc": float("nan")}, ArgumentError, "loc: has entries that are NaN"),
+        ({"scale": float("inf")}, ArgumentError, "scale: has entries that are NaN or infinite"),
+        ({"loc": "a"}, ArgumentTypeError, "loc: is a str"),
+        ({"scale": True}, ArgumentTypeError, "scale: is a bool"),
+        ({"estimator": "exact"}, ArgumentTypeError, "estimator: is 'exact'; pass one of bayeshnet.entropy"),
+    ],
+)
+def test_options(options, error, match):
+    with pytest.raises(error, match=match):
+        small(**options)

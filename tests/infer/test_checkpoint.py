@@ -5,12 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import autoguide
+from pyro.nn import PyroModule
 from torch import nn
 
 from bayeshnet import AutoHypernet, fit, load, predict, save
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, UsageError
 from tests.infer.problems import bnn
 
 ROOT = Path(__file__).parents[2]
@@ -96,3 +100,117 @@ def test_errors(tmp_path):
     (tmp_path / "net.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not a description"):
         load(tmp_path / "net", net=net)
+
+
+def guides(model):
+    """Pyro's guides that make their parameters at the first call."""
+    both = autoguide.AutoGuideList(model)
+    both.append(autoguide.AutoNormal(poutine.block(model, expose=["0.weight", "0.bias"])))
+    both.append(autoguide.AutoDelta(poutine.block(model, hide=["0.weight", "0.bias"])))
+    kinds = (
+        autoguide.AutoNormal,
+        autoguide.AutoDelta,
+        autoguide.AutoDiagonalNormal,
+        autoguide.AutoMultivariateNormal,
+        autoguide.AutoLowRankMultivariateNormal,
+        autoguide.AutoIAFNormal,
+    )
+    return [both, *(kind(model) for kind in kinds)]
+
+
+@pytest.mark.parametrize("i", range(7))
+def test_guides_that_were_never_called(tmp_path, i):
+    """Before: saving wrote nothing, and loading said "the file lacks [], and has besides [...]"."""
+    model, args = bnn()
+    name = type(guides(model)[i]).__name__
+    with pytest.raises(
+        UsageError, match=rf"guide: is a guide \({name}\) that was never called.*call it once.*then save"
+    ):
+        save(tmp_path / "run", guide=guides(model)[i])
+    guide, other = guides(model)[i], guides(model)[i]
+    guide(*args)
+    save(tmp_path / "run", guide=guide)
+    with pytest.raises(UsageError, match=r"guide: .* never called.*call it once .*guide\(x, y\), then load"):
+        load(tmp_path / "run", guide=other)
+    other(*args)
+    load(tmp_path / "run", guide=other)
+    torch.manual_seed(3)
+    expected = predict(model, guide, args[0], 5).draws
+    torch.manual_seed(3)
+    assert torch.equal(predict(model, other, args[0], 5).draws, expected)
+
+
+def test_a_hand_written_guide_keeps_its_parameters_elsewhere(tmp_path):
+    class Hand(PyroModule):
+        def forward(self):
+            pyro.param("not_here", torch.zeros(()))
+
+    with pytest.raises(UsageError, match=r"guide: is a Hand without parameters .* Pyro's parameter store"):
+        save(tmp_path / "run", guide=Hand())
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [(p, ArgumentError) for p in ("", ".", "..", "folder/", ".safetensors", "run/..", "a\0b")]
+    + [(p, ArgumentTypeError) for p in (None, 3, b"run")],
+)
+def test_paths_that_name_no_file(path, error, tmp_path, monkeypatch):
+    """Before: PosixPath('.') has an empty name; '..' wrote ...safetensors."""
+    monkeypatch.chdir(tmp_path)
+    for act in (save, load):
+        with pytest.raises(error, match="^path: is"):
+            act(path, net=nn.Linear(1, 1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        save(tmp_path / "file" / "run", net=nn.Linear(1, 1))
+    with pytest.raises(OSError, match="cannot be written|too long"):
+        save(tmp_path / ("a" * 300), net=nn.Linear(1, 1))
+    with pytest.raises(ArgumentError, match=r"a.b: has a dot in its name"):
+        save(tmp_path / "run", **{"a.b": nn.Linear(1, 1)})
+
+
+def holder(tensor):
+    module = nn.Module()
+    module.register_buffer("held", tensor)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "match"),
+    [
+        (nn.LazyLinear(3), ArgumentError, r"net: 'weight' has no shape yet \(a lazy module\)"),
+        (nn.Sequential(nn.Linear(2, 2), nn.LazyBatchNorm1d()), ArgumentError, "net: '1.weight' has no shape yet"),
+        (nn.Linear(2, 2, device="meta"), ArgumentError, "net: 'weight' is on the meta device and has no values"),
+        (holder(torch.eye(3).to_sparse()), ArgumentTypeError, "net: 'held' is of layout torch.sparse_coo"),
+        (holder(torch.zeros(3, dtype=torch.complex128)), ArgumentTypeError, "'held' has dtype torch.complex128"),
+    ],
+)
+def test_tensors_that_cannot_be_saved(module, error, match, tmp_path):
+    with pytest.raises(error, match=match):
+        save(tmp_path / "net", net=module)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantised_tensors_cannot_be_saved(tmp_path):
+    held = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
+    with pytest.raises(ArgumentTypeError, match="'held' is quantised"):
+        save(tmp_path / "net", net=holder(held))
+
+
+def test_modules_that_cannot_be_filled(tmp_path):
+    save(tmp_path / "net", net=nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match="net: 'weight' is on the meta device"):
+        load(tmp_path / "net", net=nn.Linear(2, 2, device="meta"))
+    with torch.inference_mode():
+        made = nn.Linear(2, 2)
+        load(tmp_path / "net", net=made)
+    with pytest.raises(UsageError, match="net: 'weight' was made under torch.inference_mode"):
+        load(tmp_path / "net", net=made)
+    (tmp_path / "net.json").write_text('{"format": 1, "modules": 3}')
+    with pytest.raises(CheckpointError, match="not a description"):
+        load(tmp_path / "net", net=nn.Linear(2, 2))

@@ -307,7 +307,7 @@ def test_errors():
     model, (x, y) = bnn()
     guide = AutoNormal(model)
     guide(x, y)
-    with pytest.raises(ArgumentError, match="num_samples: is 50; pass at least 100"):
+    with pytest.raises(ArgumentError, match="num_samples: is 50; pass a whole number, 100 or more"):
         diagnose(model, guide, (x, y), num_samples=50)
     with pytest.raises(ArgumentError, match="nuts: is 5; pass True, False"):
         diagnose(model, guide, (x, y), nuts=5)

@@ -200,20 +200,28 @@ def test_what_was_learned_dies_with_the_network():
     assert reference() is None
 
 
-def test_mistakes_surface_as_the_networks_own_errors():
-    for net, x in (
-        (nn.Sequential(nn.Linear(3, 2)), torch.randn(5, 4)),
-        (nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), torch.randn(5, 4)),
-        (nn.Sequential(nn.Linear(3, 2), nn.Linear(3, 2)), torch.randn(5, 3)),
-        (nn.LSTM(3, 2), torch.randn(5, 4)),
+class Faulty(nn.Linear):
+    def forward(self, x):
+        raise RuntimeError("a mistake of its own")
+
+
+def test_mistakes_surface_with_the_networks_own_errors_behind_them():
+    for net, x, what in (
+        (nn.Sequential(nn.Linear(3, 2)), torch.randn(5, 4), "the network's Linear '0' takes 3 columns, not 4"),
+        (nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), torch.randn(5, 4), "'0' takes 3 columns, not 4"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Linear(3, 2)), torch.randn(5, 3), "its layers do not fit each other"),
+        (nn.LSTM(3, 2), torch.randn(5, 4), "the network's LSTM takes 3 columns, not 4"),
+        (Faulty(3, 2), torch.zeros(5, 4, dtype=torch.long), None),
     ):
         weights = torch.randn(4, sum(p.numel() for p in net.parameters()))
         with pytest.raises(RuntimeError) as own:
             net(x)
-        with pytest.raises(RuntimeError) as ours:
+        with pytest.raises((ArgumentError, RuntimeError), match=what) as ours:
             batched_forward(net, weights, x)
-        assert str(ours.value) == str(own.value)
-        assert ours.value.__context__ is None
+        raw = ours.value if what is None else ours.value.__cause__
+        assert type(raw) is RuntimeError
+        assert str(raw) == str(own.value)
+        assert raw.__context__ is None
         assert not batched._KNOWN.get(net)  # the next, correct call is tried again
     with pytest.raises(ArgumentError, match="x: has shape"):
         batched_forward(MLP(3, 2, use_batch_norm=True), torch.randn(4, 212), torch.randn(5))

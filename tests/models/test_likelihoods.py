@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from torch import nn
 
+from bayeshnet import AutoHypernet, BayesianModel, fit, predict
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models import likelihoods
 
@@ -130,3 +134,111 @@ def test_categorical_over_more_than_one_position():
     conditional = likelihoods.Categorical().conditional(torch.zeros(4, 7, 5, 3), {}, batch_dims=2)
     assert conditional.batch_shape == (4, 7)
     assert conditional.event_shape == (5,)
+
+
+def conv_model(num_classes, size, **options):
+    net = nn.Conv2d(1, num_classes, 1)
+    return BayesianModel(net, likelihood=likelihoods.Categorical(**options)), torch.randn(5, 1, size, size)
+
+
+def test_classes_come_last_and_where_the_shape_fits_both_ways_it_has_to_be_said():
+    """Before: logits [B, C, H, W] with C = H = W were trained on with W as the classes, without a word."""
+    model, x = conv_model(3, 3)
+    y = torch.randint(3, (5, 3, 3))
+    with pytest.raises(
+        ArgumentError, match=r"shape \(3, 3, 3\), so that its classes may be in the first or in the last"
+    ):
+        model(x, y)
+    with pytest.raises(ArgumentError, match="say which"):
+        AutoHypernet(model, example=(x, y))
+    last, _ = conv_model(3, 3, class_dim=-1)
+    assert torch.equal(last(x, y), y)
+    # Unambiguous, and wrong: classes first with C != H.
+    model, x = conv_model(4, 3)
+    with pytest.raises(ArgumentError, match=r"asks for \(5, 4, 3\). Classes come last here; .*class_dim=1"):
+        model(x, torch.randint(4, (5, 3, 3)))
+    model, x = conv_model(4, 1)
+    with pytest.raises(
+        ArgumentError, match=r"at least 2 logits .*\(4, 1, 1\). For outputs \[B, C, ...\] pass class_dim=1"
+    ):
+        model(x, torch.randint(4, (5, 1, 1)))
+
+
+@pytest.mark.parametrize("class_dim", [1, -3])
+@pytest.mark.parametrize("size", [3, 4])
+def test_classes_in_the_second_dimension(class_dim, size):
+    torch.manual_seed(0)
+    model, x = conv_model(3, size, class_dim=class_dim)
+    y = torch.randint(3, (5, size, size))
+    weights = {name: torch.randn(shape) for name, shape in model.latent_shapes.items()}
+    conditioned = poutine.trace(poutine.condition(model, data=weights)).get_trace(x, y)
+    f = nn.functional.conv2d(x, weights["weight"], weights["bias"])
+    expected = -nn.functional.cross_entropy(f, y, reduction="none").sum((1, 2))
+    obs = conditioned.nodes["obs"]
+    torch.testing.assert_close(obs["fn"].log_prob(obs["value"]), expected)
+    draws = {name: value.unsqueeze(0) for name, value in weights.items()}
+    pred = predict(model, draws, x)
+    torch.testing.assert_close(pred.probs, f.softmax(1).movedim(1, -1))
+    torch.testing.assert_close(pred.log_prob(y), expected)
+
+
+def test_class_dim_fits_and_predicts():
+    torch.manual_seed(0)
+    model, x = conv_model(3, 3, class_dim=1)
+    y = torch.randint(3, (5, 3, 3))
+    guide = AutoHypernet(model, example=(x, y))
+    fit(model, guide, (x, y), steps=5, num_particles=3, progress=False)
+    assert predict(model, guide, x, 4).probs.shape == (5, 3, 3, 3)
+    assert "class_dim=1" in repr(model)
+
+
+def test_class_dim_errors():
+    for bad, error in (
+        (0, ArgumentError),
+        (1.0, ArgumentTypeError),
+        (True, ArgumentTypeError),
+        ("first", ArgumentTypeError),
+    ):
+        with pytest.raises(error, match="class_dim: is"):
+            likelihoods.Categorical(class_dim=bad)
+    model = BayesianModel(nn.Linear(3, 2), likelihood=likelihoods.Categorical(class_dim=2))
+    with pytest.raises(
+        ArgumentError, match=r"class_dim: is 2, but the network's output \(4, 2\) has no such dimension"
+    ):
+        model(torch.randn(4, 3), torch.zeros(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize(
+    ("y", "error", "match"),
+    [
+        (torch.tensor([0, 1, 5]), ArgumentError, r"y: holds labels 0..5; the network gives 3 logits.* 0..2"),
+        (torch.tensor([0, 1, -100]), ArgumentError, "holds labels -100..1.*Labels such as -100 do not mean 'ignored'"),
+        (torch.tensor([0.0, 1.0, 2.0]), ArgumentTypeError, r"needs integer labels 0..C-1, try y.long\(\)"),
+        (torch.eye(3), ArgumentTypeError, r"y.argmax\(-1\) if these are one-hot"),
+        (torch.eye(3).long(), ArgumentError, r"asks for \(3,\). For one-hot vectors pass y.argmax\(-1\)"),
+    ],
+)
+def test_labels_that_do_not_exist(y, error, match, validate):
+    """Without Pyro's validation, as in all but the first step of a fit, before: index 5 is out of bounds."""
+    if error is ArgumentError and y.dim() == 1 and not validate:
+        error = ValueError  # Pyro wraps what a density raises, with its message
+    model = BayesianModel(nn.Linear(2, 3), likelihood=likelihoods.Categorical())
+    with pyro.validation_enabled(validate), pytest.raises(error, match=match):
+        poutine.trace(model).get_trace(torch.randn(3, 2), y).compute_log_prob()
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "match"),
+    [
+        (1e-60, ArgumentError, "scale: is 1e-60, which is 0 in torch.float32"),
+        (1e300, ArgumentError, r"scale: is 1e\+300, which is inf"),
+        (torch.tensor(1e-60, dtype=torch.float64), ArgumentError, "the standard deviation is 0.0 in torch.float32"),
+        (torch.tensor([True]), ArgumentTypeError, "scale: is a tensor of torch.bool"),
+        (torch.distributions.Gamma(1.0, 1.0), ArgumentTypeError, "its prior is a Gamma of torch.distributions"),
+        (dist.Poisson(1.0), ArgumentError, "or discrete"),
+    ],
+)
+def test_noise_that_is_no_number_of_the_network(scale, error, match):
+    with pytest.raises(error, match=match):
+        BayesianModel(nn.Linear(2, 3), likelihood=likelihoods.Normal(scale=scale))

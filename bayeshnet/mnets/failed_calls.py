@@ -1,0 +1,233 @@
+"""Why the evaluation of a network failed: what its inputs have to do with it.
+
+Nothing here runs while all is well. A call that failed is looked at afterwards: where it stopped (the traceback knows
+the layer and what that was given), and what is wrong with the inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
+
+__all__ = ["explains_inputs", "input_error"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+# What torch raises for inputs that do not fit.
+_KINDS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError)
+# Words by which torch says that two dtypes do not go together.
+_OF_DTYPES = (
+    "dtype",
+    "scalar type",
+    "data type",
+    "must have the same type",
+    "should be the same",
+    "not implemented for",
+)
+
+
+def explains_inputs(call: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A function ``(net, weights, x, ...)`` that names what is wrong with ``x``, if that is why it fails.
+
+    The error that was raised is chained. It goes through as it is if ``x`` is not the cause, and if it is one of this
+    package.
+    """
+
+    @functools.wraps(call)
+    def explained(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return call(*args, **kwargs)
+        except BayeshnetError:
+            raise
+        except _KINDS as error:
+            names = ("net", "weights", "x")
+            given: list[Any] = [args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)]
+            net, weights, x = given
+            better = None if isinstance(error, torch.OutOfMemoryError) else input_error(net, weights, x, error)
+            if better is None:
+                raise
+            raise better from error
+
+    return explained
+
+
+def input_error(net: Any, weights: Any, x: Any, error: BaseException) -> ArgumentError | ArgumentTypeError | None:
+    """What to raise instead of an error of torch, if the inputs of a network caused it, else None.
+
+    Args:
+        net: The network.
+        weights: Its weights: a tensor, or a list or dict of them.
+        x: Its inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        error: What was raised.
+
+    Example:
+        >>> layer, x = nn.Linear(3, 1), torch.zeros(8, 5)
+        >>> try:
+        ...     layer(x)
+        ... except RuntimeError as error:
+        ...     print(input_error(layer, list(layer.parameters()), x, error))
+        x: has shape [8, 5]; the network's Linear takes 3 columns, not 5. Pass inputs of the shape it was built for.
+    """
+    parts = list(x.values()) if isinstance(x, Mapping) else list(x) if isinstance(x, tuple) else [x]
+    for part in parts:
+        if isinstance(part, Tensor) and (part.layout != torch.strided or part.is_meta):
+            kind = "is on the meta device" if part.is_meta else f"is a tensor of layout {part.layout}"
+            advice = "pass a tensor that has values" if part.is_meta else "pass a dense one, x.to_dense()"
+            return ArgumentTypeError(f"x: {kind}, and the network fails on it; {advice}.")
+        if isinstance(part, Tensor) and part.is_inference() and "nference tensor" in str(error):
+            return ArgumentTypeError(
+                "x: was made under torch.inference_mode(), and nothing can be trained on it; pass x.clone()."
+            )
+    wrong_call = _signature_error(net, x, error)
+    if wrong_call is not None:
+        return wrong_call
+    dtype = _dtype_of(weights)
+    failed = _failed_layer(net, error)
+    better = None if failed is None else _layer_error(*failed, parts, x, dtype)
+    return better if better is not None else _dtype_error(parts, dtype, error)
+
+
+# ---------------------------------------------------------------------- the call
+
+
+def _signature_error(net: Any, x: Any, error: BaseException) -> ArgumentError | ArgumentTypeError | None:
+    """The inputs as arguments of ``forward``: too many, too few, or of other names."""
+    if not isinstance(error, TypeError) or not isinstance(x, tuple | Mapping):
+        return None
+    module = getattr(net, "module", net) if type(net).__name__ == "ModuleMainNet" else net
+    try:
+        signature = inspect.signature(module.forward)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    args, kwargs = (x, {}) if isinstance(x, tuple) else ((), dict(x))
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as reason:
+        given = f"a tuple of {len(x)}" if isinstance(x, tuple) else f"a dict with the keys {list(x)}"
+        return ArgumentTypeError(
+            f"x: is {given}, taken for the arguments of the network, but {type(module).__name__}.forward takes "
+            f"{signature} ({reason}). Pass its inputs alone, without targets; one tensor for one argument."
+        )
+    return None
+
+
+def _dtype_of(weights: Any) -> torch.dtype | None:
+    parts = weights.values() if isinstance(weights, Mapping) else weights
+    parts = [parts] if isinstance(parts, Tensor) or not isinstance(parts, Iterable) else parts
+    return next((part.dtype for part in parts if isinstance(part, Tensor)), None)
+
+
+def _dtype_error(parts: Sequence[Any], dtype: torch.dtype | None, error: BaseException) -> ArgumentTypeError | None:
+    """Inputs of another dtype than the weights, where torch complains of dtypes and the layer is not known."""
+    others = [part.dtype for part in parts if isinstance(part, Tensor) and part.dtype != dtype]
+    if dtype is None or not others or not any(words in str(error) for words in _OF_DTYPES):
+        return None
+    return ArgumentTypeError(
+        f"x: has dtype {others[0]}, the network's weights have {dtype}, and the network fails on that ({error}); where "
+        f"it takes numbers convert them, x.to({dtype})."
+    )
+
+
+def _failed_layer(net: Any, error: BaseException) -> tuple[str, nn.Module, Any] | None:
+    """The innermost module that was running, if it is a layer of torch: its name, itself, and its first argument."""
+    found: tuple[nn.Module, Any] | None = None
+    trace = error.__traceback__
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and frame.f_code.co_name == "forward":
+            of_torch = str(frame.f_globals.get("__name__", "")).startswith("torch.nn.modules.")
+            leaf = of_torch and "input" in frame.f_locals and not isinstance(module, nn.Sequential)
+            found = (module, frame.f_locals["input"]) if leaf else None
+    if found is None or not isinstance(net, nn.Module):
+        return None
+    root = getattr(net, "module", net) if type(net).__name__ == "ModuleMainNet" else net
+    names = {id(module): name for name, module in root.named_modules()}
+    return names.get(id(found[0]), ""), *found
+
+
+# ---------------------------------------------------------------------- the layer
+
+
+def _layer_error(
+    name: str, layer: nn.Module, given: Any, parts: Sequence[Any], x: Any, dtype: torch.dtype | None
+) -> ArgumentError | ArgumentTypeError | None:
+    kind = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
+    if not isinstance(given, Tensor):
+        what = f"x: is a {type(given).__name__}; the network's {kind} takes a tensor, torch.as_tensor(x) of numbers."
+        return ArgumentTypeError(what) if any(given is part for part in parts) else None
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    shape = f"x: has shape {list(x.shape)}; " if isinstance(x, Tensor) else "x: "
+    if isinstance(layer, nn.Embedding):
+        return _embedding_error(kind, layer, given)
+    if dtype is not None and given.dtype != dtype:
+        what = f"x: has dtype {given.dtype}, the network's {kind} takes {dtype}; convert it, x.to({dtype})."
+        ours = any(part.dtype == given.dtype for part in tensors)  # else it was made inside of the network
+        return ArgumentTypeError(what) if ours else None
+    if tensors and all(part.dim() and not len(part) for part in tensors):
+        return ArgumentError("x: has no rows, and the network fails on that; pass at least one.")
+    wanted = _wanted(layer, given)
+    if wanted is None:
+        return None
+    if any(given.shape == part.shape or given.data_ptr() == part.data_ptr() for part in tensors):  # or a view of it
+        what = f"the network's {kind} takes {wanted}. Pass inputs of the shape it was built for."
+    else:
+        what = (
+            f"the network's {kind} then gets a tensor {list(given.shape)}, and takes {wanted}. Either x has another "
+            "size than the network was built for, or its layers do not fit each other."
+        )
+    return ArgumentError(shape + what)
+
+
+def _embedding_error(kind: str, layer: nn.Embedding, given: Tensor) -> ArgumentError | ArgumentTypeError | None:
+    last = layer.num_embeddings - 1
+    if given.dtype not in (torch.int64, torch.int32):
+        return ArgumentTypeError(
+            f"x: has dtype {given.dtype}, the network's {kind} looks up whole numbers 0..{last}; convert it, x.long()."
+        )
+    if given.numel() and not (int(given.min()) >= 0 and int(given.max()) <= last):
+        return ArgumentError(
+            f"x: holds the numbers {int(given.min())}..{int(given.max())}, the network's {kind} looks up 0..{last}."
+        )
+    return None
+
+
+def _wanted(layer: nn.Module, given: Tensor) -> str | None:
+    """What a layer accepts, if this is something else."""
+    if isinstance(layer, nn.Linear):
+        return _columns(given, layer.in_features, "columns")
+    if isinstance(layer, nn.RNNBase):
+        return _columns(given, layer.input_size, "columns")
+    if isinstance(layer, nn.LayerNorm):
+        size = tuple(layer.normalized_shape)
+        return None if tuple(given.shape[-len(size) :]) == size else f"a last part of shape {list(size)}"
+    if isinstance(layer, nn.modules.conv._ConvNd):  # pyright: ignore[reportPrivateUsage] - torch's common base has no public name
+        spatial = len(layer.kernel_size)
+        if given.dim() != spatial + 2:
+            return f"a batch [B, {layer.in_channels}, ...] of {spatial + 2} dimensions, not {given.dim()}"
+        if given.shape[1] != layer.in_channels:
+            return f"{layer.in_channels} channels in the second dimension, not {given.shape[1]}"
+        small = any(size < kernel for size, kernel in zip(given.shape[2:], layer.kernel_size, strict=True))
+        return (
+            f"inputs no smaller than its kernel {list(layer.kernel_size)}, not {list(given.shape[2:])}"
+            if small
+            else None
+        )
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage] - the same
+        channels = given.shape[1] if given.dim() > 1 else 0
+        return None if channels == layer.num_features else f"{layer.num_features} channels, not {channels}"
+    return None
+
+
+def _columns(given: Tensor, size: int, what: str) -> str | None:
+    if given.dim() == 0:
+        return f"a batch [B, {size}], not a single number"
+    return None if given.shape[-1] == size else f"{size} {what}, not {given.shape[-1]}"

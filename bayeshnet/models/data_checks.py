@@ -1,0 +1,89 @@
+"""What a network, its inputs and its outputs have to be for a likelihood to make sense of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["check_parameters", "check_rows", "nan_error"]
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def nan_error(x: Any, draws: Mapping[str, Tensor], f: Tensor) -> ArgumentError:
+    """What makes outputs ``[S, B, ...]`` NaN."""
+    parts = [part for part in (x if isinstance(x, tuple) else (x,)) if isinstance(part, Tensor)]
+    bad = [part for part in parts if part.is_floating_point() and not bool(torch.isfinite(part).all())]
+    rows = torch.isnan(f).transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
+    some = f"{rows[:5]}{' and more' if len(rows) > 5 else ''}"
+    if bad:
+        count = int((~torch.isfinite(bad[0])).sum())
+        return ArgumentError(
+            f"x: {count} of {bad[0].numel()} entries are NaN or infinite, so that outputs are NaN (rows {some}); "
+            "remove or impute them."
+        )
+    sites = [name for name, value in draws.items() if not bool(torch.isfinite(value).all())]
+    if sites:
+        return ArgumentError(
+            f"guide: gives draws that are NaN or infinite at the sites {sites}, so that outputs are NaN; a fit that "
+            "failed leaves such a guide. Build it anew."
+        )
+    return ArgumentError(
+        f"net: makes NaN (rows {some}) of finite inputs and weights; look for a square root or logarithm of negative "
+        "numbers, or a division by 0, in it."
+    )
+
+
+def check_rows(x: Any, rows: int, *, some: bool = True) -> None:
+    """Refuse a single row that is taken for a batch, and inputs without rows.
+
+    Args:
+        x: The inputs.
+        rows: Number of rows that the network makes of them.
+        some: Whether there has to be one.
+
+    Raises:
+        ValueError: If so.
+    """
+    if isinstance(x, Tensor) and x.dim() == 1 and len(x) != rows:
+        raise ArgumentError(
+            f"x: has shape {tuple(x.shape)}, and the network makes {rows} rows of it; pass a batch [B, ...], for a "
+            "single row x.unsqueeze(0)."
+        )
+    if some and rows == 0:
+        raise ArgumentError("x: has no rows; pass at least one observation.")
+
+
+def check_parameters(net: nn.Module) -> None:
+    """Refuse parameters that cannot be drawn together from a density: of several dtypes, or no real numbers.
+
+    Raises:
+        TypeError: If there are such.
+    """
+    kinds: dict[torch.dtype, str] = {}
+    for name, param in net.named_parameters():
+        if isinstance(param, nn.parameter.UninitializedParameter):
+            return  # lazy ones are refused by name where the network is copied
+        if param.is_meta or param.layout != torch.strided:
+            kind = "on the meta device" if param.is_meta else f"a tensor of layout {param.layout}"
+            raise ArgumentTypeError(
+                f"net: its parameter {name!r} is {kind}; build the network with dense parameters on a real device."
+            )
+        if param.requires_grad:
+            kinds.setdefault(param.dtype, name)
+        if param.dtype not in _DTYPES:
+            raise ArgumentTypeError(
+                f"net: its parameter {name!r} has dtype {param.dtype}; weights are drawn from densities over real "
+                "numbers, of 16 bits or more. Keep what is no weight in a buffer, complex weights as two real ones."
+            )
+    if len(kinds) > 1:
+        found = ", ".join(f"{name!r} has {dtype}" for dtype, name in kinds.items())
+        raise ArgumentTypeError(
+            f"net: its parameters have several dtypes ({found}), but all weights are drawn together; convert it, "
+            "net.float() or net.double()."
+        )
