@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from bayeshnet.checks import require_count
 from bayeshnet.distributions.conditional_weights import ConditionalWeights
 from bayeshnet.distributions.inducing import InducingLayers
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
