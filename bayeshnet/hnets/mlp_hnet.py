@@ -223,6 +223,24 @@ class HMLP(MLPFeatures):
 
     # ------------------------------------------------------------------ interface
 
+    # What subclasses written for the reference read.
+
+    @property
+    def _act_fn(self) -> Activation | None:
+        return self.activation_fn
+
+    @property
+    def _dropout_rate(self) -> float:
+        return -1 if self.dropout is None else self.dropout.p
+
+    @property
+    def _use_batch_norm(self) -> bool:
+        return len(self._bn_refs) > 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module would register a module under the name of a property, which hides it.
+        super().__setattr__("activation_fn" if name == "_act_fn" else name, value)
+
     def get_output_weight_mask(
         self, out_inds: Sequence[int] | None = None, device: torch.device | str | int | None = None
     ) -> list[Tensor | None]:

@@ -23,6 +23,7 @@ from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.hnets.mlp_hnet import HMLP
 from bayeshnet.hnets.structured_mlp_hnet import StructuredHMLP
+from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.mnets.param_table import ParamRecord
 
 __all__ = ["ChunkedPart", "HeadPart", "Part", "Places", "PlainPart", "average", "split_parts", "trace_assembly"]
@@ -198,7 +199,7 @@ def _plain_tensors(hnet: HContainer, kind: str) -> list[tuple[ParamRecord, tuple
 
 def _kept(hnet: HyperNetInterface) -> list[tuple[ParamRecord, Tensor]]:
     """The records of what is kept, with the parameters."""
-    return list(zip((r for r in hnet.param_table if r.internal), hnet.internal_params or (), strict=True))
+    return list(zip((r for r in hnet.param_table if r.internal), kept_params(hnet), strict=True))
 
 
 def _device(hnet: HyperNetInterface) -> torch.device | None:
