@@ -195,8 +195,8 @@ class HMLP(MLPFeatures):
             method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the
                 harmonic mean of the two variances.
             use_xavier: Xavier (linear units) rather than Kaiming (ReLU).
-            uncond_var: Variance of the unconditional input, whose mean is taken to be 0.
-            cond_var: Variance that the conditional inputs have.
+            uncond_var: Variance of the unconditional input, whose mean is taken to be 0. Counts only if there is one.
+            cond_var: Variance that the conditional inputs have. Counts only if there are any.
             mnet: The network that receives the weights; its ``param_shapes`` or ``hyper_shapes_learned`` are the
                 targets. Without it vectors are taken for the biases of the weights just before them.
             w_val: Mean of the rows of a head: a list with a number or None per target, or a dict from names

@@ -18,9 +18,9 @@ from bayeshnet.hnets import (
     StructuredHMLP,
 )
 from bayeshnet.hnets.hyperfan import HeadInit
+from bayeshnet.hnets.hyperfan_moments import Moments, bias_free_head, measure_moments
+from bayeshnet.hnets.hyperfan_parts import split_parts
 from bayeshnet.init import gauss_hyperfan_init
-from bayeshnet.init.moments import Moments, bias_free_head, measure_moments
-from bayeshnet.init.parts import split_parts
 from bayeshnet.mnets import MLP
 from tests.init.measure import assert_mean, over_inits, powers
 
