@@ -1,7 +1,7 @@
 """Networks as users of the reference write them, on the interfaces of either library.
 
-``networks("bayeshnet")`` and ``networks("hypnettorch")`` give the same class bodies. Nothing here knows of this package:
-no records, no formats, private lists that are filled by hand.
+``networks("bayeshnet")`` and ``networks("hypnettorch")`` give the same class bodies. Nothing here knows of this
+package: no records, no formats, private lists that are filled by hand.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import math
 import warnings
 
@@ -25,7 +26,7 @@ def quiet():
         yield
 
 
-def networks(library):  # noqa: PLR0915 - six classes, as a user's file has them
+def networks(library):
     with quiet():
         MainNetInterface = importlib.import_module(f"{library}.mnets.mnet_interface").MainNetInterface
         HyperNetInterface = importlib.import_module(f"{library}.hnets.hnet_interface").HyperNetInterface
@@ -72,7 +73,11 @@ def networks(library):  # noqa: PLR0915 - six classes, as a user's file has them
                         (self._layer_weight_tensors if name == "weight" else self._layer_bias_vectors).append(param)
                     self.param_shapes.append(s)
                     self.param_shapes_meta.append(
-                        {"name": name, "index": -1 if no_weights else len(self._internal_params) - 1, "layer": 2 * i + 1}
+                        {
+                            "name": name,
+                            "index": -1 if no_weights else len(self._internal_params) - 1,
+                            "layer": 2 * i + 1,
+                        }
                     )
             if not no_weights:
                 for i, weight in enumerate(self._layer_weight_tensors):
@@ -93,6 +98,8 @@ def networks(library):  # noqa: PLR0915 - six classes, as a user's file has them
                 weights = list(self.internal_params)[0 if self._context_mod_no_weights else num_cm :]
             elif len(weights) == len(self.param_shapes):
                 mods, weights = weights[:num_cm], weights[num_cm:]
+            elif len(weights) == num_cm:
+                mods, weights = weights, list(self.internal_params)
             step = 2 if self.has_bias else 1
             height, width, channels = self._in_shape
             h = x.view(-1, height, width, channels).permute(0, 3, 1, 2)
@@ -120,7 +127,9 @@ def networks(library):  # noqa: PLR0915 - six classes, as a user's file has them
             if no_weights:
                 self._hyper_shapes_learned, self._hyper_shapes_learned_ref = [], []
             self._n_hidden = n_hidden
-            self._add_fc_layers([n_in, n_hidden, n_hidden], [n_hidden, n_hidden, n_out], no_weights, fc_layers=[1, 2, 3])
+            self._add_fc_layers(
+                [n_in, n_hidden, n_hidden], [n_hidden, n_hidden, n_out], no_weights, fc_layers=[1, 2, 3]
+            )
             if not no_weights:
                 self._weights, self._internal_params = self._internal_params, None
             else:
@@ -152,7 +161,7 @@ def networks(library):  # noqa: PLR0915 - six classes, as a user's file has them
             self._has_bias, self._has_fc_out, self._mask_fc_out, self._has_linear_out = use_bias, True, True, True
             widths = [n_in, *hidden, n_out]
             self._param_shapes = []
-            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            for fan_in, fan_out in itertools.pairwise(widths):
                 self._param_shapes += [[fan_out, fan_in]] + ([[fan_out]] if use_bias else [])
             self._layer_weight_tensors = nn.ParameterList()
             self._layer_bias_vectors = nn.ParameterList()
@@ -232,7 +241,10 @@ def networks(library):  # noqa: PLR0915 - six classes, as a user's file has them
             else:
                 self._internal_params = nn.ParameterList()
             self._add_batchnorm_layers(
-                [width] * blocks, no_weights, bn_layers=[3 * i + 3 for i in range(blocks)], distill_bn_stats=distill_bn_stats
+                [width] * blocks,
+                no_weights,
+                bn_layers=[3 * i + 3 for i in range(blocks)],
+                distill_bn_stats=distill_bn_stats,
             )
             ins = [n_in] + [width] * (2 * blocks + 1)
             outs = [width] * (2 * blocks + 1) + [n_out]
@@ -337,6 +349,4 @@ def networks(library):  # noqa: PLR0915 - six classes, as a user's file has them
                 h = F.dropout(h, self._dropout_rate, training=self.training)
             return self._flat_to_ret_format(F.linear(self.activation(h), w2), ret_format)
 
-    return {
-        cls.__name__: cls for cls in (LeNet, SimpleRNN, IntervalMLP, MaskedMLP, ResidualNet, OwnHnet)
-    }
+    return {cls.__name__: cls for cls in (LeNet, SimpleRNN, IntervalMLP, MaskedMLP, ResidualNet, OwnHnet)}
