@@ -237,13 +237,14 @@ def _refs(hnet: HyperNetInterface, *, conditional: bool) -> list[int]:
 
 def _internal_refs(hnet: HyperNetInterface, *, conditional: bool) -> list[int] | None:
     own = first_set(hnet, "_unconditional_params_ref")
-    if own is not None:
-        found = list(own) if not conditional else [i for i in range(len(hnet.internal_params or ())) if i not in own]
-        return found or None
+    if own is not None and not conditional:
+        return list(own) or None
+    if own is not None and first_set(hnet, "_param_shapes_meta") is None:
+        return [i for i in range(len(hnet.internal_params or ())) if i not in own] or None
     meta = hnet.param_shapes_meta
     places = hnet.conditional_param_shapes_ref if conditional else hnet.unconditional_param_shapes_ref
-    found = [meta[i]["index"] for i in places if meta[i]["index"] >= 0]
-    return (sorted(found) if conditional else found) or None
+    # In the order of the shapes, whatever that of the internal parameters: so are the lists that `forward` receives.
+    return [meta[i]["index"] for i in places if meta[i]["index"] >= 0] or None
 
 
 def _internal_subset(hnet: HyperNetInterface, refs: list[int] | None) -> list[nn.Parameter] | None:

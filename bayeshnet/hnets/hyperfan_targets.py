@@ -95,7 +95,12 @@ def _table_of(mnet: Any) -> tuple[list[ParamRecord], list[int]]:
     if refs is None:  # those of all shapes, if these are what is learned, or else unknown
         refs = range(len(shapes)) if mnet.hyper_shapes_learned == shapes else ()
     refs = [ref for ref in refs if ref >= 0]
-    return list(records_from_lists(shapes, _optional(mnet, "param_shapes_meta"), refs, ())), refs
+    meta: Any = _optional(mnet, "param_shapes_meta")
+    if meta is not None and len(meta) != len(shapes):
+        raise ArgumentError(
+            f"mnet: its param_shapes_meta has {len(meta)} entries for {len(shapes)} param_shapes; one for each is due."
+        )
+    return list(records_from_lists(shapes, meta, refs, ())), refs
 
 
 def _optional(mnet: Any, name: str) -> Any:

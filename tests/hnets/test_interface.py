@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets import HMLP, HPerturbWrapper, HyperNet, HyperNetInterface
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 
