@@ -6,7 +6,7 @@ lists in its constructor, so they can disagree; what is wrong is named here, wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, nn
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from bayeshnet.mnets.mnet_interface import MainNetInterface
 
 __all__ = [
+    "add_tensors",
     "check_flags",
     "check_lists",
     "check_refs",
     "check_shapes",
     "first_set",
     "kept_params",
+    "own_list",
     "table_from_lists",
     "wrong",
 ]
@@ -32,6 +34,40 @@ __all__ = [
 def first_set(net: object, *names: str) -> Any:
     """The first of these attributes that is set to something else than None."""
     return next((value for name in names if (value := getattr(net, name, None)) is not None), None)
+
+
+def own_list(net: object, name: str, make: Callable[[], Any] = list) -> Any:
+    """A list of the network, created where there is none yet."""
+    if first_set(net, name) is None:
+        setattr(net, name, make())
+    return getattr(net, name)
+
+
+def add_tensors(
+    net: object,
+    shapes: Sequence[Sequence[int]],
+    names: Sequence[str],
+    params: Sequence[nn.Parameter] | None,
+    layer: int,
+) -> None:
+    """Enter tensors into all lists, as internal (``params``) or external ones (None)."""
+    all_shapes, meta = own_list(net, "_param_shapes"), getattr(net, "_param_shapes_meta", None)
+    for i, (shape, name) in enumerate(zip(shapes, names, strict=True)):
+        index = -1
+        if params is not None:
+            internal = own_list(net, "_internal_params", nn.ParameterList)
+            index = len(internal)
+            internal.append(params[i])
+        else:
+            if getattr(net, "_hyper_shapes_learned", None) is None:
+                own_list(net, "_hyper_shapes_learned_ref")  # nothing external yet: the references are complete
+            own_list(net, "_hyper_shapes_learned").append(list(shape))
+            refs = getattr(net, "_hyper_shapes_learned_ref", None)
+            if refs is not None:
+                refs.append(len(all_shapes))
+        all_shapes.append(list(shape))
+        if meta is not None:
+            meta.append({"name": name, "index": index, "layer": layer})
 
 
 def wrong(net: object, attribute: str, problem: str, fix: str) -> NoReturn:
@@ -82,12 +118,10 @@ def check_flags(net: Any, *, check_has_bias: bool) -> None:
         value = getattr(net, name, None)
         if not isinstance(value, bool):
             wrong(net, name, f"is {value!r}", "set it to True or False")
-    views: dict[str, Any] = {}
     for name in ("_layer_weight_tensors", "_layer_bias_vectors"):
-        views[name] = getattr(net, name, None)
-        if views[name] is None:
+        if getattr(net, name, None) is None:
             wrong(net, name, "is None", "fill a list, nn.ParameterList() if there is nothing in it")
-    weights, biases = views.values()
+    weights, biases = net.layer_weight_tensors, net.layer_bias_vectors
     if check_has_bias and net.has_bias and len(weights) != len(biases):
         wrong(
             net,
@@ -104,7 +138,7 @@ def check_lists(net: Any) -> None:
         RuntimeError: If the lists are incomplete or do not fit together.
     """
     shapes = check_shapes(net, "_param_shapes", net.param_shapes)
-    internal = net.internal_params
+    internal: Any = net.internal_params
     learned, refs = net.hyper_shapes_learned, getattr(net, "_hyper_shapes_learned_ref", None)
     distilled = getattr(net, "_hyper_shapes_distilled", None)
     if internal is None and learned is None:
@@ -114,11 +148,12 @@ def check_lists(net: Any) -> None:
             "and `_hyper_shapes_learned` are both None",
             "put each tensor of `_param_shapes` into the one (kept) or the other (passed to `forward`)",
         )
-    if learned is None and distilled is None and len(internal) != len(shapes):
+    kept: list[Tensor] = [] if internal is None else list(internal)
+    if learned is None and distilled is None and len(kept) != len(shapes):
         wrong(
             net,
             "_internal_params",
-            f"has {len(internal)} tensors for {len(shapes)} `_param_shapes`",
+            f"has {len(kept)} tensors for {len(shapes)} `_param_shapes`",
             "give it one for each, or set `_hyper_shapes_learned` for those that `forward` receives",
         )
     if learned is not None:
@@ -133,16 +168,16 @@ def check_lists(net: Any) -> None:
                     f"is {list(refs)}, the places of {expected}, but `_hyper_shapes_learned` has {learned}",
                     "list the place of each in `_param_shapes`",
                 )
-    meta = getattr(net, "_param_shapes_meta", None)
+    meta: Any = getattr(net, "_param_shapes_meta", None)
     if meta is not None:
-        _check_meta(net, shapes, meta, internal, refs if learned is not None else None)
+        _check_meta(net, shapes, meta, kept, refs if learned is not None else None)
 
 
-def _check_meta(net: Any, shapes: list[list[int]], meta: Any, internal: Any, external: Any) -> None:
+def _check_meta(net: Any, shapes: list[list[int]], meta: Any, internal: list[Tensor], external: Any) -> None:
     name, taken = "_param_shapes_meta", set[int]()
     if len(meta) != len(shapes):
         wrong(net, name, f"has {len(meta)} entries for {len(shapes)} `_param_shapes`", "give it one dict for each")
-    num = 0 if internal is None else len(internal)
+    num = len(internal)
     for i, entry in enumerate(meta):
         here = f"{name}[{i}]"
         if not isinstance(entry, dict) or not {"name", "index", "layer"} <= set[Any](entry):

@@ -22,7 +22,17 @@ from torch import Tensor, nn
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.layers.batch_norm import BatchNormLayer
 from bayeshnet.layers.context_mod import ContextModLayer
-from bayeshnet.mnets.own_lists import check_flags, check_lists, check_refs, check_shapes, table_from_lists, wrong
+from bayeshnet.mnets.own_lists import (
+    add_tensors,
+    check_flags,
+    check_lists,
+    check_refs,
+    check_shapes,
+    first_set,
+    own_list,
+    table_from_lists,
+    wrong,
+)
 from bayeshnet.typing import RetFormat
 
 if TYPE_CHECKING:
@@ -131,21 +141,16 @@ class ReferenceMainNet:
             RuntimeError: If an option is not set.
         """
         options: dict[str, bool] = {}
-        for name in ("no_weights", "gain_offset", "gain_softplus"):
-            options[name] = getattr(self, f"_context_mod_{name}", None)  # pyright: ignore[reportArgumentType]
-            if options[name] is None:
-                wrong(self, f"_context_mod_{name}", "is not set", "set it before `_add_context_mod_layers`")
-        numbers = _layer_numbers("cm_layers", cm_layers, len(cm_shapes))
-        for shape, number in zip(cm_shapes, numbers, strict=True):
-            layer = ContextModLayer(
-                shape,
-                no_weights=options["no_weights"],
-                apply_gain_offset=options["gain_offset"],
-                apply_gain_softplus=options["gain_softplus"],
-            )
-            _own_list(self, "_context_mod_layers", nn.ModuleList).append(layer)
+        for key in ("no_weights", "gain_offset", "gain_softplus"):
+            value: bool | None = first_set(self, f"_context_mod_{key}")
+            if value is None:
+                wrong(self, f"_context_mod_{key}", "is not set", "set it before `_add_context_mod_layers`")
+            options[key if key == "no_weights" else f"apply_{key}"] = value
+        for shape, number in zip(cm_shapes, _layer_numbers("cm_layers", cm_layers, len(cm_shapes)), strict=True):
+            layer = ContextModLayer(shape, **options)
+            own_list(self, "_context_mod_layers", nn.ModuleList).append(layer)
             names = ["cm_scale" if kind == "gain" else "cm_shift" for kind in layer.param_shapes_meta]
-            _add_tensors(self, layer.param_shapes, names, layer.weights, number)
+            add_tensors(self, layer.param_shapes, names, layer.weights, number)
 
     def _num_context_mod_shapes(self) -> int:
         """Number of the entries of ``param_shapes`` that belong to context modulation."""
@@ -172,10 +177,10 @@ class ReferenceMainNet:
         numbers = _layer_numbers("bn_layers", bn_layers, len(bn_sizes))
         for size, number in zip(bn_sizes, numbers, strict=True):
             layer = BatchNormLayer(size, affine=not bn_no_weights, track_running_stats=bn_track_stats)
-            _own_list(self, "_batchnorm_layers", nn.ModuleList).append(layer)
-            _add_tensors(self, layer.param_shapes, ["bn_scale", "bn_shift"], layer.weights, number)
+            own_list(self, "_batchnorm_layers", nn.ModuleList).append(layer)
+            add_tensors(self, layer.param_shapes, ["bn_scale", "bn_shift"], layer.weights, number)
             if distill_bn_stats:
-                _own_list(self, "_hyper_shapes_distilled").extend(list(stat.shape) for stat in layer.get_stats(0))
+                own_list(self, "_hyper_shapes_distilled").extend(list(stat.shape) for stat in layer.get_stats(0))
 
     def _add_fc_layers(
         self,
@@ -196,8 +201,8 @@ class ReferenceMainNet:
         """
         if len(in_sizes) != len(out_sizes):
             raise ArgumentError(f"out_sizes: has {len(out_sizes)} entries for {len(in_sizes)} in_sizes; give one each.")
-        weights = _own_list(self, "_layer_weight_tensors", nn.ParameterList)
-        biases = _own_list(self, "_layer_bias_vectors", nn.ParameterList)
+        weights = own_list(self, "_layer_weight_tensors", nn.ParameterList)
+        biases = own_list(self, "_layer_bias_vectors", nn.ParameterList)
         has_bias = bool(getattr(self, "_has_bias", None))
         numbers = _layer_numbers("fc_layers", fc_layers, len(in_sizes))
         for n_in, n_out, number in zip(in_sizes, out_sizes, numbers, strict=True):
@@ -210,7 +215,7 @@ class ReferenceMainNet:
                 if has_bias:
                     nn.init.uniform_(params[1], -1 / math.sqrt(n_in), 1 / math.sqrt(n_in))
                     biases.append(params[1])
-            _add_tensors(self, shapes, ["weight", "bias"][: 1 + has_bias], params, number)
+            add_tensors(self, shapes, ["weight", "bias"][: 1 + has_bias], params, number)
 
 
 class ReferenceHyperNet(ReferenceMainNet):
@@ -326,51 +331,17 @@ def _start_as_none(net: object, names: Sequence[str]) -> None:
 
 
 def _read_deprecated(net: object, name: str, deprecated: str) -> None:
-    old = getattr(net, deprecated, None)
-    if getattr(net, name, None) is None and old is not None:
+    old = first_set(net, deprecated)
+    if first_set(net, name) is None and old is not None:
         what = f"{type(net).__name__}.{deprecated}"
         warnings.warn(f"{what} is deprecated; set `{name}`.", DeprecationWarning, stacklevel=4)
         setattr(net, name, old)
-
-
-def _own_list(net: object, name: str, make: Callable[[], Any] = list) -> Any:
-    """A list of the network, created where there is none yet."""
-    if getattr(net, name, None) is None:
-        setattr(net, name, make())
-    return getattr(net, name)
 
 
 def _layer_numbers(argument: str, layers: Sequence[int] | None, num: int) -> Sequence[int]:
     if layers is not None and len(layers) != num:
         raise ArgumentError(f"{argument}: has {len(layers)} entries for {num} layers; give each its number.")
     return [-1] * num if layers is None else layers
-
-
-def _add_tensors(
-    net: object,
-    shapes: Sequence[Sequence[int]],
-    names: Sequence[str],
-    params: Sequence[nn.Parameter] | None,
-    layer: int,
-) -> None:
-    """Enter tensors into all lists, as internal (``params``) or external ones (None)."""
-    all_shapes, meta = _own_list(net, "_param_shapes"), getattr(net, "_param_shapes_meta", None)
-    for i, (shape, name) in enumerate(zip(shapes, names, strict=True)):
-        index = -1
-        if params is not None:
-            internal = _own_list(net, "_internal_params", nn.ParameterList)
-            index = len(internal)
-            internal.append(params[i])
-        else:
-            if getattr(net, "_hyper_shapes_learned", None) is None:
-                _own_list(net, "_hyper_shapes_learned_ref")  # nothing external yet: the references are complete
-            _own_list(net, "_hyper_shapes_learned").append(list(shape))
-            refs = getattr(net, "_hyper_shapes_learned_ref", None)
-            if refs is not None:
-                refs.append(len(all_shapes))
-        all_shapes.append(list(shape))
-        if meta is not None:
-            meta.append({"name": name, "index": index, "layer": layer})
 
 
 def _read_given_weights(net: Any, given: Any) -> tuple[Any, Any]:

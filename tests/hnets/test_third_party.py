@@ -160,7 +160,7 @@ def test_subclasses_read_private_names():
 
         def forward(self, *args, **kwargs):
             u, _e, weights, _ = self._preprocess_forward_args(uncond_input=args[0], **kwargs)
-            h = self._act_fn(u @ weights[-4].T + weights[-3])
+            h = torch.tanh(u @ weights[-4].T + weights[-3])
             return self._flat_to_ret_format(h @ weights[-2].T + weights[-1], kwargs.get("ret_format", "squeezed"))
 
     hnet = Mine([[2, 2]], uncond_in_size=3, cond_in_size=0, layers=(5,), activation_fn=nn.Tanh(), dropout_rate=0.25)

@@ -131,7 +131,8 @@ def test_same_outputs(twins):
         calls = [((torch.randn(INPUTS[type(ours).__name__], generator=generator, dtype=torch.double),), {})]
     for args, kwargs in calls:
         for weights in (all_weights(ours), external_weights(ours)):
-            theirs.eval(), ours.eval()
+            theirs.eval()
+            ours.eval()
             torch.testing.assert_close(
                 ours(*args, weights=weights, **kwargs), theirs(*args, weights=weights, **kwargs), rtol=1e-10, atol=1e-10
             )
@@ -199,7 +200,7 @@ def test_the_rest_of_the_package_takes_them(name):
 
 
 def line_on(base):
-    class Line(nn.Module, base):
+    class Line(nn.Module, base):  # pyright: ignore[reportUntypedBaseClass] - that of either library
         """A linear layer whose set-up is spoilt by ``change``."""
 
         def __init__(self, change=lambda net: None, check=True):
