@@ -51,6 +51,8 @@ def add_tensors(
     layer: int,
 ) -> None:
     """Enter tensors into all lists, as internal (``params``) or external ones (None)."""
+    if getattr(net, "_records", None) is not None:
+        wrong(net, "_records", "is the table of this network", "extend the table; lists beside it have no effect")
     all_shapes, meta = own_list(net, "_param_shapes"), getattr(net, "_param_shapes_meta", None)
     for i, (shape, name) in enumerate(zip(shapes, names, strict=True)):
         index = -1

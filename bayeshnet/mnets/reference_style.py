@@ -94,7 +94,9 @@ class ReferenceMainNet:
             RuntimeError: If an attribute is missing or contradicts another; it names both and the fix.
         """
         if self._records is not None:
-            return  # one table, nothing to contradict it
+            if first_set(self, "_param_shapes") is not None:
+                wrong(self, "_param_shapes", "is set beside `_records`, the table", "keep one of the two")
+            return
         _read_deprecated(self, "_param_shapes", "_all_shapes")
         _read_deprecated(self, "_hyper_shapes_learned", "_hyper_shapes")
         net: Any = self

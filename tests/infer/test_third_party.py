@@ -64,6 +64,21 @@ def test_a_container_of_plain_tensors_is_a_gaussian():
     torch.testing.assert_close(posterior.log_prob(value), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["AutoHypernetDelta", "AutoHypernetNormal"])
+def test_conditional_generators(kind):
+    """Guides that take a condition: a third-party network whose embedding of condition 1 is the input."""
+    model = bayeshnet.BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=0.3))
+    data = (X, X.sum(1, keepdim=True))
+    guide = getattr(bayeshnet, kind)(
+        model, example=data, hnet=lambda shapes: NETS["OwnHnet"](shapes, n_uncond=0, num_conds=2), cond_id=1
+    )
+    embedding = guide.hnet.conditional_params[1]
+    before = embedding.detach().clone()
+    bayeshnet.fit(model, guide, data, steps=5, progress=False)
+    assert not torch.equal(embedding, before)
+    assert bayeshnet.predict(model, guide, X, num_samples=20).mean.isfinite().all()
+
+
 MODELS = {
     "LeNet": {},
     "SimpleRNN": {},

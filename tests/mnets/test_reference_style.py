@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, UsageError
-from bayeshnet.mnets import MainNetInterface, batched_forward, functional_copy
+from bayeshnet.mnets import MLP, MainNetInterface, batched_forward, functional_copy
 from tests.mnets.third_party import networks, quiet
 
 OURS = networks("bayeshnet")
@@ -414,6 +414,17 @@ def test_helpers_name_wrong_arguments():
     assert MainNetInterface._parse_context_mod_args(options) == ["colour"]
     assert options["context_mod_gain_offset"] is False
     assert "verbose" not in options
+
+
+def test_lists_beside_a_table_are_refused():
+    """They would have no effect."""
+    net = MLP(2, 1)
+    net._is_properly_setup()
+    with pytest.raises(UsageError, match="MLP._records: is the table of this network; extend the table"):
+        net._add_fc_layers([1], [1], False)
+    net._param_shapes = [[1]]
+    with pytest.raises(UsageError, match="MLP._param_shapes: is set beside `_records`, the table; keep one"):
+        net._is_properly_setup()
 
 
 def test_a_second_constructor_call_takes_nothing_away():
