@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -324,8 +324,9 @@ class MainNetInterface(ReferenceMainNet, ABC):
         constants = {"bn_scale": 1.0, "bn_shift": 0.0, "cm_scale": 1.0, "cm_shift": 0.0}
         named = [(param, value) for name, value in constants.items() for param in _kept_named(self, name)]
         norms: Any = self.batchnorm_layers or ()
-        named += [(p, 1.0 - i) for layer in norms for i, p in enumerate(layer.weights or ())]  # scale, then shift
-        mods: Any = self.context_mod_layers or ()
+        # Scale, then shift.
+        named += [(p, 1.0 - i) for layer in norms for i, p in enumerate(getattr(layer, "weights", None) or ())]
+        mods = [layer for layer in cast("Any", self.context_mod_layers) or () if hasattr(layer, "reset_parameters")]
         known = [*weights, *(bias for bias in biases if bias is not None), *named, *mods]
         if not known and any(record.internal and record.name is None for record in self.param_table):
             raise UsageError(
