@@ -214,7 +214,6 @@ def test_errors():
         ({"method": "both"}, ArgumentError, "method: 'both' is unknown"),
         ({"eps": -1.0}, ArgumentError, "eps: -1.0 was given; a variance is 0 or positive."),
         ({"cond_var": -1.0}, ArgumentError, "cond_var: -1.0 was given"),
-        ({"cond_var": -1.0}, ArgumentError, "cond_var: -1.0 was given"),
         ({"target_vars": [1.0]}, ArgumentError, "target_vars: has 1 entries; one for each of the 3 targets"),
         ({"target_vars": {"weights": 1.0}}, ArgumentError, "target_vars: has the keys ['weights']"),
         ({"target_vars": [None, -1.0, None]}, ArgumentError, "target_vars[1]: -1.0 was given; a variance is 0 or"),

@@ -288,7 +288,6 @@ def test_targets_that_are_no_means_and_rhos(shapes):
         ({"mean_var": -1.0}, ArgumentError, "mean_var: -1.0 was given; a variance is 0 or positive."),
         ({"rho_var": -1.0}, ArgumentError, "rho_var: -1.0 was given"),
         ({"cond_var": -1.0}, ArgumentError, "cond_var: -1.0 was given"),
-        ({"cond_var": -1.0}, ArgumentError, "cond_var: -1.0 was given"),
         ({"eps": -1.0}, ArgumentError, "eps: -1.0 was given"),
         ({"rho_mean": math.inf}, ArgumentError, "rho_mean: inf was given; a finite number is expected."),
         ({"rho_mean": "low"}, ArgumentTypeError, "rho_mean: a number is expected, not 'low'."),
