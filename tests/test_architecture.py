@@ -20,6 +20,7 @@ ROOMS = (
     "mnets",
     "hnets",
     "init",
+    "probabilistic",
     "entropy",
     "distributions",
     "models",

@@ -187,8 +187,8 @@ class ChunkedHyperNet(CompositeHyperNet):
             method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the
                 harmonic mean of the two variances.
             use_xavier: Xavier (linear units) rather than Kaiming (ReLU).
-            uncond_var: Variance of the unconditional input, whose mean is taken to be 0.
-            cond_var: Variance that the conditional inputs have.
+            uncond_var: Variance of the unconditional input, whose mean is taken to be 0. Counts only if there is one.
+            cond_var: Variance that the conditional inputs have. Counts only if there are any.
             eps: The least variance of a chunk embedding; a warning says if it had to be used, and the variance of the
                 other inputs that would avoid it.
             cemb_normal_init: Draw chunk embeddings from normal rather than uniform distributions.

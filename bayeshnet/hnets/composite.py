@@ -13,6 +13,8 @@ from bayeshnet.errors import ArgumentError
 from bayeshnet.hnets.base import HyperNet
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.layers.batch_norm import BatchNormLayer
+from bayeshnet.layers.context_mod import ContextModLayer
+from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.typing import CondId, Shapes
 
@@ -70,7 +72,7 @@ class CompositeHyperNet(HyperNet):
     def _internal_list(self) -> list[Tensor]:
         tensors: list[Tensor] = []
         for part in self._parts:
-            tensors += part._internal_list() if isinstance(part, HyperNet) else _params_of(part)
+            tensors += part._internal_list() if isinstance(part, HyperNet) else kept_params(cast("Any", part))
         # nn.ParameterList looks each entry up by name; reading its dict is ten times faster.
         return tensors if self._own is None else [*tensors, *self._own.__dict__["_parameters"].values()]
 
@@ -92,6 +94,28 @@ class CompositeHyperNet(HyperNet):
         parts = cast("Sequence[HyperNetInterface]", self._parts)
         return [layer for part in parts for layer in cast("Sequence[Any]", part.batchnorm_layers or ())] or None
 
+    @property
+    def context_mod_layers(self) -> Sequence[ContextModLayer] | nn.ModuleList | None:
+        """The context-modulation layers of all parts, or None."""
+        parts = cast("Sequence[HyperNetInterface]", self._parts)
+        return [layer for part in parts for layer in cast("Sequence[Any]", part.context_mod_layers or ())] or None
 
-def _params_of(part: nn.Module) -> list[Tensor]:
-    return list(cast("HyperNetInterface", part).internal_params or ())
+    def _own_named(self, name: str) -> list[Tensor]:
+        """The tensors of this network itself that have this name and are kept."""
+        start = self._slices[-1].stop if self._slices else 0
+        records = [record for record in self._layout.records[start:] if record.internal]
+        return [param for param, record in zip(self._own or (), records, strict=True) if record.name == name]
+
+    # Parts that keep lists themselves need not have names for what is in them.
+
+    @property
+    def layer_weight_tensors(self) -> list[Tensor]:
+        """Those of all parts, and the plain ones."""
+        parts = cast("Sequence[HyperNetInterface]", self._parts)
+        return [tensor for part in parts for tensor in part.layer_weight_tensors] + self._own_named("weight")
+
+    @property
+    def layer_bias_vectors(self) -> list[Tensor]:
+        """Those of all parts, and the plain ones."""
+        parts = cast("Sequence[HyperNetInterface]", self._parts)
+        return [tensor for part in parts for tensor in part.layer_bias_vectors] + self._own_named("bias")

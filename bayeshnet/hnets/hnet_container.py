@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -10,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning
 from bayeshnet.hnets.arguments import HyperInputs, broadcast_size, check_sizes, expand_rows, read_target_shapes
 from bayeshnet.hnets.assembly import Assembler, AssemblyFct
 from bayeshnet.hnets.base import HyperNet
@@ -53,7 +54,8 @@ class HContainer(CompositeHyperNet):
         verbose: Log the size of the network at INFO.
         no_uncond_weights: Do not keep the shared plain weights. (The hypernetworks have options of their own.)
         no_cond_weights: Do not keep the plain weights of the conditions.
-        num_cond_embs: Number of conditions. Hypernetworks that know conditions have to know as many.
+        num_cond_embs: Number of conditions. Hypernetworks that know conditions have to know as many. Without anything
+            conditional there are none.
 
     Raises:
         ValueError: If numbers or names do not fit together.
@@ -213,9 +215,13 @@ class HContainer(CompositeHyperNet):
         given = inputs.weights
         if given is not None and not (isinstance(given, Mapping) and set(given) == {"hnets"}):
             where = self._slices[i]
-            pairs = list(zip(self._layout.records[where], weights[where], strict=True))
-            for key, conditional in (("uncond_weights", False), ("cond_weights", True)):
-                tensors = [tensor for record, tensor in pairs if record.conditional is conditional]
+            own, part = weights[where], self.internal_hnets[i]
+            # A part that keeps lists itself may have an order of its own.
+            for key, refs in (
+                ("uncond_weights", part.unconditional_param_shapes_ref),
+                ("cond_weights", part.conditional_param_shapes_ref),
+            ):
+                tensors = [own[ref] for ref in refs]
                 # Conditional weights that nobody picks from may be missing.
                 if tensors and not any(tensor is None for tensor in tensors):  # pyright: ignore[reportUnnecessaryComparison]
                     found[key] = tensors
@@ -270,7 +276,14 @@ def _common_conds(parts: Sequence[HyperNetInterface], num_cond_embs: int, *, has
             f"num_cond_embs: is {num_cond_embs}, and hnets know {[part.num_known_conds for part in parts]} conditions; "
             "all have to know the same number (or none)."
         )
-    return known.pop() if known else 0 if parts else num_cond_embs
+    if not known and num_cond_embs > 1:
+        warnings.warn(
+            f"num_cond_embs: is {num_cond_embs}, but nothing in the container is conditional, so there are no "
+            "conditions; leave it out.",
+            BayeshnetWarning,
+            stacklevel=3,
+        )
+    return known.pop() if known else 0
 
 
 def _plain_records(

@@ -14,6 +14,7 @@ from bayeshnet.hnets.chunked import ChunkedHyperNet
 from bayeshnet.hnets.hnet_container import HContainer
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
+from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.mnets.param_table import ParamRecord
 
 __all__ = ["get_conditional_parameters", "init_chunk_embeddings", "init_conditional_embeddings"]
@@ -144,7 +145,7 @@ def _leaves(hnet: HyperNetInterface) -> Iterator[HyperNetInterface]:
 def _kept(hnet: HyperNetInterface) -> list[tuple[ParamRecord, nn.Parameter]]:
     """Records and values of the internal parameters."""
     records = [record for record in hnet.param_table if record.internal]
-    return list(zip(records, hnet.internal_params or (), strict=True))
+    return list(zip(records, kept_params(hnet), strict=True))
 
 
 def _condition_of(record: ParamRecord) -> int:

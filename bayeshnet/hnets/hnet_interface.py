@@ -9,28 +9,29 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.hnets.arguments import parse_cond_id
 from bayeshnet.hnets.formats import TargetLayout, convert_format
 from bayeshnet.mnets.mnet_interface import MainNetInterface
+from bayeshnet.mnets.own_lists import check_shapes, first_set, wrong
 from bayeshnet.mnets.param_table import num_weights
+from bayeshnet.mnets.reference_style import ReferenceHyperNet
 from bayeshnet.typing import CondId, NestedWeights, Shapes, WeightsArg
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["HyperNetInterface"]
 
 
-class HyperNetInterface(MainNetInterface):
+class HyperNetInterface(ReferenceHyperNet, MainNetInterface):
     """What every hypernetwork offers beyond :class:`~bayeshnet.mnets.mnet_interface.MainNetInterface`.
 
     A plain mix-in: a hypernetwork is ``class MyHnet(nn.Module, HyperNetInterface)`` that sets ``_target_shapes``,
-    ``_num_known_conds``, ``_internal_params`` and its table (``_records``, or ``_param_shapes`` and
-    ``_unconditional_param_shapes_ref``) and implements :meth:`forward` and :meth:`distillation_targets`. Deriving from
+    ``_num_known_conds``, ``_internal_params`` and its table (``_records``, or, as a class written for the reference,
+    ``_param_shapes`` and ``_unconditional_param_shapes_ref``: see :mod:`bayeshnet.mnets.reference_style`) and
+    implements :meth:`forward` and :meth:`distillation_targets`. Deriving from
     :class:`~bayeshnet.hnets.base.HyperNet` instead gives the parsing and formatting of ``forward`` as well.
 
     Example:
@@ -43,8 +44,8 @@ class HyperNetInterface(MainNetInterface):
         [(10, 5), (10,)]
     """
 
-    _target_shapes: Shapes = ()
-    _num_known_conds: int = 0
+    _target_shapes: Shapes
+    _num_known_conds: int
 
     # ------------------------------------------------------------------ to be implemented
 
@@ -79,7 +80,8 @@ class HyperNetInterface(MainNetInterface):
     @property
     def target_shapes(self) -> list[list[int]]:
         """Shapes of the weight tensors that are produced."""
-        return [list(shape) for shape in self._target_shapes]
+        own = getattr(self, "_target_shapes", None)
+        return check_shapes(self, "_target_shapes", own) if self._records is None else [list(s) for s in own or ()]
 
     @property
     def num_outputs(self) -> int:
@@ -89,62 +91,58 @@ class HyperNetInterface(MainNetInterface):
     @property
     def num_known_conds(self) -> int:
         """Number of conditions that ``cond_id`` may select."""
-        return self._num_known_conds
+        known = getattr(self, "_num_known_conds", None)
+        if known is None:
+            wrong(self, "_num_known_conds", "is not set", "set it to the number of conditions, 0 for none")
+        return known
 
     # ------------------------------------------------------------------ conditional and unconditional parameters
-
-    def _refs(self, conditional: bool) -> list[int]:
-        return [i for i, record in enumerate(self.param_table) if record.conditional is conditional]
-
-    def _internal_refs(self, conditional: bool) -> list[int] | None:
-        internal = [record for record in self.param_table if record.internal]
-        return [i for i, record in enumerate(internal) if record.conditional is conditional] or None
-
-    def _internal_subset(self, refs: list[int] | None) -> list[nn.Parameter] | None:
-        internal = self.internal_params
-        if refs is None or internal is None:
-            return None
-        params = list(internal)
-        return [params[i] for i in refs]
 
     @property
     def unconditional_param_shapes(self) -> list[list[int]]:
         """Shapes of the parameters that all conditions share, internal or external."""
         shapes = self.param_shapes
-        return [shapes[i] for i in self._refs(conditional=False)]
+        return [shapes[i] for i in self.unconditional_param_shapes_ref]
 
     @property
     def unconditional_param_shapes_ref(self) -> list[int]:
         """Indices of :attr:`unconditional_param_shapes` in ``param_shapes``."""
-        return self._refs(conditional=False)
+        if self._records is None and (own := first_set(self, "_unconditional_param_shapes_ref")) is not None:
+            return own
+        return _refs(self, conditional=False)
 
     @property
     def conditional_param_shapes(self) -> list[list[int]]:
         """Shapes of the parameters that belong to one condition each, internal or external."""
         shapes = self.param_shapes
-        return [shapes[i] for i in self._refs(conditional=True)]
+        return [shapes[i] for i in self.conditional_param_shapes_ref]
 
     @property
     def conditional_param_shapes_ref(self) -> list[int]:
         """Indices of :attr:`conditional_param_shapes` in ``param_shapes``."""
-        return self._refs(conditional=True)
+        if self._records is None and (own := first_set(self, "_unconditional_param_shapes_ref")) is not None:
+            return [i for i in range(len(self.param_shapes)) if i not in own]
+        return _refs(self, conditional=True)
 
     @property
     def unconditional_params(self) -> list[nn.Parameter] | None:
         """The internal parameters that all conditions share; None if there are none."""
-        return self._internal_subset(self.unconditional_params_ref)
+        return _internal_subset(self, self.unconditional_params_ref)
 
     @property
     def unconditional_params_ref(self) -> list[int] | None:
         """Indices of :attr:`unconditional_params` in ``internal_params``, or None."""
-        return self._internal_refs(conditional=False)
+        return _internal_refs(self, conditional=False)
 
     @property
     def conditional_params(self) -> list[nn.Parameter] | None:
         """The internal parameters that belong to one condition each; None if there are none."""
-        return self._internal_subset(self._internal_refs(conditional=True))
+        return _internal_subset(self, _internal_refs(self, conditional=True))
 
     # ------------------------------------------------------------------ helpers
+
+    def _read_cond_ids(self, cond_id: Any, *, bounded: bool) -> list[int]:
+        return list(parse_cond_id(cond_id, self.num_known_conds if bounded else None))
 
     def convert_out_format(self, hnet_out: Any, src_format: str, trgt_format: str) -> Tensor | NestedWeights:
         """Bring an output of :meth:`forward` from one ``ret_format`` to another.
@@ -176,8 +174,8 @@ class HyperNetInterface(MainNetInterface):
             params: What they are added to; :attr:`unconditional_params` by default.
 
         Raises:
-            RuntimeError: If ``params`` is left out and there are no internal unconditional parameters.
-            ValueError: If numbers or shapes differ.
+            ValueError: If ``params`` is left out and there are no internal unconditional parameters, or if numbers or
+                shapes differ.
 
         Example:
             >>> import torch
@@ -190,8 +188,9 @@ class HyperNetInterface(MainNetInterface):
         if params is None:
             params = self.unconditional_params
             if params is None:
-                raise UsageError(
-                    f"{type(self).__name__} keeps no unconditional parameters to add to; pass them as `params`."
+                raise ArgumentError(
+                    f"params: is None, but this {type(self).__name__} keeps no unconditional parameters to add to; "
+                    "pass them."
                 )
         if len(dparams) != len(params):
             raise ArgumentError(f"dparams: has {len(dparams)} tensors, but there are {len(params)} parameters.")
@@ -230,3 +229,27 @@ class HyperNetInterface(MainNetInterface):
         if params is None or not 0 <= task_id < num:
             raise ArgumentError(f"task_id: {task_id} does not exist; {num} conditional parameters are kept.")
         return params[task_id]
+
+
+def _refs(hnet: HyperNetInterface, *, conditional: bool) -> list[int]:
+    return [i for i, record in enumerate(hnet.param_table) if record.conditional is conditional]
+
+
+def _internal_refs(hnet: HyperNetInterface, *, conditional: bool) -> list[int] | None:
+    own = first_set(hnet, "_unconditional_params_ref")
+    if own is not None and not conditional:
+        return list(own) or None
+    if own is not None and first_set(hnet, "_param_shapes_meta") is None:
+        return [i for i in range(len(hnet.internal_params or ())) if i not in own] or None
+    meta = hnet.param_shapes_meta
+    places = hnet.conditional_param_shapes_ref if conditional else hnet.unconditional_param_shapes_ref
+    # In the order of the shapes, whatever that of the internal parameters: so are the lists that `forward` receives.
+    return [meta[i]["index"] for i in places if meta[i]["index"] >= 0] or None
+
+
+def _internal_subset(hnet: HyperNetInterface, refs: list[int] | None) -> list[nn.Parameter] | None:
+    internal = hnet.internal_params
+    if refs is None or internal is None:
+        return None
+    params = list(internal)
+    return [params[i] for i in refs]

@@ -14,6 +14,7 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.arguments import HyperInputs, expand_rows, parse_cond_id
 from bayeshnet.hnets.base import HyperNet
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
+from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.typing import CondId
 
 if TYPE_CHECKING:
@@ -248,6 +249,36 @@ class HPerturbWrapper(HyperNet):
     def internal_params(self) -> nn.ParameterList | None:
         """The parameters that the wrapped network keeps."""
         return self._hnet.internal_params
+
+    def _internal_list(self) -> list[Tensor]:
+        return [*kept_params(self._hnet)]
+
+    # A network that keeps lists itself may have orders of its own; its weights are passed on as they come.
+
+    @property
+    def param_shapes_meta(self) -> list[dict[str, Any]]:
+        """Those of the wrapped network."""
+        return self._hnet.param_shapes_meta
+
+    @property
+    def unconditional_param_shapes_ref(self) -> list[int]:
+        """Those of the wrapped network."""
+        return self._hnet.unconditional_param_shapes_ref
+
+    @property
+    def unconditional_params_ref(self) -> list[int] | None:
+        """Those of the wrapped network."""
+        return self._hnet.unconditional_params_ref
+
+    @property
+    def layer_weight_tensors(self) -> list[Tensor]:
+        """Those of the wrapped network."""
+        return self._hnet.layer_weight_tensors
+
+    @property
+    def layer_bias_vectors(self) -> list[Tensor]:
+        """Those of the wrapped network."""
+        return self._hnet.layer_bias_vectors
 
     @property
     def hyper_shapes_distilled(self) -> list[list[int]] | None:

@@ -33,6 +33,7 @@ __all__ = [
     "check_number",
     "check_variance",
     "chunk_variances",
+    "counted_variance",
     "gain",
     "head_inits",
     "input_variance",
@@ -67,6 +68,28 @@ def check_variance(name: str, value: float) -> float:
     if number < 0:
         raise ArgumentError(f"{name}: {value} was given; a variance is 0 or positive.")
     return number
+
+
+def counted_variance(name: str, value: float, size: int) -> float:
+    """The variance of an input, which counts only where there is such an input.
+
+    Args:
+        name: Name of the argument, for messages.
+        value: The variance; anything if ``size`` is 0.
+        size: Number of entries of the input.
+
+    Returns:
+        The variance; 1 if there is no input, which then counts for nothing.
+
+    Raises:
+        TypeError: If there is such an input and the value is no number.
+        ValueError: If it is negative or not finite.
+
+    Example:
+        >>> counted_variance("uncond_var", 0.25, 8), counted_variance("uncond_var", -1, 0)
+        (0.25, 1.0)
+    """
+    return check_variance(name, value) if size else 1.0
 
 
 def input_variance(parts: Iterable[tuple[int, float]]) -> float:

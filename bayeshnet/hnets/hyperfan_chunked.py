@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bayeshnet.errors import ArgumentTypeError, BayeshnetWarning, UsageError
 from bayeshnet.hnets.deconv_geometry import Axis, plan_deconvs
 from bayeshnet.hnets.deconv_hnet import HDeconv
-from bayeshnet.hnets.hyperfan import HeadInit, Overrides, check_variance, chunk_variances, gain
+from bayeshnet.hnets.hyperfan import HeadInit, Overrides, check_variance, chunk_variances, counted_variance, gain
 from bayeshnet.hnets.hyperfan_draw import check_initialisable, draw_, fan_in_, init_hmlp
 from bayeshnet.hnets.hyperfan_targets import describe_targets
 from bayeshnet.hnets.mlp_hnet import HMLP
@@ -255,8 +255,8 @@ def chunked_net_hyperfan_init(
     """See :meth:`~bayeshnet.hnets.chunked.ChunkedHyperNet.apply_chunked_hyperfan_init`."""
     targets = describe_targets(hnet.target_shapes, mnet)
     inputs = [
-        (hnet.uncond_in_size or 0, check_variance("uncond_var", uncond_var)),
-        (hnet.cond_in_size or 0, check_variance("cond_var", cond_var)),
+        (hnet.uncond_in_size, counted_variance("uncond_var", uncond_var, hnet.uncond_in_size)),
+        (hnet.cond_in_size, counted_variance("cond_var", cond_var, hnet.cond_in_size)),
     ]
     variances = chunk_variances(targets, method, use_xavier, target_vars)
     eps = check_variance("eps", eps)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeshnet.errors import UsageError
-from bayeshnet.hnets.hyperfan import HeadInit, Overrides, check_variance, gain, head_inits, input_variance
+from bayeshnet.hnets.hyperfan import HeadInit, Overrides, counted_variance, gain, head_inits, input_variance
 from bayeshnet.hnets.hyperfan_targets import describe_targets
 from bayeshnet.layers.spectral_norm import SpectralNorm
 from bayeshnet.mnets.mnet_interface import MainNetInterface
@@ -189,7 +189,7 @@ def hmlp_hyperfan_init(
     targets = describe_targets(hnet.target_shapes, mnet)
     heads = head_inits(targets, method, use_xavier, w_val=w_val, w_var=w_var, b_val=b_val, b_var=b_var)
     inputs = [
-        (hnet.uncond_in_size, check_variance("uncond_var", uncond_var)),
-        (hnet.cond_in_size, check_variance("cond_var", cond_var)),
+        (hnet.uncond_in_size, counted_variance("uncond_var", uncond_var, hnet.uncond_in_size)),
+        (hnet.cond_in_size, counted_variance("cond_var", cond_var, hnet.cond_in_size)),
     ]
     init_hmlp(hnet, heads, inputs, use_xavier)

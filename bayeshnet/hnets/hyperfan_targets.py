@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.fans import fan_in_and_out
 from bayeshnet.mnets.mnet_interface import MainNetInterface
-from bayeshnet.mnets.param_table import ParamRecord
+from bayeshnet.mnets.param_table import ParamRecord, records_from_lists
 from bayeshnet.typing import Shapes
 
 __all__ = ["Target", "describe_targets"]
@@ -43,12 +44,13 @@ def describe_targets(target_shapes: Shapes, mnet: MainNetInterface | None = None
 
     Args:
         target_shapes: Shapes of the targets.
-        mnet: The network that receives them. Its ``param_shapes`` or its ``hyper_shapes_learned`` are the targets.
+        mnet: The network that receives them, any that has the lists of the interface. Its ``param_shapes`` or its
+            ``hyper_shapes_learned`` are the targets.
             Without it (or if it names no parameter) tensors of two and more dimensions are weights, all others biases,
             each of the weight just before it.
 
     Raises:
-        TypeError: If ``mnet`` is no main network.
+        TypeError: If ``mnet`` has no such lists.
         ValueError: If its shapes are not the targets.
 
     Example:
@@ -66,16 +68,10 @@ def describe_targets(target_shapes: Shapes, mnet: MainNetInterface | None = None
     return tuple(_describe(table, ref, weight_of) for ref in refs)
 
 
-def _match(shapes: Sequence[tuple[int, ...]], mnet: MainNetInterface) -> tuple[list[ParamRecord], list[int]]:
+def _match(shapes: Sequence[tuple[int, ...]], mnet: Any) -> tuple[list[ParamRecord], list[int]]:
     """The table of the main network, and where in it the targets are."""
-    if not isinstance(mnet, MainNetInterface):
-        raise ArgumentTypeError(
-            f"mnet: is a {type(mnet).__name__}; pass a network that implements MainNetInterface (ModuleMainNet makes "
-            "one of any nn.Module)."
-        )
-    table = list(mnet.param_table)
-    everything, learned = list(range(len(table))), mnet.hyper_shapes_learned_ref or []
-    for refs in (everything, learned):
+    table, learned = _table_of(mnet)
+    for refs in (list(range(len(table))), learned):
         if [table[ref].shape for ref in refs] == list(shapes):
             return table, refs
     raise ArgumentError(
@@ -83,6 +79,36 @@ def _match(shapes: Sequence[tuple[int, ...]], mnet: MainNetInterface) -> tuple[l
         f"main network has param_shapes {mnet.param_shapes} and hyper_shapes_learned {mnet.hyper_shapes_learned}. "
         "Pass the network that receives the weights, or leave mnet out."
     )
+
+
+def _table_of(mnet: Any) -> tuple[list[ParamRecord], list[int]]:
+    """Records of all parameters, and which of them are learned by a hypernetwork, of any network with the lists."""
+    if isinstance(mnet, MainNetInterface):
+        return list(mnet.param_table), mnet.hyper_shapes_learned_ref or []
+    if not all(hasattr(mnet, name) for name in ("param_shapes", "hyper_shapes_learned")):
+        raise ArgumentTypeError(
+            f"mnet: is a {type(mnet).__name__}; pass a network with the lists of MainNetInterface (`param_shapes`, "
+            "`hyper_shapes_learned`, `param_shapes_meta`); ModuleMainNet makes one of any nn.Module."
+        )
+    shapes = mnet.param_shapes
+    refs: Any = _optional(mnet, "hyper_shapes_learned_ref")
+    if refs is None:  # those of all shapes, if these are what is learned, or else unknown
+        refs = range(len(shapes)) if mnet.hyper_shapes_learned == shapes else ()
+    refs = [ref for ref in refs if ref >= 0]
+    meta: Any = _optional(mnet, "param_shapes_meta")
+    if meta is not None and len(meta) != len(shapes):
+        raise ArgumentError(
+            f"mnet: its param_shapes_meta has {len(meta)} entries for {len(shapes)} param_shapes; one for each is due."
+        )
+    return list(records_from_lists(shapes, meta, refs, ())), refs
+
+
+def _optional(mnet: Any, name: str) -> Any:
+    """A list that a network need not have; the reference raises an error then."""
+    try:
+        return getattr(mnet, name, None)
+    except NotImplementedError:
+        return None
 
 
 def _weight_of_bias(table: Sequence[ParamRecord], refs: Sequence[int], i: int) -> int | None:

@@ -195,8 +195,8 @@ class HMLP(MLPFeatures):
             method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the
                 harmonic mean of the two variances.
             use_xavier: Xavier (linear units) rather than Kaiming (ReLU).
-            uncond_var: Variance of the unconditional input, whose mean is taken to be 0.
-            cond_var: Variance that the conditional inputs have.
+            uncond_var: Variance of the unconditional input, whose mean is taken to be 0. Counts only if there is one.
+            cond_var: Variance that the conditional inputs have. Counts only if there are any.
             mnet: The network that receives the weights; its ``param_shapes`` or ``hyper_shapes_learned`` are the
                 targets. Without it vectors are taken for the biases of the weights just before them.
             w_val: Mean of the rows of a head: a list with a number or None per target, or a dict from names
@@ -222,6 +222,24 @@ class HMLP(MLPFeatures):
         hmlp_hyperfan_init(self, method, use_xavier, uncond_var, cond_var, mnet, w_val, w_var, b_val, b_var)
 
     # ------------------------------------------------------------------ interface
+
+    # What subclasses written for the reference read.
+
+    @property
+    def _act_fn(self) -> Activation | None:
+        return self.activation_fn
+
+    @property
+    def _dropout_rate(self) -> float:
+        return -1 if self.dropout is None else self.dropout.p
+
+    @property
+    def _use_batch_norm(self) -> bool:
+        return len(self._bn_refs) > 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module would register a module under the name of a property, which hides it.
+        super().__setattr__("activation_fn" if name == "_act_fn" else name, value)
 
     def get_output_weight_mask(
         self, out_inds: Sequence[int] | None = None, device: torch.device | str | int | None = None

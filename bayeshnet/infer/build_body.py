@@ -323,5 +323,7 @@ def _own_hnet(build: HnetOrBuilder, options: BodyOptions, shapes: list[list[int]
                 "hnet, noise: both were given, and the hypernetwork has a perturbation wrapper; choose the noise there."
             )
         return hnet
-    noise = options.noise or ("independent" if options.mixture is None else "shared")
+    # A constant one (a container of plain tensors) uses no entry of the noise twice: the density is exact.
+    constant = getattr(hnet, "uncond_in_size", None) == 0
+    noise = options.noise or ("independent" if options.mixture is None and not constant else "shared")
     return HPerturbWrapper(hnet, sigma_noise=options.scale, noise=noise, learn_sigma="per_weight", verbose=False)

@@ -22,6 +22,7 @@ from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import LinearStep
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.module_mainnet import ModuleMainNet
+from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.models.bayesian_model import BayesianModel
 
 __all__ = ["start_from"]
@@ -106,7 +107,7 @@ def _values(guide: FlatGuide, source: Source, sites: Sequence[LatentSite], num_s
         if net.internal_params is None:
             raise ArgumentError("source: the network keeps no weights; pass one that does, or a dict of weights.")
         own_names = [name for name, r in zip(net.param_names, net.param_table, strict=True) if r.internal]
-        return dict(zip(own_names, net.internal_params, strict=True))
+        return dict(zip(own_names, kept_params(net), strict=True))
     if not callable(source) or isinstance(source, type):
         raise ArgumentTypeError(
             f"source: is a {type(source).__name__}; pass a network, a dict of tensors by name, or a guide."

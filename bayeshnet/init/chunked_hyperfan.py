@@ -7,9 +7,9 @@ from dataclasses import replace
 from bayeshnet.errors import UsageError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hyperfan import HeadInit, Overrides, check_variance, chunk_variances, head_inits, read_overrides
+from bayeshnet.hnets.hyperfan_parts import ChunkedPart, counted_variances, split_parts
+from bayeshnet.hnets.hyperfan_pieces import check_parts, draw_parts
 from bayeshnet.hnets.hyperfan_targets import describe_targets
-from bayeshnet.init.draw import check_parts, draw_parts
-from bayeshnet.init.parts import ChunkedPart, split_parts
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 
 __all__ = ["chunked_hyperfan_init"]
@@ -42,8 +42,8 @@ def chunked_hyperfan_init(
         method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the harmonic
             mean of the two variances.
         use_xavier: Xavier (linear units) rather than Kaiming (ReLU), in the hypernetwork and for its targets.
-        uncond_var: Variance of the unconditional input, whose mean is taken to be 0.
-        cond_var: Variance that the conditional inputs have.
+        uncond_var: Variance of the unconditional input, whose mean is taken to be 0. Counts only if there is one.
+        cond_var: Variance that the conditional inputs have. Counts only if there are any.
         eps: The least variance of a chunk embedding.
         cemb_normal_init: Draw chunk embeddings from normal rather than uniform distributions.
         mnet: The network that receives the weights; its ``param_shapes`` or ``hyper_shapes_learned`` are the targets.
@@ -76,7 +76,7 @@ def chunked_hyperfan_init(
         )
     check_parts(parts, "chunked_hyperfan_init")
     eps = check_variance("eps", eps)
-    uncond_var, cond_var = check_variance("uncond_var", uncond_var), check_variance("cond_var", cond_var)
+    uncond_var, cond_var = counted_variances(parts, uncond_var, cond_var)
     targets = describe_targets(hnet.target_shapes, mnet)
     given = read_overrides("target_vars", target_vars, targets, variance=True)
     heads = [

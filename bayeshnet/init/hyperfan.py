@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from bayeshnet.errors import UsageError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
-from bayeshnet.hnets.hyperfan import Overrides, check_variance, head_inits
+from bayeshnet.hnets.hyperfan import Overrides, head_inits
+from bayeshnet.hnets.hyperfan_parts import ChunkedPart, counted_variances, split_parts
+from bayeshnet.hnets.hyperfan_pieces import check_parts, draw_parts
 from bayeshnet.hnets.hyperfan_targets import describe_targets
-from bayeshnet.init.draw import check_parts, draw_parts
-from bayeshnet.init.parts import ChunkedPart, split_parts
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 
 __all__ = ["hyperfan_init"]
@@ -42,8 +42,8 @@ def hyperfan_init(
         method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the harmonic
             mean of the two variances.
         use_xavier: Xavier (linear units) rather than Kaiming (ReLU).
-        uncond_var: Variance of the unconditional input, whose mean is taken to be 0.
-        cond_var: Variance that the conditional inputs have.
+        uncond_var: Variance of the unconditional input, whose mean is taken to be 0. Counts only if there is one.
+        cond_var: Variance that the conditional inputs have. Counts only if there are any.
         mnet: The network that receives the weights; its ``param_shapes`` or ``hyper_shapes_learned`` are the targets.
             Without it vectors are taken for the biases of the weights just before them.
         w_val: Mean of the rows of a head: a list with a number or None per target, or a dict from names (``"weight"``,
@@ -77,7 +77,7 @@ def hyperfan_init(
                 "initialises what else there is by hyperfan)."
             )
     check_parts(parts, "hyperfan_init")
-    uncond_var, cond_var = check_variance("uncond_var", uncond_var), check_variance("cond_var", cond_var)
+    uncond_var, cond_var = counted_variances(parts, uncond_var, cond_var)
     targets = describe_targets(hnet.target_shapes, mnet)
     heads = head_inits(targets, method, use_xavier, w_val=w_val, w_var=w_var, b_val=b_val, b_var=b_var)
     plain = head_inits(targets, method, use_xavier, b_val=b_val, b_var=b_var)

@@ -73,10 +73,11 @@ class ContextModLayer(nn.Module):
         self._num_ckpts = 0
         self.gain = None if no_weights or no_gains else nn.Parameter(torch.empty(shape))
         self.shift = None if no_weights or no_shifts else nn.Parameter(torch.empty(shape))
-        self._reset()
+        self.reset_parameters()
 
     @torch.no_grad()
-    def _reset(self) -> None:
+    def reset_parameters(self) -> None:
+        """Let the layer start over: shifts 0, gains 1 (0 if an offset is added to them)."""
         for param in self.weights or ():
             param.fill_(self._neutral(param))
 
@@ -200,7 +201,7 @@ class ContextModLayer(nn.Module):
                 self.register_buffer(f"{name}_ckpt_{self._num_ckpts}", kept if device is None else kept.to(device))
         self._num_ckpts += 1
         if not no_reinit:
-            self._reset()
+            self.reset_parameters()
 
     def get_weights(self, ckpt_id: int | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Gain and shift, None where the layer has none.
@@ -262,7 +263,7 @@ class ContextModLayer(nn.Module):
         if not 0 <= sparsity <= 1:
             raise ArgumentError(f"sparsity: is {sparsity}; pass the share of zeros, a number in [0, 1].")
         self._own_weights("sparse_init")
-        self._reset()
+        self.reset_parameters()
         if self.gain is not None:
             blocked = torch.randperm(self.gain.numel(), device=self.gain.device)[: int(self.gain.numel() * sparsity)]
             self.gain.view(-1)[blocked] -= 1.0

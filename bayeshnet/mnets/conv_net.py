@@ -95,7 +95,7 @@ class ConvNet(MainNet):
 
         Args:
             x: Images: flat ``[B, H * W * C]`` or ``[B, H, W, C]``, the channels last (where the network was built with
-                ``chw_input_format``, first).
+                ``chw_input_format``, first). One image may lack the batch dimension: the batch is then 1.
             weights: External weights: a list with one tensor per entry of :attr:`param_shapes` or of
                 :attr:`hyper_shapes_learned`; a list of all gains and shifts; or a dict with ``"internal_weights"`` (all
                 but gains and shifts), ``"mod_weights"`` (gains and shifts), or both. What is not given is the
@@ -130,11 +130,9 @@ class ConvNet(MainNet):
         flat = channels * height * width
         if not isinstance(x, Tensor):
             raise ArgumentTypeError(f"x: is a {type(x).__name__}; pass a tensor [B, {flat}].")
-        if tuple(x.shape[1:]) not in ((flat,), layout):
+        if tuple(x.shape[1:]) not in ((flat,), layout) and tuple(x.shape) not in ((flat,), layout):
             hint = ""
-            if tuple(x.shape) in ((flat,), layout):
-                hint = " For one image pass x.unsqueeze(0)."
-            elif not self._channels_first and tuple(x.shape[1:]) == self._in_shape:
+            if not self._channels_first and tuple(x.shape[1:]) == self._in_shape:
                 hint = " Channels come last: pass x.permute(0, 2, 3, 1)."
             raise ArgumentError(
                 f"x: has shape {list(x.shape)}; this network takes [B, {flat}] or [B, {', '.join(map(str, layout))}]."

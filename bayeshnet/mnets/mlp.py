@@ -183,7 +183,7 @@ class MLP(MainNet):
         """Compute the outputs.
 
         Args:
-            x: Inputs ``[B, n_in]``.
+            x: Inputs ``[B, n_in]``; without batch norm also one sample ``[n_in]``, or more dimensions ``[..., n_in]``.
             weights: External weights: a list with one tensor per entry of :attr:`param_shapes` or of
                 :attr:`hyper_shapes_learned`; a list of all gains and shifts; or a dict with ``"internal_weights"`` (all
                 but gains and shifts), ``"mod_weights"`` (gains and shifts), or both. What is not given is the
@@ -193,7 +193,8 @@ class MLP(MainNet):
                 ``"bn_stats_id"``, ``"cmod_ckpt_id"`` (a checkpoint of gains and shifts), or both.
 
         Returns:
-            Outputs ``[B, n_out]``; with ``out_fn`` the pair ``(out_fn(outputs), outputs)``.
+            Outputs ``[B, n_out]`` (``[n_out]``, ``[..., n_out]``); with ``out_fn`` the pair
+            ``(out_fn(outputs), outputs)``.
 
         Raises:
             ValueError: If shapes do not fit, or weights that the network does not keep are missing.
@@ -231,12 +232,17 @@ class MLP(MainNet):
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise ArgumentTypeError(f"x: is a {type(x).__name__}; pass a tensor [B, {self._widths[0]}].")
-        if x.dim() != 2 or x.shape[1] != self._widths[0]:
-            hint = ""
-            if x.dim() == 1:
-                dim = 1 if self._widths[0] == 1 else 0
-                hint = f" For {'scalar inputs' if dim else 'one sample'} pass x.unsqueeze({dim})."
-            raise ArgumentError(f"x: has shape {list(x.shape)}; this network takes [B, {self._widths[0]}].{hint}")
+        n_in = self._widths[0]
+        if x.dim() == 0 or x.shape[-1] != n_in:
+            hint = " For scalar inputs pass x.unsqueeze(1)." if x.dim() == 1 and n_in == 1 else ""
+            raise ArgumentError(
+                f"x: has shape {list(x.shape)}; this network takes [B, {n_in}], or [{n_in}] for one sample.{hint}"
+            )
+        if x.dim() != 2 and self._use_batch_norm:
+            raise ArgumentError(
+                f"x: has shape {list(x.shape)}; with batch norm this network takes a batch [B, {n_in}]: pass "
+                f"x.reshape(-1, {n_in})."
+            )
 
     def as_chain(self) -> Chain | None:
         """The network as a chain of linear layers and element-wise functions, None with more than that in it."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.mnets.param_table import ParamRecord, num_weights, param_names, records_from_lists
+from bayeshnet.mnets.output_layer import output_refs
+from bayeshnet.mnets.own_lists import check_shapes, first_set, kept_params, table_from_lists
+from bayeshnet.mnets.param_table import ParamRecord, num_weights, param_names
+from bayeshnet.mnets.reference_style import ReferenceMainNet
 
 if TYPE_CHECKING:
     from bayeshnet.layers.batch_norm import BatchNormLayer
@@ -20,13 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["MainNetInterface"]
 
 
-class MainNetInterface(ABC):
+class MainNetInterface(ReferenceMainNet, ABC):
     """What every main network and every hypernetwork offers.
 
     A plain mix-in: a network is ``class MyNet(nn.Module, MainNetInterface)``. A class of this package describes its
     parameters once, by ``self._records`` (the table) and ``self._internal_params`` (the internal ones in table order).
-    A class that keeps the attributes ``_param_shapes``, ``_param_shapes_meta``, ``_hyper_shapes_learned``,
-    ``_hyper_shapes_learned_ref`` and ``_internal_params`` instead works as well: its table is made from them.
+    A class written for the reference, which keeps the attributes ``_param_shapes``, ``_param_shapes_meta``,
+    ``_hyper_shapes_learned``, ``_internal_params``, ``_layer_weight_tensors`` and so on instead, works as well: the
+    properties give its own lists, and its table is made from them (:mod:`bayeshnet.mnets.reference_style`).
 
     Example:
         >>> class Line(nn.Module, MainNetInterface):
@@ -47,7 +51,6 @@ class MainNetInterface(ABC):
         tensor([[2.]], grad_fn=<MmBackward0>)
     """
 
-    _records: tuple[ParamRecord, ...] | None = None
     _hyper_shapes_distilled: list[list[int]] | None = None
     _has_bias: bool = False
     _has_fc_out: bool = False
@@ -86,29 +89,12 @@ class MainNetInterface(ABC):
 
     @property
     def param_table(self) -> tuple[ParamRecord, ...]:
-        """The records of all parameters, internal or not, in order."""
-        if self._records is not None:
-            return self._records
-        shapes = getattr(self, "_param_shapes", None)
-        if shapes is None:
-            raise UsageError(
-                f"{type(self).__name__} has not described its parameters: set `_records` (a tuple of ParamRecord) or "
-                "`_param_shapes` in its constructor."
-            )
-        learned = getattr(self, "_hyper_shapes_learned", None)
-        refs = getattr(self, "_hyper_shapes_learned_ref", None)
-        if learned and refs is None:
-            # Without references the external tensors are all of them or cannot be told apart.
-            if len(learned) != len(shapes):
-                raise UsageError(
-                    f"{type(self).__name__} sets `_hyper_shapes_learned` for {len(learned)} of {len(shapes)} tensors; "
-                    "set `_hyper_shapes_learned_ref` too, to say which ones they are."
-                )
-            refs = range(len(shapes))
-        unconditional = getattr(self, "_unconditional_param_shapes_ref", None)
-        conditional = () if unconditional is None else set(range(len(shapes))) - set(unconditional)
-        num_conds = getattr(self, "_num_known_conds", 0)
-        return records_from_lists(shapes, getattr(self, "_param_shapes_meta", None), refs or (), conditional, num_conds)
+        """The records of all parameters, internal or not, in order.
+
+        Raises:
+            RuntimeError: If a class that keeps lists itself has not filled them, or they contradict each other.
+        """
+        return self._records if self._records is not None else table_from_lists(self)
 
     @property
     def param_names(self) -> list[str]:
@@ -118,7 +104,15 @@ class MainNetInterface(ABC):
     @property
     def param_shapes(self) -> list[list[int]]:
         """Shape of every parameter tensor, internal or external, in table order."""
-        return [list(record.shape) for record in self.param_table]
+        if self._records is not None:
+            return [list(record.shape) for record in self._records]
+        own = first_set(self, "_param_shapes", "_all_shapes")
+        if own is None:
+            raise UsageError(
+                f"{type(self).__name__} has not described its parameters: set `_records` (a tuple of ParamRecord) or "
+                "`_param_shapes` in its constructor."
+            )
+        return _own_shapes(self, "_param_shapes", own)
 
     @property
     def param_shapes_meta(self) -> list[dict[str, Any]]:
@@ -126,6 +120,8 @@ class MainNetInterface(ABC):
 
         ``index`` is the position in :attr:`internal_params`, -1 for an external tensor.
         """
+        if self._records is None and (own := first_set(self, "_param_shapes_meta")) is not None:
+            return own
         meta: list[dict[str, Any]] = []
         index = 0
         for record in self.param_table:
@@ -137,22 +133,39 @@ class MainNetInterface(ABC):
 
     @property
     def internal_params(self) -> nn.ParameterList | None:
-        """The parameters that the network keeps, in table order; None if it keeps none."""
-        return getattr(self, "_internal_params", None)
+        """The parameters that the network keeps, in table order; None if it keeps none.
+
+        A class that keeps lists itself may have another order; the key ``index`` of :attr:`param_shapes_meta` tells it.
+        """
+        return first_set(self, "_internal_params", "_weights")
 
     @property
     def internal_params_ref(self) -> list[int] | None:
         """For each internal parameter its index in :attr:`param_shapes`; None if there are none."""
-        return [i for i, record in enumerate(self.param_table) if record.internal] or None
+        internal = self.internal_params
+        if internal is None or len(internal) == 0:
+            return None
+        refs = [-1] * len(internal)
+        for i, entry in enumerate(self.param_shapes_meta):
+            if entry["index"] >= 0:
+                refs[entry["index"]] = i
+        return refs
 
     @property
     def hyper_shapes_learned(self) -> list[list[int]] | None:
         """Shapes of the external parameters, those to be passed to ``forward``; None if all are internal."""
+        if self._records is None:
+            own = first_set(self, "_hyper_shapes_learned", "_hyper_shapes")
+            return own if own is None else _own_shapes(self, "_hyper_shapes_learned", own)
         return [list(record.shape) for record in self.param_table if not record.internal] or None
 
     @property
     def hyper_shapes_learned_ref(self) -> list[int] | None:
         """Indices of :attr:`hyper_shapes_learned` in :attr:`param_shapes`, or None."""
+        if self._records is None:
+            own = first_set(self, "_hyper_shapes_learned_ref")
+            if own is not None or self.hyper_shapes_learned is None:
+                return own
         return [i for i, record in enumerate(self.param_table) if not record.internal] or None
 
     @property
@@ -163,12 +176,12 @@ class MainNetInterface(ABC):
     @property
     def num_params(self) -> int:
         """Number of weights, internal and external."""
-        return sum(record.numel for record in self.param_table)
+        return num_weights(self.param_shapes)
 
     @property
     def num_internal_params(self) -> int:
         """Number of weights that the network keeps."""
-        return sum(record.numel for record in self.param_table if record.internal)
+        return sum(param.numel() for param in self.internal_params or ())
 
     @property
     def weights(self) -> nn.ParameterList | None:
@@ -180,41 +193,36 @@ class MainNetInterface(ABC):
     @property
     def has_bias(self) -> bool:
         """Whether the layers have bias vectors."""
-        return self._has_bias
+        return bool(self._has_bias)
 
     @property
     def has_fc_out(self) -> bool:
         """Whether the last layer is fully-connected."""
-        return self._has_fc_out
+        return bool(self._has_fc_out)
 
     @property
     def mask_fc_out(self) -> bool:
         """Whether output neurons may be masked by :meth:`get_output_weight_mask`."""
-        return self._mask_fc_out
+        return bool(self._mask_fc_out)
 
     @property
     def has_linear_out(self) -> bool:
         """Whether the output is linear in the last layer's activations."""
-        return self._has_linear_out
+        return bool(self._has_linear_out)
 
     # ------------------------------------------------------------------ views for initialisation
 
-    def _internal_named(self, name: str) -> list[Tensor]:
-        internal = self.internal_params
-        if internal is None:
-            return []
-        records = [record for record in self.param_table if record.internal]
-        return [param for param, record in zip(internal, records, strict=True) if record.name == name]
-
     @property
     def layer_weight_tensors(self) -> list[Tensor]:
-        """The internal weight matrices and kernels, in table order."""
-        return self._internal_named("weight")
+        """The internal weight matrices and kernels, in table order; the list of a class that keeps one."""
+        own = first_set(self, "_layer_weight_tensors")
+        return _kept_named(self, "weight") if own is None else own
 
     @property
     def layer_bias_vectors(self) -> list[Tensor]:
-        """The internal bias vectors, in table order."""
-        return self._internal_named("bias")
+        """The internal bias vectors, in table order; the list of a class that keeps one, which may contain None."""
+        own = first_set(self, "_layer_bias_vectors")
+        return _kept_named(self, "bias") if own is None else own
 
     @property
     def batchnorm_layers(self) -> Sequence[BatchNormLayer] | nn.ModuleList | None:
@@ -299,24 +307,45 @@ class MainNetInterface(ABC):
     def custom_init(self, normal_init: bool = False, normal_std: float = 0.02, zero_bias: bool = True) -> None:
         """Initialise the internal weights: Xavier uniform, or normal with zero mean.
 
-        Batch-norm and context-mod scales become 1 and their shifts 0.
+        Weights and biases are those of :attr:`layer_weight_tensors` and :attr:`layer_bias_vectors`, or, if these are
+        empty, those with such a name in :attr:`param_shapes_meta`. Batch norm becomes the identity, and context
+        modulation starts as its layers do. Other tensors (embeddings) keep their values.
 
         Args:
             normal_init: Draw weights from ``N(0, normal_std^2)``.
             normal_std: That standard deviation.
             zero_bias: Set bias vectors to 0; otherwise they keep their values.
+
+        Raises:
+            RuntimeError: If the network keeps parameters, but neither lists nor names say what any of them is.
         """
-        for weight in self.layer_weight_tensors:
+        weights: Any = list(self.layer_weight_tensors) or _kept_named(self, "weight")
+        biases: Any = list(self.layer_bias_vectors) or _kept_named(self, "bias")
+        constants = {"bn_scale": 1.0, "bn_shift": 0.0, "cm_scale": 1.0, "cm_shift": 0.0}
+        named = [(param, value) for name, value in constants.items() for param in _kept_named(self, name)]
+        norms: Any = self.batchnorm_layers or ()
+        # Scale, then shift.
+        named += [(p, 1.0 - i) for layer in norms for i, p in enumerate(getattr(layer, "weights", None) or ())]
+        mods = [layer for layer in cast("Any", self.context_mod_layers) or () if hasattr(layer, "reset_parameters")]
+        known = [*weights, *(bias for bias in biases if bias is not None), *named, *mods]
+        if not known and any(record.internal and record.name is None for record in self.param_table):
+            raise UsageError(
+                f"custom_init: {type(self).__name__} keeps {self.num_internal_params} weights and does not say what "
+                "they are, so nothing would be initialised; fill `_layer_weight_tensors` and `_layer_bias_vectors`, or "
+                "set `_param_shapes_meta` with names."
+            )
+        for weight in weights:
             if normal_init or weight.dim() < 2:
                 nn.init.normal_(weight, mean=0.0, std=normal_std)
             else:
                 nn.init.xavier_uniform_(weight)
-        constants = {"bn_scale": 1.0, "bn_shift": 0.0, "cm_scale": 1.0, "cm_shift": 0.0}
-        if zero_bias:
-            constants["bias"] = 0.0
-        for name, value in constants.items():
-            for param in self._internal_named(name):
-                param.fill_(value)
+        for bias in biases:
+            if zero_bias and bias is not None:
+                bias.zero_()
+        for param, value in named:
+            param.fill_(value)
+        for layer in mods:
+            layer.reset_parameters()  # with an offset, a gain of 0 does nothing
 
     def get_output_weight_mask(
         self, out_inds: Sequence[int] | None = None, device: torch.device | str | int | None = None
@@ -332,21 +361,19 @@ class MainNetInterface(ABC):
             vector of the fully-connected output layer, None (the tensor is not masked) for every other.
 
         Raises:
-            RuntimeError: If the output layer cannot be masked (:attr:`has_fc_out`, :attr:`mask_fc_out`).
+            RuntimeError: If the output layer cannot be masked (:attr:`has_fc_out`, :attr:`mask_fc_out`), or nothing
+                tells which tensors are its.
             ValueError: If an index is out of range.
         """
         if not (self.has_fc_out and self.mask_fc_out):
             raise UsageError(
                 f"{type(self).__name__} has no fully-connected output layer whose neurons can be masked "
-                f"(has_fc_out={self.has_fc_out}, mask_fc_out={self.mask_fc_out})."
+                f"(has_fc_out={self.has_fc_out}, mask_fc_out={self.mask_fc_out}); a class that has one sets "
+                "`_has_fc_out` and `_mask_fc_out`."
             )
-        table = self.param_table
+        table, chosen = self.param_table, output_refs(self)
         masks: list[Tensor | None] = [None] * len(table)
-        last = max(i for i, record in enumerate(table) if record.name == "weight")
-        chosen = [last]
-        if last + 1 < len(table) and table[last + 1].name == "bias" and table[last + 1].layer == table[last].layer:
-            chosen.append(last + 1)
-        num_out = table[last].shape[0]
+        num_out = table[chosen[0]].shape[0]
         inds = list(range(num_out)) if out_inds is None else [int(i) for i in out_inds]
         if any(not 0 <= i < num_out for i in inds):
             raise ArgumentError(f"out_inds: {inds} has entries outside 0..{num_out - 1}, the output neurons.")
@@ -355,3 +382,16 @@ class MainNetInterface(ABC):
             mask[inds] = True
             masks[i] = mask
         return masks
+
+
+def _own_shapes(net: object, attribute: str, own: Any) -> list[list[int]]:
+    """The list itself, to which a constructor may append; a copy if its entries are no lists of ints."""
+    if isinstance(own, list) and all(isinstance(shape, list) for shape in own):  # pyright: ignore[reportUnknownVariableType]
+        return own  # pyright: ignore[reportUnknownVariableType]
+    return check_shapes(net, attribute, own)
+
+
+def _kept_named(net: MainNetInterface, name: str) -> list[Tensor]:
+    """The internal parameters that the table calls so."""
+    records = [record for record in net.param_table if record.internal]
+    return [param for param, record in zip(kept_params(net), records, strict=True) if record.name == name]

@@ -14,6 +14,7 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.chain import Chain, chain_of_modules, has_hooks
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.module_table import module_table
+from bayeshnet.mnets.own_lists import first_set
 
 __all__ = ["ModuleMainNet", "functional_copy"]
 
@@ -246,4 +247,10 @@ def functional_copy(net: nn.Module) -> Any:
     for part, table in zip(parts, tables, strict=True):
         part._records = tuple(replace(record, internal=False) for record in table)
         part._internal_params = None
+        # What a class written for the reference keeps beside it refers to the same parameters.
+        if first_set(part, "_weights") is not None:
+            part._weights = None
+        for name in ("_layer_weight_tensors", "_layer_bias_vectors"):
+            if first_set(part, name) is not None:
+                setattr(part, name, nn.ParameterList())
     return copied

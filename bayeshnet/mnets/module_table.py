@@ -18,6 +18,7 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.layers.batch_norm import BatchNormLayer
 from bayeshnet.layers.context_mod import ContextModLayer
 from bayeshnet.mnets.mnet_interface import MainNetInterface
+from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.mnets.param_table import ParamRecord
 
 __all__ = ["ParamSlots", "module_table"]
@@ -160,7 +161,7 @@ def _names_from_tables(module: nn.Module) -> dict[int, str | None]:
     for submodule in module.modules():
         if isinstance(submodule, MainNetInterface):
             internal = [record for record in submodule.param_table if record.internal]
-            known.update((id(p), r.name) for p, r in zip(submodule.internal_params or (), internal, strict=True))
+            known.update((id(p), r.name) for p, r in zip(kept_params(submodule), internal, strict=True))
     return known
 
 

@@ -98,7 +98,7 @@ def test_a_main_network_that_does_not_fit():
     net = MLP(3, 2, [4], verbose=False)
     with pytest.raises(ArgumentError, match="mnet: its shapes are not those produced. The hypernetwork makes"):
         HMLP([[4, 2]]).apply_hyperfan_init(mnet=net)
-    with pytest.raises(ArgumentTypeError, match="mnet: is a Linear; pass a network that implements MainNetInterface"):
+    with pytest.raises(ArgumentTypeError, match="mnet: is a Linear; pass a network with the lists of MainNetInterface"):
         HMLP([[4, 2]]).apply_hyperfan_init(mnet=nn.Linear(2, 4))
 
 
@@ -202,7 +202,7 @@ def test_partial_overrides_keep_the_other_defaults():
         ({"w_val": 0.5}, ArgumentTypeError, "w_val: is a float; pass a list with one number or None per target"),
         ({"w_val": "ab"}, ArgumentTypeError, "w_val: is a str; pass a list"),
         ({"w_val": ["a", None]}, ArgumentTypeError, "w_val[0]: a number is expected, not 'a'."),
-        ({"uncond_var": -1.0}, ArgumentError, "uncond_var: -1.0 was given; a variance is 0 or positive."),
+        ({"cond_var": -1.0}, ArgumentError, "cond_var: -1.0 was given; a variance is 0 or positive."),
         ({"cond_var": math.nan}, ArgumentError, "cond_var: nan was given; a finite number is expected."),
         ({"cond_var": 0.0}, ArgumentError, "uncond_var, cond_var: the variance of the hypernetwork's input is 0"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets import HMLP, HPerturbWrapper, HyperNet, HyperNetInterface
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 
@@ -87,7 +87,8 @@ def test_add_to_uncond_params(foreign):
     with pytest.raises(ArgumentError, match=r"dparams\[0\]: has shape \[3\], but the parameter has \[6, 3\]"):
         foreign.add_to_uncond_params([torch.ones(3)])
     hnet = HMLP([[2]], no_uncond_weights=True)
-    with pytest.raises(UsageError, match="HMLP keeps no unconditional parameters .* pass them as `params`"):
+    # A ValueError, as in the reference; before it was a RuntimeError.
+    with pytest.raises(ArgumentError, match="params: is None, but this HMLP keeps no unconditional parameters"):
         hnet.add_to_uncond_params([])
 
 

@@ -213,7 +213,6 @@ def test_errors():
     [
         ({"method": "both"}, ArgumentError, "method: 'both' is unknown"),
         ({"eps": -1.0}, ArgumentError, "eps: -1.0 was given; a variance is 0 or positive."),
-        ({"uncond_var": -1.0}, ArgumentError, "uncond_var: -1.0 was given"),
         ({"cond_var": -1.0}, ArgumentError, "cond_var: -1.0 was given"),
         ({"target_vars": [1.0]}, ArgumentError, "target_vars: has 1 entries; one for each of the 3 targets"),
         ({"target_vars": {"weights": 1.0}}, ArgumentError, "target_vars: has the keys ['weights']"),

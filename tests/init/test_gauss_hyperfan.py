@@ -18,9 +18,9 @@ from bayeshnet.hnets import (
     StructuredHMLP,
 )
 from bayeshnet.hnets.hyperfan import HeadInit
+from bayeshnet.hnets.hyperfan_moments import Moments, bias_free_head, measure_moments
+from bayeshnet.hnets.hyperfan_parts import split_parts
 from bayeshnet.init import gauss_hyperfan_init
-from bayeshnet.init.moments import Moments, bias_free_head, measure_moments
-from bayeshnet.init.parts import split_parts
 from bayeshnet.mnets import MLP
 from tests.init.measure import assert_mean, over_inits, powers
 
@@ -287,7 +287,6 @@ def test_targets_that_are_no_means_and_rhos(shapes):
     [
         ({"mean_var": -1.0}, ArgumentError, "mean_var: -1.0 was given; a variance is 0 or positive."),
         ({"rho_var": -1.0}, ArgumentError, "rho_var: -1.0 was given"),
-        ({"uncond_var": -1.0}, ArgumentError, "uncond_var: -1.0 was given"),
         ({"cond_var": -1.0}, ArgumentError, "cond_var: -1.0 was given"),
         ({"eps": -1.0}, ArgumentError, "eps: -1.0 was given"),
         ({"rho_mean": math.inf}, ArgumentError, "rho_mean: inf was given; a finite number is expected."),

@@ -205,6 +205,6 @@ def test_errors_come_before_the_first_draw():
         hyperfan_init(hnet)
     with pytest.raises(ArgumentError, match="method: 'all' is unknown"):
         hyperfan_init(good, "all")
-    with pytest.raises(ArgumentError, match="cond_var: -1.0 was given"):
-        hyperfan_init(good, cond_var=-1.0)
+    with pytest.raises(ArgumentError, match="uncond_var: -1.0 was given"):
+        hyperfan_init(good, uncond_var=-1.0)
     assert all(torch.equal(p, q) for p, q in zip(before, good.internal_params, strict=True))

@@ -325,10 +325,34 @@ def test_constructor_errors(options, match):
         MLP(**options)
 
 
+@pytest.mark.parametrize("options", [{}, {"use_context_mod": True, "context_mod_inputs": True}, {"out_fn": torch.tanh}])
+def test_one_sample_and_more_dimensions(options):
+    """Before both were refused, ``x: has shape [3]; this network takes [B, 3]``; the reference takes them."""
+    net, x = MLP(3, 2, **options), torch.randn(4, 5, 3)
+    expected = net(x.flatten(0, 1))
+    for rows, shape in ((x, (4, 5)), (x[0, 0], ())):
+        out, other = net(rows), expected
+        pairs = zip(out, other, strict=True) if isinstance(out, tuple) else [(out, other)]
+        for one, two in pairs:
+            assert one.shape == (*shape, 2)
+            torch.testing.assert_close(one, two.view(4, 5, 2) if shape else two[0])
+    weights = torch.randn(6, net.num_params)
+    one = batched_forward(net, weights, x[0, 0])
+    many = batched_forward(net, weights, x[0, :1])
+    for a, b in zip(*((out if isinstance(out, tuple) else (out,)) for out in (one, many)), strict=True):
+        torch.testing.assert_close(a, b[:, 0])
+
+
 def test_input_errors():
     net = MLP(3, 2)
-    with pytest.raises(ArgumentError, match=r"x: has shape \[3\]; this network takes \[B, 3\]. For one sample pass"):
-        net(torch.randn(3))
+    with pytest.raises(
+        ArgumentError, match=r"x: has shape \[4\]; this network takes \[B, 3\], or \[3\] for one sample"
+    ):
+        net(torch.randn(4))
+    with pytest.raises(ArgumentError, match=r"x: has shape \[\]"):
+        net(torch.tensor(1.0))
+    with pytest.raises(ArgumentError, match=r"with batch norm .* a batch \[B, 3\]: pass x.reshape\(-1, 3\)"):
+        MLP(3, 2, use_batch_norm=True)(torch.randn(3))
     with pytest.raises(ArgumentError, match=r"For scalar inputs pass x.unsqueeze\(1\)"):
         MLP()(torch.randn(5))
     with pytest.raises(ArgumentError, match=r"x: has shape \[5, 2\]"):

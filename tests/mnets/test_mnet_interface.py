@@ -40,8 +40,10 @@ def test_third_party_by_lists():
 def test_undescribed_or_ambiguous():
     net = ByLists()
     del net._hyper_shapes_learned_ref
+    assert net.hyper_shapes_learned_ref == [0]  # by the meta data
+    del net._param_shapes_meta
     with pytest.raises(UsageError, match="set `_hyper_shapes_learned_ref` too"):
-        _ = net.param_shapes
+        _ = net.hyper_shapes_learned_ref
     del net._param_shapes
     with pytest.raises(UsageError, match="ByLists has not described its parameters"):
         _ = net.param_shapes

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bayeshnet.errors import ArgumentError
 from bayeshnet.hnets.hyperfan import HeadInit
 from bayeshnet.hnets.hyperfan_draw import linear_layers
-from bayeshnet.init.parts import HeadPart
+from bayeshnet.hnets.hyperfan_parts import HeadPart
 
 __all__ = ["Moments", "bias_free_head", "measure_moments"]
 

@@ -21,11 +21,23 @@ from bayeshnet.hnets.full import FullHyperNet
 from bayeshnet.hnets.hnet_container import HContainer
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
+from bayeshnet.hnets.hyperfan import counted_variance
 from bayeshnet.hnets.mlp_hnet import HMLP
 from bayeshnet.hnets.structured_mlp_hnet import StructuredHMLP
+from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.mnets.param_table import ParamRecord
 
-__all__ = ["ChunkedPart", "HeadPart", "Part", "Places", "PlainPart", "average", "split_parts", "trace_assembly"]
+__all__ = [
+    "ChunkedPart",
+    "HeadPart",
+    "Part",
+    "Places",
+    "PlainPart",
+    "average",
+    "counted_variances",
+    "split_parts",
+    "trace_assembly",
+]
 
 Places: TypeAlias = Mapping[int, float]
 """The targets that a tensor goes to, by index, with the share of its elements; empty if it goes nowhere."""
@@ -88,6 +100,21 @@ class PlainPart:
 
 
 Part: TypeAlias = "HeadPart | ChunkedPart | PlainPart"
+
+
+def counted_variances(parts: Sequence[Part], uncond_var: float, cond_var: float) -> tuple[float, float]:
+    """The variances of the inputs; they count only where a part has such an input.
+
+    Raises:
+        TypeError: If there is such an input and its variance is no number.
+        ValueError: If it is negative or not finite.
+    """
+    sizes = [0, 0]
+    for part in parts:
+        if not isinstance(part, PlainPart):
+            own = part.hnet.uncond_in_size - (part.chunk_emb_size if isinstance(part, HeadPart) else 0)
+            sizes = [max(sizes[0], own), max(sizes[1], part.hnet.cond_in_size)]
+    return counted_variance("uncond_var", uncond_var, sizes[0]), counted_variance("cond_var", cond_var, sizes[1])
 
 
 def average(values: Sequence[float], places: Places) -> float | None:
@@ -198,7 +225,7 @@ def _plain_tensors(hnet: HContainer, kind: str) -> list[tuple[ParamRecord, tuple
 
 def _kept(hnet: HyperNetInterface) -> list[tuple[ParamRecord, Tensor]]:
     """The records of what is kept, with the parameters."""
-    return list(zip((r for r in hnet.param_table if r.internal), hnet.internal_params or (), strict=True))
+    return list(zip((r for r in hnet.param_table if r.internal), kept_params(hnet), strict=True))
 
 
 def _device(hnet: HyperNetInterface) -> torch.device | None:

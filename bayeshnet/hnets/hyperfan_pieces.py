@@ -8,7 +8,7 @@ from bayeshnet.errors import UsageError
 from bayeshnet.hnets.hyperfan import HeadInit
 from bayeshnet.hnets.hyperfan_chunked import check_chunked, init_chunked
 from bayeshnet.hnets.hyperfan_draw import check_bias_free, check_initialisable, draw_, init_hmlp
-from bayeshnet.init.parts import ChunkedPart, HeadPart, Part, average
+from bayeshnet.hnets.hyperfan_parts import ChunkedPart, HeadPart, Part, average
 
 __all__ = ["Convert", "check_parts", "draw_parts"]
 

@@ -15,7 +15,7 @@ from bayeshnet.hnets import (
     HyperNet,
     StructuredHMLP,
 )
-from bayeshnet.init.parts import ChunkedPart, HeadPart, PlainPart, average, split_parts, trace_assembly
+from bayeshnet.hnets.hyperfan_parts import ChunkedPart, HeadPart, PlainPart, average, split_parts, trace_assembly
 
 
 def test_tracing_an_assembly():
