@@ -8,13 +8,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bayeshnet.errors import UsageError
 
-__all__ = ["restored_on_failure", "vectorising"]
+__all__ = ["fresh", "restored_on_failure", "vectorising", "version"]
 
 
 @contextmanager
@@ -38,11 +39,11 @@ def restored_on_failure(net: nn.Module, *, buffers: bool) -> Generator[None, Non
         for module in net.modules():
             for key, buffer in module._buffers.items():
                 if buffer is not None:
-                    saved.append((module, key, buffer, buffer.detach().clone(), _version(buffer)))
+                    saved.append((module, key, buffer, buffer.detach().clone(), version(buffer)))
     try:
         yield
-        for module, key, buffer, value, version in saved:
-            changed = _version(buffer) != version if version is not None else not torch.equal(buffer, value)
+        for module, key, buffer, value, count in saved:
+            changed = version(buffer) != count if count is not None else not torch.equal(buffer, value)
             if module._buffers.get(key) is not buffer or changed:
                 raise UsageError(f"buffer {key} of {type(module).__name__} changes while it is evaluated")
     except BaseException:
@@ -56,20 +57,28 @@ def restored_on_failure(net: nn.Module, *, buffers: bool) -> Generator[None, Non
         raise
 
 
-def _version(tensor: Tensor) -> int | None:
+def fresh(tree: Any) -> Any:
+    """The same structure with copies of its tensors, which a network may write to."""
+    if isinstance(tree, Tensor):
+        return tree.clone()
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*map(fresh, tree))
+    if type(tree) in (tuple, list):
+        return type(tree)(map(fresh, tree))
+    if type(tree) is dict:
+        return {key: fresh(part) for key, part in tree.items()}
+    return tree
+
+
+def version(tensor: Tensor) -> int | None:
     """How often it was written to, None where PyTorch does not count."""
     return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager
 def vectorising() -> Generator[None, None, None]:
-    """Prepare for ``torch.func.vmap``: no fused transformer kernels (no rule exists for them), none of its warnings."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            # An operation without a rule runs sample by sample inside vmap; the result is right.
-            warnings.filterwarnings("ignore", message="There is a performance drop because")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    """Prepare for ``torch.func.vmap``: none of its warnings."""
+    with warnings.catch_warnings():
+        # An operation without a rule runs sample by sample inside vmap; the result is right.
+        warnings.filterwarnings("ignore", message="There is a performance drop because")
+        yield
