@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as _torch_modules
 
-__all__ = ["has_hooks", "is_plain"]
+__all__ = ["has_hooks", "has_own_hooks", "is_plain"]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -19,17 +19,31 @@ def has_hooks(module: nn.Module) -> bool:
         >>> has_hooks(layer), handle.remove(), has_hooks(layer)
         (True, None, False)
     """
+    return bool(
+        has_own_hooks(module)
+        # Read at each call: they come and go with profilers and debuggers.
+        or _torch_modules._global_forward_hooks  # pyright: ignore[reportPrivateUsage] - has no public name
+        or _torch_modules._global_forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+        or _torch_modules._global_backward_hooks  # pyright: ignore[reportPrivateUsage]
+        or _torch_modules._global_backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+    )
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """Whether hooks were registered on this module.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> handle = layer.register_forward_hook(lambda module, args, output: -output)
+        >>> has_own_hooks(layer)
+        True
+    """
     state: dict[str, Any] = module.__dict__
     return bool(
         state["_forward_hooks"]
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
-        # Read at each call: they come and go with profilers and debuggers.
-        or _torch_modules._global_forward_hooks  # pyright: ignore[reportPrivateUsage] - has no public name
-        or _torch_modules._global_forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-        or _torch_modules._global_backward_hooks  # pyright: ignore[reportPrivateUsage]
-        or _torch_modules._global_backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
     )
 
 

@@ -36,7 +36,7 @@ def copy_without(what: Any, module: nn.Module, params: Iterable[nn.Parameter | N
     except (RuntimeError, TypeError) as error:
         raise ArgumentTypeError(
             f"module: cannot be copied ({error}). A module that keeps computed tensors as attributes cannot; compute "
-            "them in forward, or use torch.nn.utils.parametrize."
+            "them in forward, or use torch.nn.utils.parametrizations."
         ) from error
 
 

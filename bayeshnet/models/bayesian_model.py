@@ -15,7 +15,7 @@ from torch import Size, Tensor, nn
 from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
 from bayeshnet.mnets.batched import batched_forward
-from bayeshnet.mnets.module_mainnet import functional_copy
+from bayeshnet.mnets.module_mainnet import frozen_hint, functional_copy
 from bayeshnet.models import priors
 from bayeshnet.models.learned_scales import LearnedScales
 from bayeshnet.models.likelihoods import Likelihood
@@ -35,6 +35,11 @@ class BayesianModel(nn.Module):
     dotted name; the likelihood's own latents are ``likelihood.NAME``; observations are the site ``obs`` in the plate
     ``data``. The network is copied and its parameter values are left behind: the network given stays as it is.
 
+    Parameters that are frozen (``requires_grad=False``) when the model is built are no sites: they stay what they are,
+    are moved and saved with the model, and stand in its ``repr``. So does the padding row of an embedding; the site of
+    its weight has that row, but the likelihood does not depend on it, so that its posterior is its prior. See
+    :class:`~bayeshnet.mnets.ModuleMainNet`.
+
     Args:
         net: Any ``nn.Module``, or a main network of this package.
         prior: A :class:`~bayeshnet.models.priors.Prior`, or a function ``(name, record, *, like) -> distribution``.
@@ -45,8 +50,10 @@ class BayesianModel(nn.Module):
             site per parameter. Saves time per step for networks with many tensors.
 
     Raises:
-        TypeError: If an argument is of another type, or the likelihood's prior has more bits than the network.
-        ValueError: If the network has no parameters, or the prior does not cover them or names one that is not there.
+        TypeError: If an argument is of another type, the likelihood's prior has more bits than the network, or the
+            network has complex parameters or is one whose weights cannot be exchanged (scripted, quantised, ...).
+        ValueError: If the network has no parameters or all are frozen, or the prior does not cover them or names one
+            that is not there or frozen.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -83,7 +90,13 @@ class BayesianModel(nn.Module):
                 f"prior: is a {type(prior).__name__}; pass one of bayeshnet.priors, such as "
                 "priors.Normal(scale='fan_in'), or a function (name, record, *, like) -> distribution."
             )
-        example = next(net.parameters(), None)
+        example = next((param for param in net.parameters() if param.requires_grad), None)
+        for name, param in net.named_parameters():
+            if param.is_complex() and param.requires_grad:
+                raise ArgumentTypeError(
+                    f"net: its parameter {name!r} is complex ({param.dtype}), and priors are over real weights; keep "
+                    "real and imaginary part as one real parameter [..., 2] and use torch.view_as_complex in forward."
+                )
         dtype = torch.get_default_dtype() if example is None else example.dtype
         self.net = functional_copy(net)
         self.prior = prior
@@ -104,6 +117,7 @@ class BayesianModel(nn.Module):
             if unknown:
                 raise ArgumentError(
                     f"{argument}: has entries for {unknown}; the network's parameters are {self._names}."
+                    f"{frozen_hint(unknown, self.net)}"
                 )
         self.learned_scales = self._learned_scales()
         self.weight_priors()  # an unusable prior is an error here, not at the first step
