@@ -44,7 +44,7 @@ class FrozenMainNet(nn.Module, MainNetInterface):
         >>> handle = mlp.internal_params[0].requires_grad_(False)
         >>> net = functional_copy(mlp)
         >>> net.param_names, net.frozen_names
-        (['1.bias', '2.weight', '2.bias'], ('1.weight',))
+        (['0.bias', '1.weight', '1.bias'], ('0.weight',))
         >>> torch.equal(net(torch.ones(5, 3), weights=list(mlp.internal_params[1:])), mlp(torch.ones(5, 3)))
         True
     """

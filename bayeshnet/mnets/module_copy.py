@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bayeshnet.errors import ArgumentTypeError
 from bayeshnet.mnets.weight_rules import computed_tensors
@@ -28,6 +29,13 @@ def copy_without(what: Any, module: nn.Module, params: Iterable[nn.Parameter | N
         TypeError: If it cannot be copied, or its copy would still call the original.
     """
     _check_own_forwards(module)
+    for path, part in module.named_modules():
+        if isinstance(part, nn.RNNBase) and parametrize.is_parametrized(part):
+            raise ArgumentTypeError(
+                f"module.{path} is a {type(part).__name__} with parametrised weights, which it computes when it is "
+                "moved or copied and so cannot be without; remove the parametrisation, or loop over an "
+                "RNN cell (nn.LSTMCell, ...) whose weights are parametrised."
+            )
     memo: dict[int, Any] = {id(param): None for param in params if param is not None}
     # Made anew at each call.
     memo.update((id(owner.__dict__.get(name)), None) for owner, name in computed_tensors(module.modules()))
