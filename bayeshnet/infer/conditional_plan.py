@@ -119,6 +119,8 @@ def plan(
     x, y = _data(args, kwargs)
     net, steps = _network(model, x)
     layers = _choose(model, net, steps, conditional)
+    if isinstance(net, Chain):
+        _check_tied(model.net.param_names, net, layers)
     sizes = [math.prod(shape) for shape in model.net.param_shapes]
     total = sum(site.numel for site in sites)
     _check_order(model, sites)
@@ -247,11 +249,23 @@ def _check_last_layer(model: BayesianModel) -> None:
     if not linears:
         return
     name, last = linears[-1]
-    fixed = [part for part in (f"{name}.weight".lstrip("."), f"{name}.bias".lstrip(".")) if part in frozen]
+    parts = [f"{name}.weight".lstrip("."), f"{name}.bias".lstrip(".")]
+    for slot in net._slots:  # pyright: ignore[reportPrivateUsage] - what else has the parameters is known there only
+        if set(parts) & set(slot.names) and len({id(module) for module, _ in slot.places}) > 1:
+            raise NotApplicableError(f"{slot.name} is used at several places of the network (tied)")
+    fixed = [part for part in parts if part in frozen]
     if fixed:
         raise NotApplicableError(f"{' and '.join(fixed)} of the last linear layer cannot be drawn: frozen")
     if type(last) is nn.Linear and not is_plain(last, nn.Linear.forward):
         raise NotApplicableError(f"the last linear layer, {name!r}, has hooks or a forward of its own")
+
+
+def _check_tied(names: Sequence[str], chain: Chain, layers: Sequence[tuple[int, int | None]]) -> None:
+    """Raise if the weights of a conditional layer have another place: its features would depend on them."""
+    used = [i for step in chain.steps if isinstance(step, LinearStep) for i in (step.weight, step.bias)]
+    tied = [names[i] for layer in layers for i in layer if i is not None and used.count(i) > 1]
+    if tied:
+        raise NotApplicableError(f"{tied[0]} is used at several places of the network (tied)")
 
 
 def _head_of(model: BayesianModel, x: Tensor) -> HeadNet | None:
