@@ -78,7 +78,9 @@ def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_siz
     known = _KNOWN.setdefault(net, {})
     key = tuple(module.training for module in net.modules())
     single = len(chunks) == 1 and len(chunks[0][0]) == 1
-    run = _Call(mainnet, x, protect=_WRITES.setdefault(net, {}).get(key, True))
+    # A network that is built around another for one call is known by that.
+    writes = _WRITES.setdefault(getattr(net, "built_around", net), {})
+    run = _Call(mainnet, x, protect=writes.get(key, True))
     outputs: list[Any] | None = None
     if known.get(key, True) and not single:
         call = vmap(run.network, randomness="different")
@@ -97,7 +99,7 @@ def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_siz
             "self.weight.clamp_(-1, 1)."
         )
     if not under_functorch():
-        _WRITES[net][key] = run.wrote
+        writes[key] = run.wrote
     return _join(outputs, how)
 
 
@@ -171,6 +173,7 @@ def _records_of_flat(net: MainNetInterface, weights: Tensor) -> Sequence[ParamRe
     hint = ""
     if weights.dim() == 1:
         hint = " For one sample pass weights.unsqueeze(0)."
+    hint += frozen_hint(getattr(net, "frozen_names", ()), net)
     raise ArgumentError(
         f"weights: has shape {list(weights.shape)}, expected [S, {net.num_params}] with S >= 1: {parts}.{hint}"
     )

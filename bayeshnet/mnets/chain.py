@@ -275,7 +275,7 @@ def chain_of_modules(module: nn.Module, index: Mapping[tuple[int, str], int]) ->
             return None
         if type(part) is nn.Linear:
             weight, bias = index.get((id(part), "weight")), index.get((id(part), "bias"))
-            if weight is None or (bias is None and part.bias is not None):
+            if weight is None or (bias is None and getattr(part, "bias", None) is not None):
                 return None  # one of them is fixed
             steps.append(LinearStep(weight, bias))
             linear = True

@@ -70,9 +70,9 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         nn.Module.__init__(self)
         MainNetInterface.__init__(self)
         records, slots, frozen = module_table(module)
+        own = [slot.read() for slot in slots]
         if no_weights:
             # Pairs of modules and keys are copied together with the module, so that they refer to the copy.
-            own = [slot.read() for slot in slots]
             module, slots, frozen = copy_without((module, slots, frozen), module, own)
         self.module = module
         self.training = module.training
@@ -85,7 +85,7 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         self._needs_functional_calls = needs_functional_calls(module)
         self._has_bias = any(record.name == "bias" for record in records)
         if no_weights:
-            self._after_copying({i: own[i].detach()[row].clone() for i, row in self._fixed_rows.items()})
+            self._after_copying({i: self._own_row(i, own[i]).clone() for i in self._fixed_rows})
 
     def _after_copying(self, rows: Mapping[int, Tensor]) -> None:
         """Make a network without weights of one whose weights were left out of a copy."""

@@ -27,6 +27,7 @@ from bayeshnet.errors import ArgumentError
 __all__ = ["FunctionalCalls", "computed_tensors", "fixed_row", "functional_calls", "needs_functional_calls"]
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_LEFT_ALIGNED: Any = getattr(torch, "_nested_tensor_from_mask_left_aligned", None)
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
@@ -54,7 +55,7 @@ class FunctionalCalls(TorchFunctionMode):
             return _embedding(*args, **kwargs)
         if func is F.embedding_bag:
             return _embedding_bag(*args, **kwargs)
-        if func is torch._nested_tensor_from_mask_left_aligned:
+        if func is _LEFT_ALIGNED:
             return False  # asked before anything else whether padding may be cut off; no rule of vmap knows it
         return func(*args, **kwargs)
 

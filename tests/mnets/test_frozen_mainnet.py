@@ -130,6 +130,8 @@ def test_errors():
     named = {"0.weight": torch.randn(6, 4, 3), "0.bias": torch.randn(6, 4), "2.weight": torch.randn(6, 1, 4)}
     with pytest.raises(ArgumentError, match=r"unknown names \['0.weight'\].*Frozen .*leave them"):
         batched_forward(net, named, x)
+    with pytest.raises(ArgumentError, match=r"expected \[S, 8\].*Frozen .*: \['0.weight', '2.bias'\]"):
+        batched_forward(network(), torch.randn(6, 21), x)
     with pytest.raises(ArgumentError, match=r"Frozen .*: \['0.weight'\]"):
         net(x, weights={name: value[0] for name, value in named.items()})
     with pytest.raises(ArgumentError, match=r"weights: pass a list of tensors with the shapes \[\[4\], \[1, 4\]\]"):

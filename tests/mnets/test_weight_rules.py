@@ -157,6 +157,36 @@ def test_numbers_of_a_transformer_are_those_of_the_unfused_one():
     assert ours[0][padding].abs().min() > 0
 
 
+def test_decoders_and_whole_transformers():
+    class Net(nn.Module):
+        def __init__(self, whole):
+            super().__init__()
+            options = {"batch_first": True, "dropout": 0.0}
+            if whole:
+                self.net = nn.Transformer(8, 2, 1, 1, 16, **options)
+            else:
+                self.net = nn.TransformerDecoderLayer(8, 2, 16, **options)
+
+        def forward(self, x, padding):
+            more = {} if isinstance(self.net, nn.TransformerDecoderLayer) else {"src_key_padding_mask": padding}
+            x, y = (x, x.flip(1)) if more else (x.flip(1), x)
+            return self.net(x, y, memory_key_padding_mask=padding, tgt_key_padding_mask=padding, **more).mean(1)
+
+    padding = torch.tensor([[False] * 3 + [True] * 2] * 2 + [[False] * 5])
+    for whole in (False, True):
+        check(Net(whole).double().eval(), (torch.randn(3, 5, 8, dtype=torch.float64), padding))
+
+
+def test_no_global_switch_is_touched(monkeypatch):
+    """Another thread would see it."""
+
+    def fail(value):
+        raise AssertionError(value)
+
+    monkeypatch.setattr(torch.backends.mha, "set_fastpath_enabled", fail)
+    test_rows_that_are_padding_alone()
+
+
 def test_rows_that_are_padding_alone():
     net = Encoded(nn.TransformerEncoder(layer(), 2)).double().eval()
     x, padding = torch.randn(3, 5, 8, dtype=torch.float64), torch.zeros(3, 5, dtype=torch.bool)
@@ -478,7 +508,7 @@ def test_a_first_write_after_others_is_an_error():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
 def test_compiled_and_quantised_modules():
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
-    quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(net[0]), {nn.Linear})
+    quantised = [torch.ao.nn.quantized.dynamic.Linear(3, 4)]
     with pytest.raises(ArgumentTypeError, match=r"module.0 is a quantised Linear.*floating-point module"):
         functional_copy(nn.Sequential(quantised[0], net[1]))
     with pytest.raises(ArgumentTypeError, match=r"module.0 was compiled by torch.compile.*`module.0._orig_mod`"):
