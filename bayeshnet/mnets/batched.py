@@ -14,7 +14,7 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.layers.torch_modes import under_functorch
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.module_mainnet import ModuleMainNet, frozen_hint
-from bayeshnet.mnets.module_state import fresh, restored_on_failure, vectorising, version
+from bayeshnet.mnets.module_state import Snapshot, fresh, restored_on_failure, vectorising, version
 from bayeshnet.mnets.param_table import ParamRecord, num_weights, split_sizes
 from bayeshnet.mnets.weight_rules import functional_calls, needs_functional_calls
 
@@ -25,7 +25,7 @@ WeightSamples: TypeAlias = "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
 # What was learned about a network in one training / evaluation state: whether it can be vectorised. The networks are
 # held weakly, and nothing depends on the entries but speed.
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
-# Likewise, whether it writes to the weights that it is given: until that is known, it is given copies.
+# Likewise, whether it writes to the weights that it is given: it is then given copies.
 _WRITES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
 
 
@@ -77,10 +77,45 @@ def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_siz
             return _join(outputs, torch.cat)
     known = _KNOWN.setdefault(net, {})
     key = tuple(module.training for module in net.modules())
-    single = len(chunks) == 1 and len(chunks[0][0]) == 1
     # A network that is built around another for one call is known by that.
     writes = _WRITES.setdefault(getattr(net, "built_around", net), {})
-    run = _Call(mainnet, x, protect=writes.get(key, True))
+
+    def evaluate(*, protect: bool) -> Any:
+        return _evaluate(net, _Call(mainnet, x, protect=protect), chunks, known, key)
+
+    if key in writes or under_functorch():
+        return evaluate(protect=writes.get(key, False))
+    tensors = [tensor for chunk in chunks for tensor in chunk]
+    values, before = [tensor.detach().clone() for tensor in tensors], Snapshot(net, buffers=True)
+    outputs, failed = None, False
+    try:
+        outputs = evaluate(protect=False)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever was raised: with copies of the weights it shows whether that was the reason
+        failed = True
+    changed = [not torch.equal(tensor, value) for tensor, value in zip(tensors, values, strict=True)]
+    if failed or any(changed):
+        with torch.no_grad():
+            for tensor, value, wrong in zip(tensors, values, changed, strict=True):
+                if wrong:
+                    tensor.copy_(value)
+        before.restore()
+        known.pop(key, None)
+        outputs = evaluate(protect=True)
+    writes[key] = failed or any(changed)
+    return outputs
+
+
+def _evaluate(
+    net: nn.Module,
+    run: _Call,
+    chunks: list[list[Tensor]],
+    known: dict[tuple[bool, ...], bool],
+    key: tuple[bool, ...],
+) -> Any:
+    """The outputs, by vmap where that is possible and otherwise by a loop."""
+    single = len(chunks) == 1 and len(chunks[0][0]) == 1
     outputs: list[Any] | None = None
     if known.get(key, True) and not single:
         call = vmap(run.network, randomness="different")
@@ -98,8 +133,6 @@ def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_siz
             "are now changed. Let its forward compute new tensors instead, W = self.weight.clamp(-1, 1) rather than "
             "self.weight.clamp_(-1, 1)."
         )
-    if not under_functorch():
-        writes[key] = run.wrote
     return _join(outputs, how)
 
 

@@ -15,7 +15,43 @@ from torch import Tensor, nn
 
 from bayeshnet.errors import UsageError
 
-__all__ = ["fresh", "restored_on_failure", "vectorising", "version"]
+__all__ = ["Snapshot", "fresh", "restored_on_failure", "vectorising", "version"]
+
+
+class Snapshot:
+    """Random number generators and buffers as they are now.
+
+    Args:
+        net: The network.
+        buffers: Its buffers too, at the cost of a copy.
+    """
+
+    def __init__(self, net: nn.Module, *, buffers: bool) -> None:
+        self._cpu_state = torch.get_rng_state()
+        self._cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._saved: list[tuple[nn.Module, str, Tensor, Tensor, int | None]] = []
+        if buffers:
+            for module in net.modules():
+                for key, buffer in module._buffers.items():
+                    if buffer is not None:
+                        self._saved.append((module, key, buffer, buffer.detach().clone(), version(buffer)))
+
+    def check_buffers(self) -> None:
+        """Raise if a buffer is another one or was written to."""
+        for module, key, buffer, value, count in self._saved:
+            changed = version(buffer) != count if count is not None else not torch.equal(buffer, value)
+            if module._buffers.get(key) is not buffer or changed:
+                raise UsageError(f"buffer {key} of {type(module).__name__} changes while it is evaluated")
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, key, buffer, value, _ in self._saved:
+            with torch.no_grad():
+                buffer.copy_(value)
+            module._buffers[key] = buffer
+        torch.set_rng_state(self._cpu_state)
+        if self._cuda_states:
+            torch.cuda.set_rng_state_all(self._cuda_states)
 
 
 @contextmanager
@@ -32,35 +68,22 @@ def restored_on_failure(net: nn.Module, *, buffers: bool) -> Generator[None, Non
     Raises:
         RuntimeError: If the block changed buffers.
     """
-    cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    saved: list[tuple[nn.Module, str, Tensor, Tensor, int | None]] = []
-    if buffers:
-        for module in net.modules():
-            for key, buffer in module._buffers.items():
-                if buffer is not None:
-                    saved.append((module, key, buffer, buffer.detach().clone(), version(buffer)))
+    before = Snapshot(net, buffers=buffers)
     try:
         yield
-        for module, key, buffer, value, count in saved:
-            changed = version(buffer) != count if count is not None else not torch.equal(buffer, value)
-            if module._buffers.get(key) is not buffer or changed:
-                raise UsageError(f"buffer {key} of {type(module).__name__} changes while it is evaluated")
+        before.check_buffers()
     except BaseException:
-        for module, key, buffer, value, _ in saved:
-            with torch.no_grad():
-                buffer.copy_(value)
-            module._buffers[key] = buffer
-        torch.set_rng_state(cpu_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
+        before.restore()
         raise
 
 
 def fresh(tree: Any) -> Any:
     """The same structure with copies of its tensors, which a network may write to."""
     if isinstance(tree, Tensor):
-        return tree.clone()
+        copied = tree.clone()
+        if tree.requires_grad and not (copied.requires_grad or copied.is_inference()):
+            copied.requires_grad_()  # without gradients, too, PyTorch's choice between kernels depends on it
+        return copied
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*map(fresh, tree))
     if type(tree) in (tuple, list):

@@ -265,3 +265,14 @@ def test_gradients_reach_the_inputs():
     net, x = nn.Sequential(AddsOne(), nn.Linear(3, 4)), torch.randn(5, 3, requires_grad=True)
     (grad,) = torch.autograd.grad(batched_forward(net, samples(net), x).sum(), x)
     assert grad.abs().min() > 0
+
+
+def test_copies_of_inputs_give_the_same_numbers_to_the_bit():
+    """A product with inputs that require gradients is another one, also where none are recorded."""
+    net = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8))
+    weights, x = samples(net, 7), torch.randn(30, 3, requires_grad=True)
+    parts = ModuleMainNet(net)
+    rows = [w.view(-1, *r.shape) for w, r in zip(weights.split([24, 8, 8, 8], 1), parts.param_table, strict=True)]
+    with torch.no_grad():
+        direct = torch.func.vmap(lambda *w: parts(x, weights=list(w)))(*rows)
+        assert torch.equal(batched_forward(net, weights, x), direct)
