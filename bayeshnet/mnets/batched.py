@@ -145,13 +145,15 @@ class _Call:
     """
 
     def __init__(self, net: Any, x: Any, *, protect: bool) -> None:
-        self._net, self._x, self.protect, self.wrote = net, x, protect, False
+        self._net, self._x, self._inputs = net, x, x
+        self.protect, self.wrote = protect, False
         # The class of plain modules sees to it itself.
         self._functional = not isinstance(net, ModuleMainNet) and needs_functional_calls(net)
 
     def __call__(self, weights: Sequence[Tensor], call: Callable[[tuple[Tensor, ...]], Any]) -> Any:
         given = tuple(tensor.clone() for tensor in weights) if self.protect else tuple(weights)
         before = [version(tensor) for tensor in given]
+        self._inputs = fresh(self._x)
         out = call(given)
         self.wrote |= before != [version(tensor) for tensor in given]
         return out
@@ -159,7 +161,7 @@ class _Call:
     def network(self, weights: tuple[Tensor, ...]) -> Any:
         """The network's output for weights of the parameters' shapes."""
         with functional_calls(self._functional):
-            return self._net(fresh(self._x), weights=list(weights))
+            return self._net(self._inputs, weights=list(weights))
 
 
 def _attempt(net: nn.Module, run: Callable[[], list[Any]], *, first: bool) -> list[Any] | None:
