@@ -25,6 +25,7 @@ from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.hnets.jacobian import row_jacobian
 from bayeshnet.hnets.linear_head import LinearHeadHyperNet
 from bayeshnet.layers.batch_norm import BatchNormLayer
+from bayeshnet.layers.plain_modules import has_own_hooks
 
 __all__ = ["Draw", "NoisySampler"]
 
@@ -56,7 +57,8 @@ class NoisySampler:
 
     Raises:
         TypeError: If ``hnet`` is not a perturbation wrapper.
-        ValueError: If both ``cond_id`` and ``cond_input`` are given, or the wrapper has handlers of its own.
+        ValueError: If both ``cond_id`` and ``cond_input`` are given, or the wrapper has handlers, hooks or a forward of
+            its own.
     """
 
     def __init__(
@@ -87,11 +89,25 @@ class NoisySampler:
         self.event_dim = hnet.num_outputs
         self.latent_dim = hnet.hnet_uncond_in_size or 0
         self._density_checked = False
+        self._check_wrapper()
         generator = self.generator
-        self.linear_head: LinearHeadHyperNet | None = None
-        """The generator if it is linear in its last layer, else None."""
-        if isinstance(generator, LinearHeadHyperNet) and generator.has_linear_head:
-            self.linear_head = generator
+        self._may_have_head = generator if isinstance(generator, LinearHeadHyperNet) else None
+
+    def _check_wrapper(self) -> None:
+        """Raise if a call of the wrapper does more than to add noise; looked at in each draw."""
+        hnet = self.hnet
+        replaced = "forward" in hnet.__dict__ or type(hnet).forward is not HPerturbWrapper.forward
+        if replaced or has_own_hooks(hnet):
+            raise ArgumentError(
+                f"hnet: the wrapper has {'a forward of its own' if replaced else 'hooks'}, so how noise becomes "
+                "weights is unknown; put it on the wrapped hypernetwork (`internal_hnet`), whose calls may do anything."
+            )
+
+    @property
+    def linear_head(self) -> LinearHeadHyperNet | None:
+        """The generator if it is linear in its last layer, else None; with hooks on it, say, it may be neither."""
+        head = self._may_have_head
+        return head if head is not None and head.has_linear_head else None
 
     @property
     def generator(self) -> HyperNetInterface:
@@ -120,7 +136,7 @@ class NoisySampler:
         """``h(z)`` for inputs ``[S, n]``: ``[S, D]``."""
         condition = self._condition()
         uncond = z if self.latent_dim else None
-        out = cast("Tensor", self.generator.forward(uncond_input=uncond, ret_format="flattened", **condition))
+        out = cast("Tensor", cast("Any", self.generator)(uncond_input=uncond, ret_format="flattened", **condition))
         # Without noise inputs there is one row for all samples.
         return out if out.shape[0] == z.shape[0] else out.expand(z.shape[0], -1)
 
@@ -133,6 +149,7 @@ class NoisySampler:
 
     def draw_noise(self, num: int) -> Tensor:
         """All the noise of ``num`` samples, ``[num, D]``, or ``[num, n + D]`` if it is not shared."""
+        self._check_wrapper()
         like = self.hnet.sigma
         size = self.event_dim if self.shared else self.event_dim + self.latent_dim
         # One call draws all, so that the stream of random numbers does not depend on the noise's kind or form.

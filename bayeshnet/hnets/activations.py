@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.layers.plain_modules import is_plain
 from bayeshnet.typing import Activation
 
 __all__ = ["elementwise_derivative"]
@@ -23,9 +24,11 @@ def elementwise_derivative(activation: Activation) -> Derivative | None:
         >>> derivative(torch.zeros(1), torch.zeros(1))
         tensor([1.])
     """
-    # The exact class: a subclass may compute something else.
-    kind = type(activation) if isinstance(activation, nn.Module) else activation
-    return _KNOWN.get(kind)
+    if not isinstance(activation, nn.Module):
+        return _KNOWN.get(activation)
+    # The exact class, with its own forward and without hooks: anything else may compute something else.
+    known = _KNOWN.get(type(activation))
+    return known if known is not None and is_plain(activation, _FORWARDS[type(activation)]) else None
 
 
 def _tanh(_: Tensor, out: Tensor) -> Tensor:
@@ -49,3 +52,4 @@ _KNOWN: dict[object, Derivative] = {
     torch.relu: _relu,
     nn.functional.relu: _relu,
 }
+_FORWARDS: dict[object, object] = {cls: cls.forward for cls in (nn.Tanh, nn.Sigmoid, nn.ReLU)}

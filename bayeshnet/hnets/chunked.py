@@ -160,7 +160,7 @@ class ChunkedHyperNet(CompositeHyperNet):
         cond = self._conditional_rows(inputs, weights)
         uncond = inputs.uncond_input
         rows = chunk_rows(uncond, cond, self._chunk_rows(inputs, weights), self._num_chunks)
-        out = self.internal_hnet.generate_rows(rows.flatten(0, 1), weights[self._slices[0]], inputs.condition)
+        out = self.internal_hnet.call_rows(rows.flatten(0, 1), weights[self._slices[0]], inputs.condition)
         out = out.reshape(rows.shape[0], -1)
         return out if out.shape[1] == self.num_outputs else out[:, : self.num_outputs]
 

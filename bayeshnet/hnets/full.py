@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayeshnet.hnets.arguments import HyperInputs, expand_rows
 from bayeshnet.hnets.base import HyperNet
+from bayeshnet.layers.plain_modules import is_plain
 
 __all__ = ["FullHyperNet"]
 
@@ -33,6 +34,30 @@ class FullHyperNet(HyperNet):
         Returns:
             Outputs ``[R, num_outputs]``.
         """
+
+    def is_plain_map(self) -> bool:
+        """Whether a call is :meth:`generate_rows` and nothing else: no hooks, no ``forward`` but that of the package.
+
+        Read at each call, since hooks and a ``forward`` can be put there at any time.
+        """
+        return (
+            is_plain(self, HyperNet.forward)
+            and type(self)._generate is FullHyperNet._generate
+            and "_generate" not in self.__dict__
+        )
+
+    def call_rows(self, x: Tensor, weights: Sequence[Tensor], condition: Any = None) -> Tensor:
+        """What :meth:`generate_rows` computes, by a call of the network where that is more than this method."""
+        if self.is_plain_map():
+            return self.generate_rows(x, weights, condition)
+        uncond, cond = x.split([self.uncond_in_size, self.cond_in_size], dim=1)
+        return self(
+            uncond_input=uncond if self.uncond_in_size else None,
+            cond_input=cond if self.cond_in_size else None,
+            weights=list(weights),
+            condition=condition,
+            ret_format="flattened",
+        )
 
     def _generate(self, inputs: HyperInputs, weights: list[Tensor]) -> Tensor:
         rows = [inputs.uncond_input, self._conditional_rows(inputs, weights)]

@@ -14,6 +14,7 @@ from bayeshnet.hnets.activations import elementwise_derivative
 from bayeshnet.hnets.arguments import HyperInputs, check_input
 from bayeshnet.hnets.full import FullHyperNet
 from bayeshnet.hnets.jacobian import row_jacobian
+from bayeshnet.layers.plain_modules import has_hooks
 from bayeshnet.typing import Activation, CondId, WeightsArg
 
 __all__ = ["MLPFeatures"]
@@ -57,8 +58,8 @@ class MLPFeatures(FullHyperNet):
 
     @property
     def has_linear_head(self) -> bool:
-        """Whether :meth:`features` and :meth:`head` apply: not with batch norm or dropout."""
-        return not self._bn_refs and (self.dropout is None or self.dropout.p == 0)
+        """Whether :meth:`features` and :meth:`head` apply: not with batch norm, dropout, hooks or another forward."""
+        return not self._bn_refs and (self.dropout is None or self.dropout.p == 0) and self.is_plain_map()
 
     def features(
         self,
@@ -79,7 +80,7 @@ class MLPFeatures(FullHyperNet):
             Features ``[..., q]``; with ``linear_skip`` the last hidden layer followed by the input.
 
         Raises:
-            RuntimeError: With batch norm or dropout.
+            RuntimeError: Unless :attr:`has_linear_head`.
 
         Example:
             >>> from bayeshnet.hnets import HMLP
@@ -92,6 +93,12 @@ class MLPFeatures(FullHyperNet):
 
     def _check_features(self) -> None:
         if not self.has_linear_head:
+            if not self._bn_refs and (self.dropout is None or self.dropout.p == 0):
+                raise UsageError(
+                    "features: the network has hooks, or computes its output otherwise than an HMLP does, so that it "
+                    "need not be linear in them; remove the hooks or the other forward, or give a derived class its "
+                    "own features, head, feature_jacobian and has_linear_head."
+                )
             raise UsageError(
                 "features: with batch norm or dropout an output depends on its batch or on hidden randomness, so there "
                 "are no features per sample (and no density); build the HMLP with use_batch_norm=False and "
@@ -187,7 +194,7 @@ class MLPFeatures(FullHyperNet):
             ``J[s, i, j] = d features_j(z_s) / d z_i``: ``[S, n, q]``.
 
         Raises:
-            RuntimeError: With batch norm or dropout.
+            RuntimeError: Unless :attr:`has_linear_head`.
 
         Example:
             >>> from bayeshnet.hnets import HMLP
@@ -200,6 +207,8 @@ class MLPFeatures(FullHyperNet):
         x, full = self._joint_input(uncond_input, cond_input, cond_id, weights)
         num, n, activation = x.shape[0], uncond_input.shape[1], self.activation_fn
         derivative = None if activation is None else elementwise_derivative(activation)
+        if self.dropout is not None and has_hooks(self.dropout):
+            derivative = None
         if activation is not None and derivative is None:
             return row_jacobian(lambda rows: self._features(rows, full), x)[:, :n]
         # d x / d z, [n, n + c]; without the sample dimension as long as it is the same for all samples.
@@ -222,7 +231,8 @@ class MLPFeatures(FullHyperNet):
         None altogether unless the network is a chain of plain tanh layers, without conditions, that keeps its weights.
         """
         activation = self.activation_fn
-        is_tanh = type(activation) is nn.Tanh or activation is torch.tanh
+        known = activation is not None and elementwise_derivative(activation) is not None
+        is_tanh = known and (type(activation) is nn.Tanh or activation is torch.tanh)
         plain = self.has_linear_head and self._spectral_norms is None and not self._cond_in_size
         if not (is_tanh and plain) or self._layout.external:
             return None

@@ -166,6 +166,12 @@ class HMLP(MLPFeatures):
         # addmm: no second [B, num_outputs] in memory.
         return torch.addmm(out, x, self._kernel(weights, len(weights) - 1).t()) if self._linear_skip else out
 
+    @property
+    def has_linear_head(self) -> bool:
+        """Whether :meth:`features` and :meth:`head` apply: not with batch norm, dropout, hooks or another forward."""
+        own = type(self).generate_rows is HMLP.generate_rows and "generate_rows" not in self.__dict__
+        return own and super().has_linear_head
+
     # ------------------------------------------------------------------ initialisation
 
     def apply_hyperfan_init(

@@ -243,7 +243,7 @@ class StructuredHMLP(CompositeHyperNet):
         for i, part in enumerate(self.internal_hnets):
             num = self._num_per_chunk[i]
             rows = chunk_rows(inputs.uncond_input, cond, chunk_embs[i], num)
-            flat = part.generate_rows(rows.flatten(0, 1), weights[self._slices[i]], inputs.condition)
+            flat = part.call_rows(rows.flatten(0, 1), weights[self._slices[i]], inputs.condition)
             chunks += self._cut(i, flat.view(rows.shape[0], num, -1))
         return self._assemble(chunks)
 

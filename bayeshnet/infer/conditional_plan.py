@@ -17,6 +17,7 @@ from bayeshnet.distributions.inducing import HeadNet, InducingLayers, LayerPrior
 from bayeshnet.errors import ArgumentError
 from bayeshnet.infer.arguments import inputs_and_targets
 from bayeshnet.infer.latents import LatentSite, PriorStart
+from bayeshnet.layers.plain_modules import is_plain
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import Chain, LinearStep
 from bayeshnet.mnets.module_mainnet import ModuleMainNet
@@ -118,6 +119,8 @@ def plan(
     x, y = _data(args, kwargs)
     net, steps = _network(model, x)
     layers = _choose(model, net, steps, conditional)
+    if isinstance(net, Chain):
+        _check_tied(model.net.param_names, net, layers)
     sizes = [math.prod(shape) for shape in model.net.param_shapes]
     total = sum(site.numel for site in sites)
     _check_order(model, sites)
@@ -225,12 +228,44 @@ def _network(model: BayesianModel, x: Tensor) -> tuple[Chain | HeadNet, list[tup
             raise NotApplicableError("the network does not end in a linear layer")
     if chain is not None and (x.dim() == 2 or not isinstance(chain.steps[0], LinearStep)):
         return chain, [(step.weight, step.bias) for step in chain.steps if isinstance(step, LinearStep)]
+    _check_last_layer(model)
     head = _head_of(model, x)
     if head is None and chain is not None:
         raise NotApplicableError(f"the last linear layer has several outputs for a row of shape {tuple(x.shape[1:])}")
     if head is None:
         raise NotApplicableError("the network does not end in a linear layer")
     return head, [(head.weight, head.bias)]
+
+
+def _check_last_layer(model: BayesianModel) -> None:
+    """Raise if the last linear layer is not simply that, whatever one set of weights shows."""
+    net = model.net
+    frozen: Sequence[str] = getattr(net, "frozen_names", ())
+    if not isinstance(net, ModuleMainNet):
+        if frozen:
+            raise NotApplicableError(f"of a main network with frozen parameters, {list(frozen)}, no layer is known")
+        return
+    linears = [(name, module) for name, module in net.module.named_modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        return
+    name, last = linears[-1]
+    parts = [f"{name}.weight".lstrip("."), f"{name}.bias".lstrip(".")]
+    for slot in net._slots:  # pyright: ignore[reportPrivateUsage] - what else has the parameters is known there only
+        if set(parts) & set(slot.names) and len({id(module) for module, _ in slot.places}) > 1:
+            raise NotApplicableError(f"{slot.name} is used at several places of the network (tied)")
+    fixed = [part for part in parts if part in frozen]
+    if fixed:
+        raise NotApplicableError(f"{' and '.join(fixed)} of the last linear layer cannot be drawn: frozen")
+    if type(last) is nn.Linear and not is_plain(last, nn.Linear.forward):
+        raise NotApplicableError(f"the last linear layer, {name!r}, has hooks or a forward of its own")
+
+
+def _check_tied(names: Sequence[str], chain: Chain, layers: Sequence[tuple[int, int | None]]) -> None:
+    """Raise if the weights of a conditional layer have another place: its features would depend on them."""
+    used = [i for step in chain.steps if isinstance(step, LinearStep) for i in (step.weight, step.bias)]
+    tied = [names[i] for layer in layers for i in layer if i is not None and used.count(i) > 1]
+    if tied:
+        raise NotApplicableError(f"{tied[0]} is used at several places of the network (tied)")
 
 
 def _head_of(model: BayesianModel, x: Tensor) -> HeadNet | None:

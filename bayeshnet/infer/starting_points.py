@@ -107,7 +107,7 @@ def _values(guide: FlatGuide, source: Source, sites: Sequence[LatentSite], num_s
         if net.internal_params is None:
             raise ArgumentError("source: the network keeps no weights; pass one that does, or a dict of weights.")
         own_names = [name for name, r in zip(net.param_names, net.param_table, strict=True) if r.internal]
-        return dict(zip(own_names, kept_params(net), strict=True))
+        return _without_buffers(guide, dict(zip(own_names, kept_params(net), strict=True)))
     if not callable(source) or isinstance(source, type):
         raise ArgumentTypeError(
             f"source: is a {type(source).__name__}; pass a network, a dict of tensors by name, or a guide."
@@ -128,7 +128,7 @@ def _network_model(guide: FlatGuide) -> BayesianModel | None:
 
 
 def _without_buffers(guide: FlatGuide, values: dict[str, Any]) -> dict[str, Tensor]:
-    """Values without the buffers that a state dict of the model's network lists."""
+    """Values without the buffers that a state dict of the model's network lists, and what is frozen in the model."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise ArgumentTypeError(f"source: {name!r} is a {type(value).__name__}; pass tensors by name.")
@@ -136,6 +136,7 @@ def _without_buffers(guide: FlatGuide, values: dict[str, Any]) -> dict[str, Tens
     if model is None:
         return values
     buffers = {name.removeprefix("module.") for name, _ in model.net.named_buffers()}
+    buffers.update(getattr(model.net, "frozen_names", ()))
     return {name: value for name, value in values.items() if name.removeprefix("module.") not in buffers}
 
 

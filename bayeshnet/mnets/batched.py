@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.layers.torch_modes import under_functorch
 from bayeshnet.mnets.failed_calls import explains_inputs
 from bayeshnet.mnets.mnet_interface import MainNetInterface
-from bayeshnet.mnets.module_mainnet import ModuleMainNet
-from bayeshnet.mnets.module_state import restored_on_failure, vectorising
+from bayeshnet.mnets.module_mainnet import ModuleMainNet, frozen_hint
+from bayeshnet.mnets.module_state import Snapshot, fresh, restored_on_failure, vectorising, version
 from bayeshnet.mnets.param_table import ParamRecord, num_weights, split_sizes
+from bayeshnet.mnets.weight_rules import functional_calls, needs_functional_calls
 
 __all__ = ["batched_forward"]
 
@@ -24,6 +26,8 @@ WeightSamples: TypeAlias = "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
 # What was learned about a network in one training / evaluation state: whether it can be vectorised. The networks are
 # held weakly, and nothing depends on the entries but speed.
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
+# Likewise, whether it writes to the weights that it is given: it is then given copies.
+_WRITES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
 
 
 @explains_inputs
@@ -33,7 +37,13 @@ def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_siz
     One vectorised call (``torch.func.vmap``, or batched matrix products for chains of linear layers); a loop over the
     samples where a module cannot be vectorised (LSTM, batch norm that updates running statistics, control flow that
     depends on data). Both give the same numbers. Dropout masks differ between samples. The network itself is left
-    alone, apart from statistics that a module updates in training mode, once per sample.
+    alone, apart from statistics that a module updates in training mode, once per sample. Neither ``weights`` nor ``x``
+    are changed, also by layers that work in place: each call of the network gets a copy of ``x``.
+
+    The numbers are those of the network as a function of its weights, see
+    :class:`~bayeshnet.mnets.ModuleMainNet`: transformers are evaluated without PyTorch's fused inference kernels, whose
+    outputs at padded places are zeros; frozen parameters and padding rows of embeddings are what they are in the
+    network.
 
     Args:
         net: A main network or any ``nn.Module``.
@@ -49,6 +59,7 @@ def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_siz
     Raises:
         ValueError: If sizes, names or numbers of the weights, or the inputs, do not fit the network.
         TypeError: If an argument is of another type, or the inputs are of another dtype than the network takes.
+        RuntimeError: If the network writes to its weights in this call and did not in an earlier one.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -68,17 +79,91 @@ def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_siz
             return _join(outputs, torch.cat)
     known = _KNOWN.setdefault(net, {})
     key = tuple(module.training for module in net.modules())
+    # A network that is built around another for one call is known by that.
+    writes = _WRITES.setdefault(getattr(net, "built_around", net), {})
+
+    def evaluate(*, protect: bool) -> Any:
+        return _evaluate(net, _Call(mainnet, x, protect=protect), chunks, known, key)
+
+    if key in writes or under_functorch():
+        return evaluate(protect=writes.get(key, False))
+    tensors = [tensor for chunk in chunks for tensor in chunk]
+    values, before = [tensor.detach().clone() for tensor in tensors], Snapshot(net, buffers=True)
+    outputs, failed = None, False
+    try:
+        outputs = evaluate(protect=False)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever was raised: with copies of the weights it shows whether that was the reason
+        failed = True
+    changed = [not torch.equal(tensor, value) for tensor, value in zip(tensors, values, strict=True)]
+    if failed or any(changed):
+        with torch.no_grad():
+            for tensor, value, wrong in zip(tensors, values, changed, strict=True):
+                if wrong:
+                    tensor.copy_(value)
+        before.restore()
+        known.pop(key, None)
+        outputs = evaluate(protect=True)
+    writes[key] = failed or any(changed)
+    return outputs
+
+
+def _evaluate(
+    net: nn.Module,
+    run: _Call,
+    chunks: list[list[Tensor]],
+    known: dict[tuple[bool, ...], bool],
+    key: tuple[bool, ...],
+) -> Any:
+    """The outputs, by vmap where that is possible and otherwise by a loop."""
     single = len(chunks) == 1 and len(chunks[0][0]) == 1
+    outputs: list[Any] | None = None
     if known.get(key, True) and not single:
-        call = vmap(lambda tensors: mainnet(x, weights=list(tensors)), randomness="different")
-        outputs = _attempt(net, lambda: [call(tuple(chunk)) for chunk in chunks], first=key not in known)
+        call = vmap(run.network, randomness="different")
+        outputs = _attempt(net, lambda: [run(chunk, call) for chunk in chunks], first=key not in known)
         if outputs is not None:
             known[key] = True
-            return _join(outputs, torch.cat)
-    outputs = [mainnet(x, weights=list(sample)) for chunk in chunks for sample in zip(*chunk, strict=True)]
-    if not single:
-        known[key] = False  # only now: what fails in the loop as well is an error of the call, not of the method
-    return _join(outputs, torch.stack)
+    how = torch.cat if outputs is not None else torch.stack
+    if outputs is None:
+        outputs = [run(sample, run.network) for chunk in chunks for sample in zip(*chunk, strict=True)]
+        if not single:
+            known[key] = False  # only now: what fails in the loop as well is an error of the call, not of the method
+    if run.wrote and not run.protect:
+        raise UsageError(
+            "weights: the network wrote into the weights that it was given, which it did not do the first time; they "
+            "are now changed. Let its forward compute new tensors instead, W = self.weight.clamp(-1, 1) rather than "
+            "self.weight.clamp_(-1, 1)."
+        )
+    return _join(outputs, how)
+
+
+class _Call:
+    """Calls of a network that leave inputs and weights alone.
+
+    Attributes:
+        protect: Whether it is given copies of the weights.
+        wrote: Whether it wrote to the weights it was given.
+    """
+
+    def __init__(self, net: Any, x: Any, *, protect: bool) -> None:
+        self._net, self._x, self._inputs = net, x, x
+        self.protect, self.wrote = protect, False
+        # The class of plain modules sees to it itself.
+        self._functional = not isinstance(net, ModuleMainNet) and needs_functional_calls(net)
+
+    def __call__(self, weights: Sequence[Tensor], call: Callable[[tuple[Tensor, ...]], Any]) -> Any:
+        given = tuple(tensor.clone() for tensor in weights) if self.protect else tuple(weights)
+        before = [version(tensor) for tensor in given]
+        self._inputs = fresh(self._x)
+        out = call(given)
+        self.wrote |= before != [version(tensor) for tensor in given]
+        return out
+
+    def network(self, weights: tuple[Tensor, ...]) -> Any:
+        """The network's output for weights of the parameters' shapes."""
+        with functional_calls(self._functional):
+            return self._net(self._inputs, weights=list(weights))
 
 
 def _attempt(net: nn.Module, run: Callable[[], list[Any]], *, first: bool) -> list[Any] | None:
@@ -125,6 +210,7 @@ def _records_of_flat(net: MainNetInterface, weights: Tensor) -> Sequence[ParamRe
     hint = ""
     if weights.dim() == 1:
         hint = " For one sample pass weights.unsqueeze(0)."
+    hint += frozen_hint(getattr(net, "frozen_names", ()), net)
     raise ArgumentError(
         f"weights: has shape {list(weights.shape)}, expected [S, {net.num_params}] with S >= 1: {parts}.{hint}"
     )
@@ -140,6 +226,7 @@ def _check_tensors(net: MainNetInterface, weights: Sequence[Tensor] | Mapping[st
             missing = [name for name in names if name not in weights]
             raise ArgumentError(
                 f"weights: unknown names {unknown}, missing names {missing}; the parameters are {names}."
+                f"{frozen_hint(unknown, net)}"
             )
         tensors = [weights[names[i]] for i in chosen]
     elif isinstance(weights, Sequence):

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayeshnet.layers.plain_modules import is_plain
 from bayeshnet.layers.torch_modes import own_gradients_apply, under_functorch
 
-__all__ = ["Chain", "LinearStep", "batched_linear", "chain_of_modules", "has_hooks", "is_elementwise"]
+__all__ = ["Chain", "LinearStep", "batched_linear", "chain_of_modules", "is_dropout", "is_elementwise"]
 
-_ELEMENTWISE_MODULES = {
+_ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
     nn.CELU,
     nn.ELU,
     nn.GELU,
@@ -37,6 +38,10 @@ _ELEMENTWISE_MODULES = {
     nn.Softsign,
     nn.Tanh,
     nn.Tanhshrink,
+)
+# What a call of each does: a class, too, can be given another forward.
+_FORWARDS: dict[type[nn.Module], Any] = {
+    cls: cls.forward for cls in (*_ELEMENTWISE_MODULES, nn.Dropout, nn.Flatten, nn.Linear, nn.Sequential)
 }
 _ELEMENTWISE_FUNCTIONS: set[Any] = {
     torch.relu,
@@ -244,46 +249,48 @@ def is_elementwise(fn: Any) -> bool:
         (True, True, False)
     """
     if isinstance(fn, nn.Module):
-        return type(fn) in _ELEMENTWISE_MODULES and not has_hooks(fn)
+        return type(fn) in _ELEMENTWISE_MODULES and is_plain(fn, _FORWARDS[type(fn)])
     return fn in _ELEMENTWISE_FUNCTIONS
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether anything else happens when the module is called."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name, None) for name in hooks)
+def is_dropout(fn: Any) -> bool:
+    """Whether it is PyTorch's dropout of single elements, as it comes."""
+    return type(fn) is nn.Dropout and is_plain(fn, _FORWARDS[nn.Dropout])
 
 
 def chain_of_modules(module: nn.Module, index: Mapping[tuple[int, str], int]) -> Chain | None:
     """A module as a chain, or None if it is not one.
 
-    Only modules of exactly the known classes, without hooks, count: a subclass may do anything.
+    Only modules of exactly the known classes count, without hooks and with the ``forward`` of their class: anything
+    else may do anything. This is looked at in each call, since all of it can change after the module was built.
 
     Args:
         module: The module.
         index: Place in the parameter table of each ``(id(module), key)``.
     """
     steps: list[Step] = []
+    linear = False
     for part in _flat(module):
-        if has_hooks(part):
+        if type(part) not in _FORWARDS or not is_plain(part, _FORWARDS[type(part)]):
             return None
         if type(part) is nn.Linear:
-            bias = index.get((id(part), "bias"))
-            steps.append(LinearStep(index[id(part), "weight"], bias))
-        elif type(part) is nn.Flatten and part.start_dim == 1 and part.end_dim == -1:
-            if any(isinstance(step, LinearStep | nn.Dropout) for step in steps):
+            weight, bias = index.get((id(part), "weight")), index.get((id(part), "bias"))
+            if weight is None or (bias is None and getattr(part, "bias", None) is not None):
+                return None  # one of them is fixed
+            steps.append(LinearStep(weight, bias))
+            linear = True
+        elif type(part) is nn.Flatten:
+            if part.start_dim != 1 or part.end_dim != -1 or linear or any(isinstance(s, nn.Dropout) for s in steps):
                 return None
             steps.append(part)
-        elif type(part) is nn.Dropout or is_elementwise(part):
-            if not steps and getattr(part, "inplace", False):
-                return None  # it would change the inputs, and once more if they turn out not to fit
-            steps.append(part)
+        elif not linear and getattr(part, "inplace", False):
+            return None  # it would change the inputs, and once more if they turn out not to fit
         else:
-            return None
-    return Chain(tuple(steps)) if any(isinstance(step, LinearStep) for step in steps) else None
+            steps.append(part)
+    return Chain(tuple(steps)) if linear else None
 
 
 def _flat(module: nn.Module) -> list[nn.Module]:
-    if type(module) is nn.Sequential and not has_hooks(module):
+    if type(module) is nn.Sequential and is_plain(module, _FORWARDS[nn.Sequential]):
         return [part for child in module for part in _flat(child)]
     return [module]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.layers.plain_modules import is_plain
 from bayeshnet.layers.spectral_norm import SpectralNorm
 from bayeshnet.mnets.base import MainNet
-from bayeshnet.mnets.chain import Chain, LinearStep, Step, has_hooks, is_elementwise
+from bayeshnet.mnets.chain import Chain, LinearStep, Step, is_dropout, is_elementwise
 from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.typing import Activation, WeightsArg
 
@@ -247,10 +248,10 @@ class MLP(MainNet):
     def as_chain(self) -> Chain | None:
         """The network as a chain of linear layers and element-wise functions, None with more than that in it."""
         special = self._num_mods or self._use_batch_norm or self.spectral_norm is not None or self.out_fn is not None
-        if special or has_hooks(self) or type(self).forward is not MLP.forward:
+        if special or not is_plain(self, MLP.forward):
             return None
         between = [fn for fn in (self.dropout, self.activation_fn) if fn is not None]
-        if not all(type(fn) is nn.Dropout or is_elementwise(fn) for fn in between):
+        if not all(is_dropout(fn) or is_elementwise(fn) for fn in between):
             return None
         steps: list[Step] = []
         for i in range(len(self._widths) - 1):

@@ -8,15 +8,21 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.mnets.chain import Chain, chain_of_modules, has_hooks
+from bayeshnet.layers.plain_modules import is_plain
+from bayeshnet.mnets.chain import Chain, chain_of_modules
+from bayeshnet.mnets.frozen_mainnet import FrozenMainNet, frozen_params
 from bayeshnet.mnets.mnet_interface import MainNetInterface
+from bayeshnet.mnets.module_copy import copy_without
 from bayeshnet.mnets.module_table import module_table
 from bayeshnet.mnets.own_lists import first_set
+from bayeshnet.mnets.weight_rules import computed_tensors, fixed_row, functional_calls, needs_functional_calls
 
-__all__ = ["ModuleMainNet", "functional_copy"]
+__all__ = ["ModuleMainNet", "frozen_hint", "functional_copy"]
 
 _Net = TypeVar("_Net", bound=nn.Module)
 
@@ -27,17 +33,31 @@ class ModuleMainNet(nn.Module, MainNetInterface):
     Its parameters are tabled in the order of ``named_parameters()``, tied ones once; ``param_names`` are their dotted
     names there. Layers are numbered in the order of the modules. Buffers stay where they are.
 
+    What is no weight is not passed to it, and named in its ``repr``:
+
+    * A parameter that is frozen (``requires_grad=False``) when the network is built stays what it is. It is not in the
+      table; with ``no_weights`` the copy has it as a buffer, which is moved and saved with it.
+    * The padding row of an embedding (``padding_idx``) stays what it is: that row of the weights passed does not
+      matter. A table that other modules use, too, is a weight as a whole.
+
+    With weights passed, layers that do something to their own weights in PyTorch are functions: an embedding with
+    ``max_norm`` scales what it looks up, not its table, and its gradients are dense and exact whatever ``sparse`` and
+    ``scale_grad_by_freq`` say. Attention and transformers never use the fused kernels that PyTorch picks for evaluation
+    without gradients: outputs at padded places are those of training mode, where the fused kernels give zeros;
+    elsewhere the two agree. Without ``weights`` the module is called as it is.
+
     Args:
         module: The network. It is used as it is, not copied, unless ``no_weights``.
         no_weights: Keep no weights: a copy of the module without its parameters is used, and ``forward`` needs
             ``weights``. The module given is left alone.
 
     Raises:
-        TypeError: If it is not an ``nn.Module``, or one whose weights cannot be exchanged (``DataParallel``, scripted).
-        ValueError: If it has no parameters, or lazy ones that are not initialised yet.
+        TypeError: If it is not an ``nn.Module``, or one whose weights cannot be exchanged (``DataParallel``, scripted,
+            compiled, quantised), or cannot be copied.
+        ValueError: If it has no parameters or all are frozen, or has lazy ones that are not initialised yet, or an
+            embedding with ``max_norm`` whose table something else uses.
 
     Example:
-        >>> import torch
         >>> net = ModuleMainNet(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), no_weights=True)
         >>> net.param_names
         ['0.weight', '0.bias', '2.weight', '2.bias']
@@ -50,16 +70,60 @@ class ModuleMainNet(nn.Module, MainNetInterface):
     def __init__(self, module: nn.Module, *, no_weights: bool = False) -> None:
         nn.Module.__init__(self)
         MainNetInterface.__init__(self)
-        records, slots = module_table(module)
+        records, slots, frozen = module_table(module)
+        own = [slot.read() for slot in slots]
         if no_weights:
             # Pairs of modules and keys are copied together with the module, so that they refer to the copy.
-            module, slots = _copy_without((module, slots), [slot.read() for slot in slots])
+            module, slots, frozen = copy_without((module, slots, frozen), module, own)
         self.module = module
         self.training = module.training
-        self._slots = slots
-        self._records = tuple(replace(record, internal=not no_weights) for record in records)
+        self._slots, self._frozen = slots, frozen
+        rows = [fixed_row(slot.name, slot.places) for slot in slots]
+        self._fixed_rows = {i: row for i, row in enumerate(rows) if row is not None}
+        self._records = records
         self._recurrent = tuple(m for m in module.modules() if isinstance(m, nn.RNNBase))
+        self._computed = computed_tensors(module.modules())
+        self._needs_functional_calls = needs_functional_calls(module)
         self._has_bias = any(record.name == "bias" for record in records)
+        if no_weights:
+            self._after_copying({i: self._own_row(i, own[i]).clone() for i in self._fixed_rows})
+
+    def _after_copying(self, rows: Mapping[int, Tensor]) -> None:
+        """Make a network without weights of one whose weights were left out of a copy."""
+        for slot in self._frozen:
+            slot.to_buffer()
+        for i, value in rows.items():
+            self.register_buffer(f"fixed_row_{i}", value)
+        self._records = tuple(replace(record, internal=False) for record in self.param_table)
+        self._refresh()
+
+    def without_weights(self) -> ModuleMainNet:
+        """A copy that keeps no weights, of the same class; see :func:`functional_copy`."""
+        if not self.param_table[0].internal:
+            return copy.deepcopy(self)
+        rows = {i: self._own_row(i, self._slots[i].read()) for i in self._fixed_rows}
+        copied: ModuleMainNet = copy_without(self, self, [slot.read() for slot in self._slots])
+        copied._after_copying({i: row.clone() for i, row in rows.items()})
+        return copied
+
+    def _own_row(self, i: int, param: Tensor | None) -> Tensor:
+        """The row of parameter i that is no weight."""
+        return getattr(self, f"fixed_row_{i}") if param is None else param.detach()[self._fixed_rows[i]]
+
+    @property
+    def frozen_names(self) -> tuple[str, ...]:
+        """Dotted names of the parameters that were frozen when the network was built, which are no weights."""
+        return tuple(slot.name for slot in self._frozen)
+
+    @property
+    def fixed_rows(self) -> dict[str, int]:
+        """The row of each embedding, by the name of its weight, that is padding and no weight."""
+        return {self._slots[i].name: row for i, row in self._fixed_rows.items()}
+
+    def extra_repr(self) -> str:
+        """What is no weight."""
+        parts = [f"frozen={list(self.frozen_names)}"] if self._frozen else []
+        return ", ".join([*parts, *([f"fixed_rows={self.fixed_rows}"] if self._fixed_rows else [])])
 
     @property
     def internal_params(self) -> nn.ParameterList | None:
@@ -106,7 +170,7 @@ class ModuleMainNet(nn.Module, MainNetInterface):
                     f"{self.param_shapes}."
                 )
             return self._call(x)
-        with self._exchanged(self._parse(weights)):
+        with functional_calls(self._needs_functional_calls), self._exchanged(self._parse(weights)):
             return self._call(x)
 
     def _call(self, x: Any) -> Any:
@@ -123,6 +187,7 @@ class ModuleMainNet(nn.Module, MainNetInterface):
             if unknown or missing:
                 raise ArgumentError(
                     f"weights: unknown names {unknown}, missing names {missing}; the parameters are {names}."
+                    f"{frozen_hint(unknown, self)}"
                 )
             given = [weights.get(name) for name in names]
         elif isinstance(weights, Tensor):
@@ -147,8 +212,9 @@ class ModuleMainNet(nn.Module, MainNetInterface):
     @contextmanager
     def _exchanged(self, tensors: Sequence[Tensor | None]) -> Generator[None, None, None]:
         own = [slot.read() for slot in self._slots]
+        computed = [module.__dict__.get(name) for module, name in self._computed]
         try:
-            for slot, tensor in zip(self._slots, tensors, strict=True):
+            for slot, tensor in zip(self._slots, self._with_fixed_rows(tensors, own), strict=True):
                 if tensor is not None:
                     slot.write(tensor)
             self._refresh()
@@ -156,16 +222,33 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         finally:
             for slot, param in zip(self._slots, own, strict=True):
                 slot.write(param)
+            for (module, name), tensor in zip(self._computed, computed, strict=True):
+                module.__dict__[name] = tensor
             self._refresh()
+
+    def _with_fixed_rows(
+        self, tensors: Sequence[Tensor | None], own: Sequence[nn.Parameter | None]
+    ) -> Sequence[Tensor | None]:
+        if not self._fixed_rows:
+            return tensors
+        found = list(tensors)
+        for i, row in self._fixed_rows.items():
+            tensor, param = found[i], own[i]
+            if tensor is not None:
+                kept = self._own_row(i, param).to(tensor).unsqueeze(0)
+                found[i] = torch.cat([tensor[:row], kept, tensor[row + 1 :]])
+        return found
 
     def _refresh(self) -> None:
         # Recurrent modules keep a second list of their weights.
         for module in self._recurrent:
             module._init_flat_weights()  # pyright: ignore[reportPrivateUsage]
+        if parametrize._cache_enabled:  # pyright: ignore[reportPrivateUsage]
+            parametrize._cache.clear()  # pyright: ignore[reportPrivateUsage] - of what was computed from other weights
 
     def as_chain(self) -> Chain | None:
         """The module as a chain of linear layers and element-wise functions, None if it is not one."""
-        if has_hooks(self) or type(self).forward is not ModuleMainNet.forward:
+        if not is_plain(self, ModuleMainNet.forward):
             return None
         index = {(id(module), key): i for i, slot in enumerate(self._slots) for module, key in slot.places}
         return chain_of_modules(self.module, index)
@@ -188,19 +271,19 @@ class ModuleMainNet(nn.Module, MainNetInterface):
 
     def _aliases(self, prefix: str) -> list[tuple[str, str]]:
         first = f"{prefix}module."
-        return [(first + alias, first + slot.names[0]) for slot in self._slots for alias in slot.names[1:]]
+        slots = (*self._slots, *self._frozen)
+        return [(first + alias, first + slot.name) for slot in slots for alias in slot.names[1:]]
 
 
-def _copy_without(what: Any, params: Sequence[nn.Parameter | None]) -> Any:
-    """A deep copy in which None stands wherever one of the parameters was; their values are not copied."""
-    memo: dict[int, Any] = {id(param): None for param in params if param is not None}
-    try:
-        return copy.deepcopy(what, memo)
-    except (RuntimeError, TypeError) as error:
-        raise ArgumentTypeError(
-            f"module: cannot be copied ({error}). A module that keeps computed tensors as attributes cannot (old-style "
-            "torch.nn.utils.weight_norm does that; use torch.nn.utils.parametrizations)."
-        ) from error
+def frozen_hint(names: Sequence[str], net: Any) -> str:
+    """What to say of names that are unknown because they are those of frozen parameters."""
+    frozen = [name for name in names if name in getattr(net, "frozen_names", ())]
+    if not frozen:
+        return ""
+    return (
+        f" Frozen (requires_grad=False), so that they stay what they are and are no weights: {frozen}; leave them out, "
+        "or call requires_grad_(True) on them before the network is passed."
+    )
 
 
 def functional_copy(net: nn.Module) -> Any:
@@ -212,11 +295,12 @@ def functional_copy(net: nn.Module) -> Any:
     Returns:
         A network with the whole of ``MainNetInterface`` whose parameters are all external:
         ``forward(x, weights=[one tensor per entry of param_shapes])``. A plain module comes as a
-        :class:`ModuleMainNet`, a main network as its own class. Buffers are kept.
+        :class:`ModuleMainNet`, a main network as its own class. Buffers are kept, and so are frozen parameters
+        (``requires_grad=False``), as buffers: they are no weights of the copy, see its ``frozen_names``.
 
     Raises:
         TypeError: If it is no ``nn.Module``, or one whose weights cannot be exchanged.
-        ValueError: If it has no parameters, or lazy ones that are not initialised yet.
+        ValueError: If it has no parameters or all are frozen, or has lazy ones that are not initialised yet.
 
     Example:
         >>> import torch
@@ -231,9 +315,10 @@ def functional_copy(net: nn.Module) -> Any:
     if not isinstance(net, nn.Module):
         raise ArgumentTypeError(f"net: is a {type(net).__name__}; pass an nn.Module.")
     if isinstance(net, ModuleMainNet):
-        return copy.deepcopy(net) if net.internal_params is None else ModuleMainNet(net.module, no_weights=True)
+        return net.without_weights()
     if not isinstance(net, MainNetInterface):
         return ModuleMainNet(net, no_weights=True)
+    frozen = frozen_params(net)
     params = list(net.internal_params or ())
     # Networks inside the network lose theirs too, so their tables change with it.
     lost = {id(param) for param in params}
@@ -243,7 +328,7 @@ def functional_copy(net: nn.Module) -> Any:
         if isinstance(m, MainNetInterface) and all(id(param) in lost for param in m.internal_params or ())
     ]
     tables = [m.param_table for m in nested]
-    copied, parts = _copy_without((net, nested), params)
+    copied, parts = copy_without((net, nested), net, params)
     for part, table in zip(parts, tables, strict=True):
         part._records = tuple(replace(record, internal=False) for record in table)
         part._internal_params = None
@@ -253,4 +338,4 @@ def functional_copy(net: nn.Module) -> Any:
         for name in ("_layer_weight_tensors", "_layer_bias_vectors"):
             if first_set(part, name) is not None:
                 setattr(part, name, nn.ParameterList())
-    return copied
+    return FrozenMainNet(copied, frozen) if frozen else copied

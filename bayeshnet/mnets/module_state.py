@@ -8,13 +8,50 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bayeshnet.errors import UsageError
 
-__all__ = ["restored_on_failure", "vectorising"]
+__all__ = ["Snapshot", "fresh", "restored_on_failure", "vectorising", "version"]
+
+
+class Snapshot:
+    """Random number generators and buffers as they are now.
+
+    Args:
+        net: The network.
+        buffers: Its buffers too, at the cost of a copy.
+    """
+
+    def __init__(self, net: nn.Module, *, buffers: bool) -> None:
+        self._cpu_state = torch.get_rng_state()
+        self._cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._saved: list[tuple[nn.Module, str, Tensor, Tensor, int | None]] = []
+        if buffers:
+            for module in net.modules():
+                for key, buffer in module._buffers.items():
+                    if buffer is not None:
+                        self._saved.append((module, key, buffer, buffer.detach().clone(), version(buffer)))
+
+    def check_buffers(self) -> None:
+        """Raise if a buffer is another one or was written to."""
+        for module, key, buffer, value, count in self._saved:
+            changed = version(buffer) != count if count is not None else not torch.equal(buffer, value)
+            if module._buffers.get(key) is not buffer or changed:
+                raise UsageError(f"buffer {key} of {type(module).__name__} changes while it is evaluated")
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, key, buffer, value, _ in self._saved:
+            with torch.no_grad():
+                buffer.copy_(value)
+            module._buffers[key] = buffer
+        torch.set_rng_state(self._cpu_state)
+        if self._cuda_states:
+            torch.cuda.set_rng_state_all(self._cuda_states)
 
 
 @contextmanager
@@ -31,45 +68,40 @@ def restored_on_failure(net: nn.Module, *, buffers: bool) -> Generator[None, Non
     Raises:
         RuntimeError: If the block changed buffers.
     """
-    cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    saved: list[tuple[nn.Module, str, Tensor, Tensor, int | None]] = []
-    if buffers:
-        for module in net.modules():
-            for key, buffer in module._buffers.items():
-                if buffer is not None:
-                    saved.append((module, key, buffer, buffer.detach().clone(), _version(buffer)))
+    before = Snapshot(net, buffers=buffers)
     try:
         yield
-        for module, key, buffer, value, version in saved:
-            changed = _version(buffer) != version if version is not None else not torch.equal(buffer, value)
-            if module._buffers.get(key) is not buffer or changed:
-                raise UsageError(f"buffer {key} of {type(module).__name__} changes while it is evaluated")
+        before.check_buffers()
     except BaseException:
-        for module, key, buffer, value, _ in saved:
-            with torch.no_grad():
-                buffer.copy_(value)
-            module._buffers[key] = buffer
-        torch.set_rng_state(cpu_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
+        before.restore()
         raise
 
 
-def _version(tensor: Tensor) -> int | None:
+def fresh(tree: Any) -> Any:
+    """The same structure with copies of its tensors, which a network may write to."""
+    if isinstance(tree, Tensor):
+        copied = tree.clone()
+        if tree.requires_grad and not (copied.requires_grad or copied.is_inference()):
+            copied.requires_grad_()  # without gradients, too, PyTorch's choice between kernels depends on it
+        return copied
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*map(fresh, tree))
+    if type(tree) in (tuple, list):
+        return type(tree)(map(fresh, tree))
+    if type(tree) is dict:
+        return {key: fresh(part) for key, part in tree.items()}
+    return tree
+
+
+def version(tensor: Tensor) -> int | None:
     """How often it was written to, None where PyTorch does not count."""
     return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager
 def vectorising() -> Generator[None, None, None]:
-    """Prepare for ``torch.func.vmap``: no fused transformer kernels (no rule exists for them), none of its warnings."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            # An operation without a rule runs sample by sample inside vmap; the result is right.
-            warnings.filterwarnings("ignore", message="There is a performance drop because")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    """Prepare for ``torch.func.vmap``: none of its warnings."""
+    with warnings.catch_warnings():
+        # An operation without a rule runs sample by sample inside vmap; the result is right.
+        warnings.filterwarnings("ignore", message="There is a performance drop because")
+        yield

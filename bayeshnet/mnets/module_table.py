@@ -50,6 +50,13 @@ _KINDS: tuple[tuple[Any, dict[str, str]], ...] = (
     ),
 )
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_QUANTISED = (
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.intrinsic.quantized",
+    "torch.ao.nn.sparse.quantized",
+    "torch.nn.quantized",
+    "torch.nn.intrinsic.quantized",
+)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -65,6 +72,11 @@ class ParamSlots:
     names: tuple[str, ...]
     places: tuple[tuple[nn.Module, str], ...]
 
+    @property
+    def name(self) -> str:
+        """Its own dotted name."""
+        return self.names[0]
+
     def read(self) -> nn.Parameter | None:
         """The parameter there, None if it was taken out."""
         module, key = self.places[0]
@@ -75,26 +87,36 @@ class ParamSlots:
         for module, key in self.places:
             module._parameters[key] = tensor  # pyright: ignore[reportArgumentType]
 
+    def to_buffer(self) -> None:
+        """Make a buffer of the parameter: moved and saved with the module, and out of reach of optimisers."""
+        value = self.places[0][0]._parameters[self.places[0][1]]
+        for module, key in self.places:
+            del module._parameters[key]
+            module._buffers[key] = None if value is None else value.detach()
 
-def module_table(module: nn.Module) -> tuple[tuple[ParamRecord, ...], tuple[ParamSlots, ...]]:
+
+def module_table(
+    module: nn.Module,
+) -> tuple[tuple[ParamRecord, ...], tuple[ParamSlots, ...], tuple[ParamSlots, ...]]:
     """Describe the parameters of a module, tied ones once, in the order of ``named_parameters()``.
 
     Returns:
         The records (with the extra keys ``dotted_name``, and ``transposed=True`` for kernels of transposed
-        convolutions), and for each where the parameter sits.
+        convolutions), for each where the parameter sits, and where the frozen ones (``requires_grad=False``) sit,
+        which have no records.
 
     Raises:
         TypeError: If it is no ``nn.Module``, or one whose parameters cannot be exchanged.
-        ValueError: If there are no parameters, or some have no shape yet.
+        ValueError: If there are no parameters or all are frozen, or some have no shape yet.
 
     Example:
-        >>> records, _ = module_table(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
+        >>> records, _, _ = module_table(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
         >>> [(r.extra["dotted_name"], r.name, r.layer) for r in records]
         [('0.weight', 'weight', 1), ('0.bias', 'bias', 1), ('1.weight', 'bn_scale', 2), ('1.bias', 'bn_shift', 2)]
     """
     _check_module(module)
     known = _names_from_tables(module)
-    found: dict[int, tuple[ParamRecord, list[str], list[tuple[nn.Module, str]]]] = {}
+    found: dict[int, tuple[ParamRecord | None, list[str], list[tuple[nn.Module, str]]]] = {}
     layers: dict[str, int] = {}
     for path, owner, submodule, key, param in _walk(module):
         name = f"{path}.{key}" if path else key
@@ -104,6 +126,9 @@ def module_table(module: nn.Module) -> tuple[tuple[ParamRecord, ...], tuple[Para
             places.append((submodule, key))
             continue
         layer = layers.setdefault(owner, len(layers) + 1)
+        if not param.requires_grad:
+            found[id(param)] = (None, [name], [(submodule, key)])
+            continue
         kind, transposed = known.get(id(param)), False
         if kind is None:
             kind, transposed = _classify(module.get_submodule(owner), submodule, path, key)
@@ -115,9 +140,15 @@ def module_table(module: nn.Module) -> tuple[tuple[ParamRecord, ...], tuple[Para
             f"module: {type(module).__name__} has no parameters, so there are no weights to pass to it. Layers in a "
             "plain list do not count; use nn.ModuleList."
         )
-    records = tuple(record for record, _, _ in found.values())
-    slots = tuple(ParamSlots(tuple(names), tuple(places)) for _, names, places in found.values())
-    return records, slots
+    slots = [(record, ParamSlots(tuple(names), tuple(places))) for record, names, places in found.values()]
+    frozen = tuple(slot for record, slot in slots if record is None)
+    if len(frozen) == len(slots):
+        raise ArgumentError(
+            f"module: all parameters of {type(module).__name__} are frozen (requires_grad=False), so that there are no "
+            "weights to pass to it; call requires_grad_(True) on those that should be weights."
+        )
+    records = tuple(record for record, _ in slots if record is not None)
+    return records, tuple(slot for record, slot in slots if record is not None), frozen
 
 
 def _check_module(module: nn.Module) -> None:
@@ -135,12 +166,33 @@ def _check_module(module: nn.Module) -> None:
                 f"module: {where} is a ScriptModule, whose weights are compiled in; pass the Python module that it was "
                 "made from."
             )
+        _check_kind(submodule, where)
         for key, tensor in [*submodule._parameters.items(), *submodule._buffers.items()]:
             if tensor is not None and is_lazy(tensor):
                 raise ArgumentError(
                     f"module: {where}.{key} has no shape yet ({type(submodule).__name__}); run one forward pass with "
                     "example data first."
                 )
+
+
+def _check_kind(module: nn.Module, where: str) -> None:
+    """Raise for modules whose weights are no tensors, or are compiled into something."""
+    if type(module).__module__.startswith(_QUANTISED):
+        raise ArgumentTypeError(
+            f"module: {where} is a quantised {type(module).__name__}, whose weights are packed integers; pass the "
+            "floating-point module that it was made from."
+        )
+    if type(module).__name__ == "OptimizedModule" and hasattr(module, "_orig_mod"):
+        raise ArgumentTypeError(
+            f"module: {where} was compiled by torch.compile, with its weights; pass the module that it was made from, "
+            f"`{where}._orig_mod`."
+        )
+    padded = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
+    if padded and parametrize.is_parametrized(module, "weight"):
+        raise ArgumentTypeError(
+            f"module: {where} has a padding_idx and a parametrised weight, of which no row can be kept; build it with "
+            "padding_idx=None, or remove the parametrisation."
+        )
 
 
 def _walk(module: nn.Module) -> Iterator[tuple[str, str, nn.Module, str, nn.Parameter]]:

@@ -15,7 +15,7 @@ from torch import Size, Tensor, nn
 from bayeshnet.checks import require_count, require_trainable
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
 from bayeshnet.mnets.batched import batched_forward
-from bayeshnet.mnets.module_mainnet import functional_copy
+from bayeshnet.mnets.module_mainnet import frozen_hint, functional_copy
 from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.models import priors
 from bayeshnet.models.data_checks import check_parameters, check_rows, nan_error
@@ -38,6 +38,11 @@ class BayesianModel(nn.Module):
     dotted name; the likelihood's own latents are ``likelihood.NAME``; observations are the site ``obs`` in the plate
     ``data``. The network is copied and its parameter values are left behind: the network given stays as it is.
 
+    Parameters that are frozen (``requires_grad=False``) when the model is built are no sites: they stay what they are,
+    are moved and saved with the model, and stand in its ``repr``. So does the padding row of an embedding; the site of
+    its weight has that row, but the likelihood does not depend on it, so that its posterior is its prior. See
+    :class:`~bayeshnet.mnets.ModuleMainNet`.
+
     Args:
         net: Any ``nn.Module``, or a main network of this package.
         prior: A :class:`~bayeshnet.models.priors.Prior`; a distribution of one number, for every weight, such as
@@ -50,8 +55,10 @@ class BayesianModel(nn.Module):
             site per parameter. Saves time per step for networks with many tensors.
 
     Raises:
-        TypeError: If an argument is of another type, or the likelihood's prior has more bits than the network.
-        ValueError: If the network has no parameters, or the prior does not cover them or names one that is not there.
+        TypeError: If an argument is of another type, the likelihood's prior has more bits than the network, or the
+            network has complex parameters or is one whose weights cannot be exchanged (scripted, quantised, ...).
+        ValueError: If the network has no parameters or all are frozen, or the prior does not cover them or names one
+            that is not there or frozen.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -85,7 +92,7 @@ class BayesianModel(nn.Module):
             require_count("dataset_size", dataset_size, advice=", the rows of the whole data set")
         prior = priors.Normal(scale="fan_in") if prior is None else prior
         prior_rule(prior)  # says what a prior is, if this is none
-        example = next(net.parameters(), None)
+        example = next((param for param in net.parameters() if param.requires_grad), None)
         dtype = torch.get_default_dtype() if example is None else example.dtype
         check_parameters(net)
         self.net = functional_copy(net)
@@ -107,6 +114,7 @@ class BayesianModel(nn.Module):
             if unknown:
                 raise ArgumentError(
                     f"{argument}: has entries for {unknown}; the network's parameters are {self._names}."
+                    f"{frozen_hint(unknown, self.net)}"
                 )
         self.learned_scales = self._learned_scales()
         self.weight_priors()  # an unusable prior is an error here, not at the first step

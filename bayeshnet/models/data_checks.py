@@ -62,6 +62,8 @@ def check_rows(x: Any, rows: int, *, some: bool = True) -> None:
 def check_parameters(net: nn.Module) -> None:
     """Refuse parameters that cannot be drawn together from a density: of several dtypes, or no real numbers.
 
+    Frozen ones are not drawn, and may be of any dtype.
+
     Raises:
         TypeError: If there are such.
     """
@@ -74,8 +76,9 @@ def check_parameters(net: nn.Module) -> None:
             raise ArgumentTypeError(
                 f"net: its parameter {name!r} is {kind}; build the network with dense parameters on a real device."
             )
-        if param.requires_grad:
-            kinds.setdefault(param.dtype, name)
+        if not param.requires_grad:
+            continue  # a constant of the network
+        kinds.setdefault(param.dtype, name)
         if param.dtype not in _DTYPES:
             raise ArgumentTypeError(
                 f"net: its parameter {name!r} has dtype {param.dtype}; weights are drawn from densities over real "

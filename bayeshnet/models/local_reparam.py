@@ -218,6 +218,11 @@ class _PerRowNet(nn.Module, MainNetInterface):
         self._moments, self._rows = moments, rows
         self._method: Method = method
 
+    @property
+    def built_around(self) -> Any:
+        """The network itself, by which :func:`~bayeshnet.mnets.batched_forward` remembers what it does."""
+        return self.net
+
     def distillation_targets(self) -> None:
         return
 

@@ -131,7 +131,6 @@ def test_folding_with_determinants_of_one_sign_is_found_by_preimages():
     with torch.no_grad():
         hnet.log_sigma_noise.fill_(math.log(0.01))
     sampler = NoisySampler(hnet)
-    sampler.linear_head = None
     assert ChangeOfVariables().diagnose(sampler, thorough=False).healthy
     diagnosis = ChangeOfVariables().diagnose(sampler)
     assert diagnosis.values["sign_mismatch"] == 0.0

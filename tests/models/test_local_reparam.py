@@ -26,7 +26,7 @@ from bayeshnet import (
     priors,
 )
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.mnets import MLP
+from bayeshnet.mnets import MLP, batched
 from bayeshnet.models.per_row import Moments, PerRowNoise
 
 ROWS = 5
@@ -383,3 +383,21 @@ def test_errors():
             wrap(own)
     with pytest.raises(ArgumentError, match="positions: is 'all'"):
         local_reparameterisation(problem("mlp")[0], positions="all")
+
+
+def test_what_is_known_of_a_network_lasts_longer_than_a_step(monkeypatch):
+    """A network that is built anew for each step is looked at once, not each time."""
+    copied = []
+    original = batched._Call.__call__
+    monkeypatch.setattr(
+        batched._Call, "__call__", lambda self, *args: copied.append(self.protect) or original(self, *args)
+    )
+    x, y = torch.randn(6, 3), torch.randn(6)
+    model = BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=0.5))
+    guide = AutoHypernetNormal(model, example=(x, y))
+    copied.clear()
+    elbo = TraceMeanField_ELBO(num_particles=3, vectorize_particles=True)
+    for _ in range(3):
+        elbo.loss(local_reparameterisation(model), guide, x, y)
+    assert copied == [False] * 4  # one more to count the plates
+    assert batched._WRITES[model.net] == {(True, True, True): False}

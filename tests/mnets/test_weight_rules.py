@@ -1,0 +1,517 @@
+"""Modules with rules about their own weights: for weights that are passed, the numbers of the plain module.
+
+Each case is evaluated for several samples in one call and in a loop, in float64, and compared with copies of the module
+that were given the samples as parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.mnets import ModuleMainNet, batched, batched_forward, functional_copy
+from bayeshnet.mnets.weight_rules import FunctionalCalls
+
+TOKENS = torch.tensor([[1, 0, 3, 0], [0, 2, 0, 0], [5, 5, 4, 1]])
+
+
+def weights_near(net, num=3, spread=0.5):
+    own = torch.cat([p.detach().reshape(-1) for p in net.parameters() if p.requires_grad])
+    return own + spread * torch.randn(num, len(own), dtype=own.dtype)
+
+
+def with_weights(net, sample, *args):
+    """The module's outputs, called with copies of a sample in the places of its parameters."""
+    own = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    parts = sample.detach().split([p.numel() for p in own.values()])
+    given = {name: part.view(p.shape).clone() for (name, p), part in zip(own.items(), parts, strict=True)}
+    for param in given.values():
+        param.requires_grad_()  # so that PyTorch does not fuse anything
+    rules = [(part, getattr(part, "max_norm", None)) for part in net.modules()]
+    with torch.set_grad_enabled(all(norm is None for _, norm in rules)):  # max_norm writes to leaves
+        return torch.func.functional_call(net, given, args).detach()
+
+
+def outputs(net, weights, x, *, loop):
+    """What ``batched_forward`` gives, by its loop or as it chooses."""
+    if loop:
+        batched._KNOWN[net] = {tuple(m.training for m in net.modules()): False}
+    try:
+        return batched_forward(net, weights, x)
+    finally:
+        batched._KNOWN.pop(net, None)
+
+
+def expected_of(net, weights, x):
+    args = x if isinstance(x, tuple) else (x,)
+    return torch.stack([with_weights(net, sample, *args) for sample in weights])
+
+
+def check(net, x, *, weights=None, train=True):
+    weights = weights_near(net) if weights is None else weights
+    expected = expected_of(net, weights, x)
+    before = weights.clone()
+    own = copy.deepcopy(net.state_dict())
+    for target in (net, functional_copy(net)):
+        for loop in (False, True):
+            with torch.no_grad():
+                out = outputs(target, weights, x, loop=loop)
+            torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+            if train:
+                live = weights.clone().requires_grad_()
+                out = outputs(target, live, x, loop=loop)
+                torch.testing.assert_close(out.detach(), expected, rtol=1e-6, atol=1e-6)
+                (grad,) = torch.autograd.grad(out.square().sum(), live)
+                assert grad.isfinite().all()
+                assert grad.layout is torch.strided
+    assert torch.equal(weights, before)
+    torch.testing.assert_close(net.state_dict(), own, rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------------- B2: attention and padding
+
+
+class Encoded(nn.Module):
+    """The mean over all places, padding too, of a transformer's output."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.out = nn.Linear(8, 1)
+
+    def forward(self, x, padding=None, mask=None):
+        if isinstance(self.encoder, nn.MultiheadAttention):
+            h, _ = self.encoder(x, x, x, key_padding_mask=padding, attn_mask=mask)
+        elif isinstance(self.encoder, nn.TransformerEncoder):
+            h = self.encoder(x, mask=mask, src_key_padding_mask=padding)
+        else:
+            h = self.encoder(x, src_mask=mask, src_key_padding_mask=padding)
+        return self.out(h if h.dim() == 2 else h.mean(1 if self.batch_first else 0))
+
+    @property
+    def batch_first(self):
+        part = self.encoder.layers[0] if isinstance(self.encoder, nn.TransformerEncoder) else self.encoder
+        return getattr(part, "self_attn", part).batch_first
+
+
+def layer(**options):
+    return nn.TransformerEncoderLayer(8, 2, 16, **{"batch_first": True, "dropout": 0.0, **options})
+
+
+ENCODERS = {
+    "encoder": lambda: nn.TransformerEncoder(layer(), 2),
+    "encoder, no check of masks": lambda: nn.TransformerEncoder(layer(), 2, mask_check=False),
+    "encoder, norm first": lambda: nn.TransformerEncoder(layer(norm_first=True), 2, enable_nested_tensor=False),
+    "encoder, sequence first": lambda: nn.TransformerEncoder(layer(batch_first=False), 1, enable_nested_tensor=False),
+    "encoder, gelu": lambda: nn.TransformerEncoder(layer(activation="gelu"), 1),
+    "layer": layer,
+    "layer, norm first": lambda: layer(norm_first=True),
+    "attention": lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+    "attention, sequence first": lambda: nn.MultiheadAttention(8, 2),
+}
+
+
+@pytest.mark.parametrize("kind", ["padding", "float padding", "holes", "mask", "both", "none"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_padding_of_transformers(name, kind):
+    """Vectorised and looped differed by up to 1.2 for "encoder" with "padding": the loop had zeros there."""
+    net = Encoded(ENCODERS[name]()).double().eval()
+    x = torch.randn(4, 5, 8, dtype=torch.float64)
+    padding = torch.zeros(4, 5, dtype=torch.bool)
+    padding[1:, 3:] = True
+    if kind == "holes":
+        padding[2, 1] = True  # not at the right end alone, so that PyTorch would not cut it off
+    if kind == "float padding":
+        padding = torch.zeros(4, 5, dtype=torch.float64).masked_fill(padding, -torch.inf)
+    mask = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1) if kind in ("mask", "both") else None
+    if not net.batch_first:
+        x = x.transpose(0, 1).contiguous()
+    args = (x, padding if kind not in ("mask", "none") else None, mask)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Support for mismatched")
+        check(net, args)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_numbers_of_a_transformer_are_those_of_the_unfused_one():
+    """Padded places have the numbers of training; the plain network in evaluation without gradients has zeros there."""
+    net = nn.TransformerEncoder(layer(), 2).double().eval()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    padding = torch.tensor([[False] * 3 + [True] * 2] * 2 + [[False] * 5])
+    weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()]).repeat(2, 1)
+    kwargs = {"src": x, "src_key_padding_mask": padding}
+    ours = batched_forward(net, weights, kwargs)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors")
+        fused = net(**kwargs)
+    torch.testing.assert_close(ours[0], net(**kwargs).detach())  # with gradients PyTorch does not fuse
+    torch.testing.assert_close(ours[0][~padding], fused[~padding])
+    assert fused[padding].eq(0).all()
+    assert ours[0][padding].abs().min() > 0
+
+
+def test_decoders_and_whole_transformers():
+    class Net(nn.Module):
+        def __init__(self, whole):
+            super().__init__()
+            options = {"batch_first": True, "dropout": 0.0}
+            if whole:
+                self.net = nn.Transformer(8, 2, 1, 1, 16, **options)
+            else:
+                self.net = nn.TransformerDecoderLayer(8, 2, 16, **options)
+
+        def forward(self, x, padding):
+            more = {} if isinstance(self.net, nn.TransformerDecoderLayer) else {"src_key_padding_mask": padding}
+            x, y = (x, x.flip(1)) if more else (x.flip(1), x)
+            return self.net(x, y, memory_key_padding_mask=padding, tgt_key_padding_mask=padding, **more).mean(1)
+
+    padding = torch.tensor([[False] * 3 + [True] * 2] * 2 + [[False] * 5])
+    for whole in (False, True):
+        check(Net(whole).double().eval(), (torch.randn(3, 5, 8, dtype=torch.float64), padding))
+
+
+def test_no_global_switch_is_touched(monkeypatch):
+    """Another thread would see it."""
+
+    def fail(value):
+        raise AssertionError(value)
+
+    monkeypatch.setattr(torch.backends.mha, "set_fastpath_enabled", fail)
+    test_rows_that_are_padding_alone()
+
+
+def test_rows_that_are_padding_alone():
+    net = Encoded(nn.TransformerEncoder(layer(), 2)).double().eval()
+    x, padding = torch.randn(3, 5, 8, dtype=torch.float64), torch.zeros(3, 5, dtype=torch.bool)
+    padding[1] = True
+    check(net, (x, padding), train=False)
+
+
+# ---------------------------------------------------------------------- B5: embeddings
+
+
+class Bags(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.bag, self.out = nn.EmbeddingBag(6, 4, **options), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.out(self.bag(x))
+
+
+def embedding(**options):
+    return nn.Sequential(nn.Embedding(6, 4, **options), nn.Flatten(), nn.Linear(16, 1)).double()
+
+
+class Tied(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(6, 4, **options), nn.Linear(4, 6)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.embed(x)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_norm": 1.0},
+        {"max_norm": 0.7, "norm_type": 1.0},
+        {"max_norm": 0.7, "norm_type": torch.inf},
+        {"sparse": True},
+        {"scale_grad_by_freq": True},
+        {"max_norm": 1.0, "sparse": True, "scale_grad_by_freq": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("make", [embedding, lambda **o: Bags(**o).double()], ids=["embedding", "bag"])
+def test_embeddings(make, options):
+    """With ``max_norm`` the samples of the caller changed in place by up to 2.5; ``sparse`` ones had no gradient."""
+    if "sparse" in options and "scale_grad_by_freq" in options and make is not embedding:
+        options = {"max_norm": 1.0}  # PyTorch has no such bag
+    check(make(**options), TOKENS)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_modes_of_bags(mode):
+    check(Bags(mode=mode, padding_idx=0).double(), TOKENS)
+
+
+def test_gradients_of_embeddings_are_those_of_the_function():
+    """Neither frequency nor a scaling in place comes between: finite differences agree."""
+    for options in ({"max_norm": 1.0, "scale_grad_by_freq": True}, {"scale_grad_by_freq": True}):
+        net = embedding(**options)
+        weights = weights_near(net, 2, 2.0).requires_grad_()
+        assert torch.autograd.gradcheck(lambda w, net=net: batched_forward(net, w, TOKENS), (weights,))
+    net, weights = Tied(padding_idx=0).double(), torch.randn(2, 30, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w: batched_forward(net, w, TOKENS), (weights,))
+
+
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("index", [0, 2, -1])
+def test_padding_row_stays(index, loop):
+    """Predictions moved by up to 29.7 with the padding row of a sample."""
+    net = embedding(padding_idx=index)
+    with torch.no_grad():
+        net[0].weight[index] = 3.0  # it may have any value
+    row = index % 6
+    x = TOKENS.clone()
+    x[:, 1] = row
+    weights = weights_near(net)
+    moved = weights.clone()
+    moved[:, 4 * row : 4 * row + 4] += 10.0
+    plain = weights.clone()
+    plain[:, 4 * row : 4 * row + 4] = 3.0
+    expected = expected_of(net, plain, x)
+    for target in (net, functional_copy(net), copy.deepcopy(functional_copy(net))):
+        live = moved.clone().requires_grad_()
+        for given in (weights, live):
+            out = outputs(target, given, x, loop=loop)
+            torch.testing.assert_close(out.detach(), expected, rtol=1e-6, atol=1e-6)
+        (grad,) = torch.autograd.grad(out.sum(), live)
+        assert grad[:, 4 * row : 4 * row + 4].eq(0).all()
+    wrapped = ModuleMainNet(net)
+    assert wrapped.fixed_rows == {"0.weight": row}
+    assert f"fixed_rows={{'0.weight': {row}}}" in repr(functional_copy(net))
+
+
+def test_padding_row_of_a_copy_is_saved_and_loaded():
+    net, other = embedding(padding_idx=1), embedding(padding_idx=1)
+    with torch.no_grad():
+        net[0].weight[1] = 3.0
+    copied = functional_copy(other)
+    copied.load_state_dict(functional_copy(net).state_dict())
+    weights = weights_near(net)
+    torch.testing.assert_close(batched_forward(copied, weights, TOKENS), batched_forward(net, weights, TOKENS))
+
+
+def test_padding_of_a_tied_table_is_a_weight():
+    """The output layer trains that row, so that it is no constant of the plain network either."""
+    assert ModuleMainNet(Tied(padding_idx=0)).fixed_rows == {}
+    check(Tied(padding_idx=0).double(), TOKENS)
+
+
+def test_unusable_embeddings():
+    with pytest.raises(ArgumentError, match=r"'embed.weight' is the table of an embedding with max_norm, and another"):
+        functional_copy(Tied(max_norm=1.0))
+    net = embedding(padding_idx=0)
+    parametrize.register_parametrization(net[0], "weight", nn.Tanh())
+    with pytest.raises(ArgumentTypeError, match=r"module.0 has a padding_idx and a parametrised weight"):
+        functional_copy(net)
+
+
+def test_without_weights_the_module_is_as_it_is():
+    net = embedding(max_norm=0.1)
+    ModuleMainNet(net)(TOKENS)
+    assert net[0].weight[0].norm() < 0.11  # scaled in place, as PyTorch does it
+
+
+def test_mode_leaves_other_calls_alone():
+    x, weight = torch.randn(3, 4), torch.randn(2, 4)
+    with FunctionalCalls():
+        assert torch.equal(F.linear(x, weight), x @ weight.T)
+    offsets = torch.tensor([0, 2])
+    for kwargs in ({"mode": "sum"}, {"mode": "sum", "per_sample_weights": torch.randn(4)}, {"padding_idx": 2}):
+        with FunctionalCalls():
+            ours = F.embedding_bag(TOKENS[0], torch.eye(6), offsets, **kwargs)
+        assert torch.equal(ours, F.embedding_bag(TOKENS[0], torch.eye(6), offsets, **kwargs))
+
+
+# ---------------------------------------------------------------------- B5: computed weights
+
+
+class First(nn.Module):
+    def forward(self, parts):
+        return parts[0]
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2.0 * weight
+
+
+def parametrised(add):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    add(net[0])
+    return net
+
+
+PARAMETRISED = {
+    "weight norm": parametrizations.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "own": lambda m: parametrize.register_parametrization(m, "weight", Doubled()),
+    "two": lambda m: [parametrize.register_parametrization(m, key, Doubled()) for key in ("weight", "bias")],
+    "pruned": lambda m: prune.l1_unstructured(m, "weight", 0.5),
+    "pruned twice": lambda m: [prune.random_unstructured(m, "weight", 0.3) for _ in range(2)],
+    "old spectral norm": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETRISED)
+@pytest.mark.parametrize("training", [False, True])
+def test_computed_weights(name, training):
+    net = parametrised(PARAMETRISED[name]).train(training)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    if training and "spectral" in name:  # one step of its power iteration for each sample
+        peer, weights = copy.deepcopy(net), weights_near(net)
+        out = batched_forward(functional_copy(net), weights, x)
+        own = [p for p in peer.parameters() if p.requires_grad]
+        for sample, found in zip(weights, out, strict=True):
+            with torch.no_grad():
+                for param, part in zip(own, sample.split([p.numel() for p in own]), strict=True):
+                    param.copy_(part.view(param.shape))
+            torch.testing.assert_close(found, peer(x).detach(), rtol=1e-6, atol=1e-6)
+        return
+    check(net, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_old_weight_norm():
+    """Its copy was refused; the tensor that it computes is that of the module's own parameters again afterwards."""
+    net = parametrised(nn.utils.weight_norm)
+    before, x = net[0].weight.clone(), torch.randn(5, 3, dtype=torch.float64)
+    for loop in (False, True):
+        outputs(net, weights_near(net), x, loop=loop)
+        assert torch.equal(net[0].weight, before)
+    check(net, x)
+    rnn = nn.utils.weight_norm(nn.RNN(3, 4), "weight_hh_l0").double()
+    weights, x = weights_near(rnn), x.unsqueeze(1)
+    for target in (rnn, functional_copy(rnn).float().double()):
+        first, _ = batched_forward(target, weights, x)
+        assert not torch.equal(first[0], first[1])
+        expected = [with_weights(nn.Sequential(rnn, First()), sample, x) for sample in weights]
+        torch.testing.assert_close(first.detach(), torch.stack(expected))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_cache_of_parametrisations_does_not_keep_a_sample(inside):
+    """All samples of a loop had the first one's weights in it."""
+    net = parametrised(lambda m: parametrize.register_parametrization(m, "weight", Doubled()))
+    weights, x = weights_near(net), torch.randn(5, 3, dtype=torch.float64)
+    expected, own = expected_of(net, weights, x), net(x).detach()
+    for loop in (False, True):
+        with parametrize.cached():
+            if inside:
+                net(x)
+            torch.testing.assert_close(outputs(net, weights, x, loop=loop).detach(), expected)
+            torch.testing.assert_close(net(x).detach(), own)
+
+
+class Lists(nn.Module):
+    """Parameters in lists and dicts, and one that is complex."""
+
+    def __init__(self, complex_part=False):
+        super().__init__()
+        self.list = nn.ParameterList([nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4))])
+        self.dict = nn.ParameterDict({"a": nn.Parameter(torch.randn(4, 2)), "b": nn.Parameter(torch.randn(2))})
+        self.list[1].requires_grad_(False)
+        self.dict["b"].requires_grad_(False)
+
+    def forward(self, x):
+        return torch.tanh(x @ self.list[0] + self.list[1]) @ self.dict["a"] + self.dict["b"]
+
+
+def test_parameters_in_lists():
+    net = Lists().double()
+    assert ModuleMainNet(net).param_names == ["list.0", "dict.a"]
+    assert functional_copy(net).frozen_names == ("list.1", "dict.b")
+    check(net, torch.randn(5, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_modules_with_frozen_and_parametrised_parts(kind):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = kind(3, 4, batch_first=True)
+            self.out = nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.out(self.rnn(x)[0][:, -1])
+
+    x = torch.randn(5, 6, 3, dtype=torch.float64)
+    net = Last().double()
+    net.rnn.weight_hh_l0.requires_grad_(False)
+    net.rnn.flatten_parameters()
+    check(net, x)
+    functional_copy(net).float().double()
+    net = Last().double()
+    parametrizations.weight_norm(net.rnn, "weight_hh_l0")
+    weights = weights_near(net)
+    torch.testing.assert_close(batched_forward(net, weights, x).detach(), expected_of(net, weights, x))
+    with pytest.raises(ArgumentTypeError, match=r"module.rnn is a .* with parametrised weights"):
+        functional_copy(net)
+
+
+def test_complex_weights():
+    class Fourier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Parameter(torch.randn(3, 2, dtype=torch.complex128))
+
+        def forward(self, x):
+            return (x.to(self.mix.dtype) @ self.mix).abs()
+
+    check(Fourier(), torch.randn(5, 3, dtype=torch.float64))
+
+
+# ---------------------------------------------------------------------- modules that write to what they are given
+
+
+class Clamped(nn.Linear):
+    """A constraint on the weight that is kept in place, from its ``start``-th call on."""
+
+    start, calls = 0, 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls > self.start:
+            with torch.no_grad():
+                self.weight.clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_weights_are_not_written_to(loop):
+    """They were: by .93."""
+    net = nn.Sequential(Clamped(3, 4), nn.LayerNorm(4)).double()
+    weights, x = weights_near(net, spread=1.0), torch.randn(5, 3, dtype=torch.float64)
+    expected, before = expected_of(net, weights, x), weights.clone()
+    for _ in range(3):
+        torch.testing.assert_close(outputs(net, weights, x, loop=loop).detach(), expected)
+        assert torch.equal(weights, before)
+    live = weights.clone().requires_grad_()
+    torch.testing.assert_close(outputs(net, live, x, loop=loop).detach(), expected)
+
+
+def test_a_first_write_after_others_is_an_error():
+    net = nn.Sequential(Clamped(3, 4), nn.LayerNorm(4))
+    net[0].start = 1
+    weights, x = weights_near(net, spread=1.0), torch.randn(5, 3)
+    batched_forward(net, weights, x)
+    with pytest.raises(UsageError, match="weights: the network wrote into the weights"):
+        batched_forward(net, weights, x)
+
+
+# ---------------------------------------------------------------------- refused
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
+def test_compiled_and_quantised_modules():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    quantised = [torch.ao.nn.quantized.dynamic.Linear(3, 4)]
+    with pytest.raises(ArgumentTypeError, match=r"module.0 is a quantised Linear.*floating-point module"):
+        functional_copy(nn.Sequential(quantised[0], net[1]))
+    with pytest.raises(ArgumentTypeError, match=r"module.0 was compiled by torch.compile.*`module.0._orig_mod`"):
+        functional_copy(nn.Sequential(torch.compile(net[0]), net[1]))
+    with pytest.raises(ArgumentTypeError, match="module.0 is a ScriptModule"):
+        functional_copy(nn.Sequential(torch.jit.script(net[0]), net[1]))
