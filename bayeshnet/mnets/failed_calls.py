@@ -163,7 +163,7 @@ def _layer_error(
     kind = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
     if not isinstance(given, Tensor):
         what = f"x: is a {type(given).__name__}; the network's {kind} takes a tensor, torch.as_tensor(x) of numbers."
-        return ArgumentTypeError(what) if any(given is part for part in parts) else None
+        return ArgumentTypeError(what) if any(type(given) is type(part) for part in parts) else None  # or a copy of it
     tensors = [part for part in parts if isinstance(part, Tensor)]
     shape = f"x: has shape {list(x.shape)}; " if isinstance(x, Tensor) else "x: "
     if isinstance(layer, nn.Embedding):
@@ -177,7 +177,7 @@ def _layer_error(
     wanted = _wanted(layer, given)
     if wanted is None:
         return None
-    if any(given.shape == part.shape or given.data_ptr() == part.data_ptr() for part in tensors):  # or a view of it
+    if any(_long_dims(given) == _long_dims(part) for part in tensors):  # layers of torch add dimensions of size 1
         what = f"the network's {kind} takes {wanted}. Pass inputs of the shape it was built for."
     else:
         what = (
@@ -185,6 +185,10 @@ def _layer_error(
             "size than the network was built for, or its layers do not fit each other."
         )
     return ArgumentError(shape + what)
+
+
+def _long_dims(tensor: Tensor) -> list[int]:
+    return [size for size in tensor.shape if size != 1]
 
 
 def _embedding_error(kind: str, layer: nn.Embedding, given: Tensor) -> ArgumentError | ArgumentTypeError | None:

@@ -82,7 +82,8 @@ def check_parameters(net: nn.Module) -> None:
         if param.dtype not in _DTYPES:
             raise ArgumentTypeError(
                 f"net: its parameter {name!r} has dtype {param.dtype}; weights are drawn from densities over real "
-                "numbers, of 16 bits or more. Keep what is no weight in a buffer, complex weights as two real ones."
+                "numbers, of 16 bits or more. Keep what is no weight in a buffer, and a complex weight as a real "
+                "parameter [..., 2], with torch.view_as_complex in forward."
             )
     if len(kinds) > 1:
         found = ", ".join(f"{name!r} has {dtype}" for dtype, name in kinds.items())

@@ -110,8 +110,20 @@ def test_dtype_is_that_of_what_is_drawn():
 
 def test_complex_parameters_are_refused():
     net = nn.Sequential(nn.Linear(3, 2, dtype=torch.complex64))
-    with pytest.raises(ArgumentTypeError, match=r"net: its parameter '0.weight' is complex .*view_as_complex"):
+    with pytest.raises(
+        ArgumentTypeError, match=r"net: its parameter '0.weight' has dtype torch.complex64.*view_as_complex"
+    ):
         model_of(net)
+
+
+def test_parameters_of_whole_numbers_are_constants():
+    """They cannot require a gradient."""
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    net.register_parameter("table", nn.Parameter(torch.arange(4), requires_grad=False))
+    model = model_of(net)
+    assert "table" not in model.latent_shapes
+    assert "table" in repr(model)
+    assert torch.equal(dict(model.net.named_buffers())["module.table"], torch.arange(4))
 
 
 # ---------------------------------------------------------------------- conditional layers
