@@ -9,19 +9,20 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from bayeshnet.checks import require_count
 from bayeshnet.distributions.conditional_weights import ConditionalWeights
 from bayeshnet.distributions.inducing import InducingLayers
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.infer.arguments import call_arguments
+from bayeshnet.infer.batches import check_rows
 from bayeshnet.infer.bodies import Body, HypernetBody
 from bayeshnet.infer.build_body import BodyOptions, BodyStart, Mixture, build_body
-from bayeshnet.infer.candidates import best_power, default_num_candidates, score_candidates
+from bayeshnet.infer.candidates import best_power, chosen_num_candidates, score_candidates
 from bayeshnet.infer.conditional_plan import Conditional, ConditionalPlan, NotApplicableError, place_inducing, plan
 from bayeshnet.infer.explicit_hypernet import HnetOrBuilder
 from bayeshnet.infer.flat_guide import FlatGuide
+from bayeshnet.infer.kept_state import restored
 from bayeshnet.infer.latents import PriorStart, prior_start
 from bayeshnet.infer.unit_body import unit_layout
 from bayeshnet.mnets.param_table import num_weights
@@ -153,7 +154,7 @@ class AutoHypernet(FlatGuide):
         # A buffer, so that a guide that was trained, saved and loaded keeps its points in a further fit.
         self.register_buffer("inducing_placed", torch.tensor(enough, device=self.loc.device))
         self.inducing_placed: Tensor
-        self.num_candidates = _num_candidates(num_candidates, self._plan, made)
+        self.num_candidates = chosen_num_candidates(num_candidates, self._plan, made)
         # Noise that is inferred decides among candidates as much as their fit does; what fits is known after calibrate.
         certain = self._plan is None or self._plan.log_precision is None
         self.register_buffer("candidate_power", torch.full_like(self.loc[0], float(certain)))
@@ -313,6 +314,7 @@ class AutoHypernet(FlatGuide):
             y: Targets.
 
         Raises:
+            ValueError: If the model refuses these data.
             RuntimeError: If no layer is conditional.
         """
         inducing, model = self.inducing, self.original_model
@@ -325,7 +327,7 @@ class AutoHypernet(FlatGuide):
         """Choose how far the inducing points are trusted in choosing among candidates: by the ELBO, on these data.
 
         :func:`~bayeshnet.fit` does it at its end. The result is the buffer ``candidate_power``, from 0 (one candidate
-        is as good as another) to 1.
+        is as good as another) to 1; it stays as it was if this is interrupted.
 
         Args:
             x: Inputs ``[B, ...]``.
@@ -335,16 +337,19 @@ class AutoHypernet(FlatGuide):
             The power.
 
         Raises:
+            ValueError: If the model refuses these data.
             RuntimeError: If no layer is conditional.
         """
         model = self.original_model
         if self.inducing is None or not isinstance(model, BayesianModel):
             raise UsageError(f"calibrate: {_UNPLACED}")
-        self.candidate_power.fill_(1.0)
-        if self.num_candidates > 1:
-            posterior = cast("ConditionalWeights", self.get_posterior())
-            ratios, weights = score_candidates(model, posterior, self._sites, x, y)
-            self.candidate_power.fill_(best_power(ratios, weights, self.num_candidates))
+        check_rows(model, x, y)
+        with restored([self.candidate_power], on_error=True):
+            self.candidate_power.fill_(1.0)
+            if self.num_candidates > 1:
+                posterior = cast("ConditionalWeights", self.get_posterior())
+                ratios, weights = score_candidates(model, posterior, self._sites, x, y)
+                self.candidate_power.fill_(best_power(ratios, weights, self.num_candidates))
         return float(self.candidate_power)
 
     @property
@@ -384,17 +389,3 @@ class AutoHypernet(FlatGuide):
 
 
 _UNPLACED = "the guide has no conditional layers, or is a copy without its model; guide.attach(model) gives it one."
-
-
-def _num_candidates(given: int | None, plan: ConditionalPlan | None, body: Body | None) -> int:
-    """The number of candidates of a draw; 1 where there is nothing that could choose among them."""
-    if given is not None:
-        require_count("num_candidates", given)
-    if plan is not None and body is not None and plan.ranks_candidates and body.scores_draws:
-        default = 1 if body.searches else default_num_candidates(plan)
-        return default if given is None else given
-    if given not in (None, 1):
-        raise ArgumentError(
-            f"num_candidates: is {given}, but no conditional layer can choose among candidates here; leave it out."
-        )
-    return 1

@@ -17,12 +17,16 @@ import math
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import require_count
 from bayeshnet.distributions.conditional_weights import ConditionalWeights
+from bayeshnet.errors import ArgumentError
+from bayeshnet.infer.bodies import Body
 from bayeshnet.infer.conditional_plan import ConditionalPlan
 from bayeshnet.infer.latents import LatentSite
+from bayeshnet.infer.modes import evaluating
 from bayeshnet.models.bayesian_model import BayesianModel
 
-__all__ = ["CALIBRATION_ROWS", "best_power", "default_num_candidates", "score_candidates"]
+__all__ = ["CALIBRATION_ROWS", "best_power", "chosen_num_candidates", "default_num_candidates", "score_candidates"]
 
 CALIBRATION_ROWS = 512
 """So many rows of the data suffice to choose the power."""
@@ -45,6 +49,20 @@ def default_num_candidates(plan: ConditionalPlan) -> int:
     # convolution.
     cost = num * (size * min(num, size) + sum(layout.body_sizes))
     return 2 ** math.floor(math.log2(min(32.0, max(4.0, _OPERATIONS / cost))))
+
+
+def chosen_num_candidates(given: int | None, plan: ConditionalPlan | None, body: Body | None) -> int:
+    """The number of candidates of a draw; 1 where there is nothing that could choose among them."""
+    if given is not None:
+        require_count("num_candidates", given)
+    if plan is not None and body is not None and plan.ranks_candidates and body.scores_draws:
+        default = 1 if body.searches else default_num_candidates(plan)
+        return default if given is None else given
+    if given not in (None, 1):
+        raise ArgumentError(
+            f"num_candidates: is {given}, but no conditional layer can choose among candidates here; leave it out."
+        )
+    return 1
 
 
 def best_power(log_ratio: Tensor, log_weight: Tensor, num_candidates: int) -> float:
@@ -89,14 +107,10 @@ def score_candidates(
         chosen = torch.randperm(len(x))[:CALIBRATION_ROWS]
         x, y = x[chosen.to(x.device)], y[chosen.to(y.device)]
     parts: list[Tensor] = []
-    training = model.training
-    model.eval()  # the network that predicts, without its dropout
-    try:
+    with evaluating(model):  # the network that predicts, without its dropout
         for _ in range(_DRAWS // _AT_ONCE):
             latents, log_q, log_weight = posterior.candidates(_AT_ONCE)
             parts.append(torch.stack([_log_joint(model, sites, latents, x, y, size).to(log_q) - log_q, log_weight]))
-    finally:
-        model.train(training)
     log_ratio, log_weight = torch.cat(parts, dim=1)
     return log_ratio, log_weight
 

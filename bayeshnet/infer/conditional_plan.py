@@ -16,7 +16,10 @@ from bayeshnet.distributions.conditional_weights import FlatLayout
 from bayeshnet.distributions.inducing import HeadNet, InducingLayers, LayerPrior
 from bayeshnet.errors import ArgumentError
 from bayeshnet.infer.arguments import inputs_and_targets
+from bayeshnet.infer.batches import check_rows
+from bayeshnet.infer.kept_state import restored
 from bayeshnet.infer.latents import LatentSite, PriorStart
+from bayeshnet.infer.modes import evaluating
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import Chain, LinearStep
 from bayeshnet.mnets.module_mainnet import ModuleMainNet
@@ -150,11 +153,14 @@ def plan(
 @torch.no_grad()
 def place_inducing(model: BayesianModel, inducing: InducingLayers, x: Tensor, y: Tensor, rows: int) -> None:
     """Move the inducing points to randomly chosen rows of these data, in place."""
+    check_rows(model, x, y)
     inputs, targets, log_precision = _points(model, x, y, inducing.num_inducing, rows)
     last: Any = inducing.points[-1]
-    inducing.inputs.copy_(inputs)
-    last.targets.copy_(inducing.observed_part(len(inducing.points) - 1, targets))
-    last.log_precision.copy_(log_precision)
+    observed = inducing.observed_part(len(inducing.points) - 1, targets)
+    with restored([inducing.inputs, last.targets, last.log_precision], on_error=True):
+        inducing.inputs.copy_(inputs)
+        last.targets.copy_(observed)
+        last.log_precision.copy_(log_precision)
 
 
 # ---------------------------------------------------------------------- data
@@ -253,19 +259,15 @@ def _head_of(model: BayesianModel, x: Tensor) -> HeadNet | None:
     setattr(owner, key, nn.Identity())
     example = [0.1 * torch.randn(2, *shape, dtype=x.dtype, device=x.device) for shape in net.param_shapes]
     rows = x[: min(3, len(x))]
-    was_training = net.training
-    net.eval()
     body.eval()
     try:
-        with torch.no_grad():
+        with evaluating(net), torch.no_grad():
             features, whole = batched_forward(body, example, rows), batched_forward(net, example, rows)
             again = features @ example[weight].transpose(1, 2)
             again = again if bias is None else again + example[bias].unsqueeze(1)
             same = features.dim() == 3 and again.shape == whole.shape and bool(torch.allclose(again, whole, atol=1e-4))
-    except (RuntimeError, ValueError, AttributeError):
+    except (RuntimeError, ValueError, AttributeError):  # the body alone need not be a network
         return None
-    finally:
-        net.train(was_training)
     return HeadNet(body, weight, bias) if same else None
 
 

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayeshnet.checks import require_count
 from bayeshnet.entropy.protocol import LogDensity
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError, UsageError
 from bayeshnet.infer.arguments import call_arguments, require_model_and_guide, require_targets
+from bayeshnet.infer.modes import evaluating
+from bayeshnet.infer.one_thread import one_thread
 from bayeshnet.infer.pair import Pair
 from bayeshnet.infer.psis import Estimate, WeightedDraws
 
@@ -34,7 +36,8 @@ def importance_sample(
     and scored in vectorised calls of up to 256. Before that the model is tried on a few draws; if it fails, or gives
     them other densities than one by one, all are scored one by one. The trial leaves the caller's random numbers alone.
 
-    A model that is a module is put into evaluation mode for the call.
+    A model that is a module is put into evaluation mode for the call; afterwards each of its submodules is in the mode
+    it was in.
 
     Args:
         model: Any Pyro model whose latents are all in the guide.
@@ -45,7 +48,8 @@ def importance_sample(
     Raises:
         ValueError: If the data are a minibatch, the latents of guide and model differ, or ``num_samples`` is below 2.
         TypeError: If an argument is of another type.
-        RuntimeError: If the guide is a point, has no density per draw, or a weight is NaN or +inf.
+        RuntimeError: If the guide is a point, has no density per draw, or a weight is NaN or +inf; or another thread
+            is in a fit.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -63,10 +67,7 @@ def importance_sample(
     require_count("num_samples", num_samples, least=2, advice="; better 1000 or more")
     args, kwargs = _all_data(model, data)
     _require_density(guide)
-    training = isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
+    with one_thread("importance_sample"), evaluating(model):
         with torch.random.fork_rng(devices=[]):
             pair = Pair(model, guide, args, kwargs)
             pair.require_spread()
@@ -78,9 +79,6 @@ def importance_sample(
         else:
             _LOGGER.info("model or guide cannot be vectorised over draws: %s; draws are made in turn", trouble)
             parts = [pair.draw_one() for _ in range(num_samples)]
-    finally:
-        if isinstance(model, nn.Module):
-            model.train(training)
     log_p, log_q = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
     log_weights = log_p - log_q
     _refuse_undefined(log_p, log_q, log_weights)

@@ -18,9 +18,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from bayeshnet.checks import require_count
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
 from bayeshnet.infer.arguments import call_arguments, nan_data_error, refuse_nan_data, require_targets
 from bayeshnet.infer.latents import LatentSite, jacobian_site, latent_sites, nodes_of, prior_draw
+from bayeshnet.infer.one_thread import one_thread
 from bayeshnet.infer.quantiles import sample_quantiles
 from bayeshnet.models.param_sites import emit_param_sites
 
@@ -69,8 +70,9 @@ class FlatGuide(AutoContinuous):
         args, kwargs = call_arguments(example, "example")
         require_targets(model, args, kwargs, "example")
         try:
-            self._setup_prototype(*args, **kwargs)
-        except ArgumentError:
+            with one_thread(type(self).__name__):
+                self._setup_prototype(*args, **kwargs)
+        except BayeshnetError:
             raise
         except ValueError as error:  # Pyro's validation of a distribution's parameters, computed from the data
             better = nan_data_error(args, kwargs, error)
