@@ -184,11 +184,12 @@ class Adversarial(nn.Module, LogDensity):
                 real, contrast = logits.split(self.batch_size)
                 loss = softplus(-real).mean() + softplus(contrast).mean()
                 gradients = torch.autograd.grad(loss, leaves)
-            if not math.isfinite(loss) or not math.isfinite(get_total_norm(gradients)):
+            if not math.isfinite(loss.detach()) or not math.isfinite(get_total_norm(gradients)):
+                bad = int((~weights.isfinite().all(-1)).sum())
                 raise NonFiniteLossError(
-                    f"estimator: the loss of its discriminator is {float(loss)} or has no finite gradient, from "
-                    f"{self.batch_size} draws of which {int((~weights.isfinite().all(-1)).sum())} are not finite. Look "
-                    "for parameters of the guide that are NaN or huge, and lower its learning rate."
+                    f"estimator: the loss of its discriminator is {float(loss.detach())} or its gradient not finite, "
+                    f"from {self.batch_size} draws of which {bad} are not finite. Look for parameters of the guide "
+                    "that are NaN or huge, and lower its learning rate."
                 )
             self.mean.copy_(mean)
             self.variance.copy_(variance)

@@ -155,6 +155,8 @@ class Batches:
             )
         elif size is None or any(least <= size <= most for least, most in rows.accepted):
             return
+        elif size < rows.per_batch:
+            return  # the model refuses such a batch
         elif rows.per_batch == rows.total:
             message = (
                 f"The data are one batch of {rows.total} rows, the same at every step, and the model's dataset_size is "
