@@ -54,9 +54,10 @@ def restored(tensors: Iterable[Tensor], *, on_error: bool = False) -> Generator[
 
 
 class KeptBuffers:
-    """The buffers that a training step writes to, running statistics for instance, as they were before the step.
+    """What a training step writes to past the optimiser, running statistics for instance, as it was before the step.
 
-    Which they are shows in the first step; the others cost nothing after that.
+    Those are buffers, and parameters that require no gradient. Which of them it is shows in the first step; the others
+    cost nothing after that.
 
     Args:
         parts: Modules; what is none has no buffers.
@@ -64,37 +65,37 @@ class KeptBuffers:
 
     def __init__(self, *parts: Any) -> None:
         roots = [part for part in parts if isinstance(part, nn.Module)]
-        modules = {id(module): module for root in roots for module in root.modules()}
-        self._places = [(module, key) for module in modules.values() for key in module._buffers]
+        modules = {id(module): module for root in roots for module in root.modules()}.values()
+        places: list[dict[str, Any]] = [place for m in modules for place in (m._buffers, m._parameters)]
+        self._places = [(place, key) for place in places for key in place]
         self._saved: list[_Saved] = []
         self._steps = 0
 
     def keep(self) -> None:
         """Call this before each step."""
         if self._steps == 1:
-            self._places = [(saved.module, saved.key) for saved in self._saved if saved.changed()]
+            self._places = [(saved.place, saved.key) for saved in self._saved if saved.changed()]
         self._steps += 1
-        self._saved = [
-            _Saved(*place, buffer) for place in self._places if (buffer := place[0]._buffers[place[1]]) is not None
-        ]
+        found = [(place, key, place.get(key)) for place, key in self._places]
+        kept = [(place, key, tensor) for place, key, tensor in found if tensor is not None and not tensor.requires_grad]
+        self._saved = [_Saved(place, key, tensor) for place, key, tensor in kept]
 
     def restore(self) -> None:
         """Undo what the step wrote."""
         for saved in self._saved:
-            saved.module._buffers[saved.key] = saved.buffer
-        _write([saved.buffer for saved in self._saved], [saved.value for saved in self._saved])
+            saved.place[saved.key] = saved.tensor
+        _write([saved.tensor for saved in self._saved], [saved.value for saved in self._saved])
 
 
 class _Saved:
-    """A buffer, its value, and how often it was written to."""
+    """A tensor, its value, and how often it was written to."""
 
-    __slots__ = ("buffer", "key", "module", "value", "version")
+    __slots__ = ("key", "place", "tensor", "value", "version")
 
-    def __init__(self, module: nn.Module, key: str, buffer: Tensor) -> None:
-        self.module, self.key, self.buffer = module, key, buffer
-        self.value = buffer.detach().clone()
-        self.version = None if buffer.is_inference() else buffer._version
+    def __init__(self, place: dict[str, Any], key: str, tensor: Tensor) -> None:
+        self.place, self.key, self.tensor = place, key, tensor
+        self.value = tensor.detach().clone()
+        self.version = None if tensor.is_inference() else tensor._version
 
     def changed(self) -> bool:
-        now = self.module._buffers.get(self.key)
-        return now is not self.buffer or self.version is None or now._version != self.version
+        return self.place.get(self.key) is not self.tensor or self.version != self.tensor._version

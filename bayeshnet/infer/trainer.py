@@ -76,8 +76,16 @@ class Trainer:
             NonFiniteLossError: If loss or gradients are not finite. Parameters, buffers and the optimiser's state are
                 then what they were before the step; where the last update overflowed, those of some steps before.
         """
-        rng_state = torch.get_rng_state()  # to repeat the step if it fails, for a message that names the site
         self._buffers.keep()
+        try:
+            return self._step(step, args, kwargs)
+        except BaseException:
+            self._buffers.restore()
+            _drop_gradients([*tensors_of(self.model, self.guide), *self.params.values()])
+            raise
+
+    def _step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, float]:
+        rng_state = torch.get_rng_state()  # to repeat the step if it fails, for a message that names the site
         if step % _COPY_EVERY == 0 and self.params:
             self._copy(step)
         with ParamCapture(known=step > 0) as capture:
@@ -208,13 +216,10 @@ class Trainer:
         error: Exception | None = None,
     ) -> None:
         _drop_gradients([*self.params.values(), *new])
-        try:
-            if self._bad_params():
-                self._refuse_params(f"step {step}: the loss is {value};", error)
-            with restored(tensors_of(self.model, self.guide)), pyro.validation_enabled(False):
-                cause = non_finite_cause(self.model, self.guide, args, kwargs, rng_state, new)
-        finally:
-            self._buffers.restore()
+        if self._bad_params():
+            self._refuse_params(f"step {step}: the loss is {value};", error)
+        with restored(tensors_of(self.model, self.guide)), pyro.validation_enabled(False):
+            cause = non_finite_cause(self.model, self.guide, args, kwargs, rng_state, new)
         if cause is None and error is not None:
             return  # not a matter of NaN: the error's own message says it better
         raise NonFiniteLossError(f"step {step}: the loss is {value}; {cause or UNKNOWN_CAUSE}") from error
@@ -222,14 +227,10 @@ class Trainer:
     def _refuse_gradients(
         self, step: int, value: float, args: tuple[Any, ...], kwargs: Mapping[str, Any], rng_state: Tensor
     ) -> None:
-        try:
-            with restored(tensors_of(self.model, self.guide)), pyro.validation_enabled(False):
-                cause = gradient_cause(
-                    lambda: self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs), rng_state, self._named()
-                )
-        finally:
-            _drop_gradients(self.params.values())
-            self._buffers.restore()
+        with restored(tensors_of(self.model, self.guide)), pyro.validation_enabled(False):
+            cause = gradient_cause(
+                lambda: self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs), rng_state, self._named()
+            )
         raise NonFiniteLossError(
             f"step {step}: the loss is {value:.6g}, but {cause} Nothing was updated: the parameters are those before "
             "this step."
