@@ -7,11 +7,11 @@ Every error is also the built-in error that fits it, so ``except ValueError`` ke
     ├── ArgumentTypeError      (TypeError)     a type that is not accepted
     ├── UsageError             (RuntimeError)  a call that is not possible now, in this state
     │   ├── DensityError                       a density that the sampler does not have
-    │   └── NonFiniteLossError                 a loss that became NaN or infinite while fitting
+    │   └── NonFiniteLossError                 a loss or gradient that became NaN or infinite while fitting
     └── CheckpointError        (ValueError)    a file that does not belong to the objects given
 
     BayeshnetWarning           (UserWarning)
-    ├── DatasetSizeWarning                     a minibatch is taken for the whole data set
+    ├── DatasetSizeWarning                     a minibatch is taken for the whole data set, or for a part of another
     ├── FoldingWarning                         a sampler folds: its density is not exact
     ├── EntropyGapWarning                      an entropy estimate is far from one that can be trusted more
     ├── OwnWeightWarning                       a semi-implicit bound sees nothing but a draw's own noise
@@ -64,7 +64,7 @@ class DensityError(UsageError):
 
 
 class NonFiniteLossError(UsageError):
-    """The loss became NaN or infinite while fitting."""
+    """The loss, its gradient or a parameter became NaN or infinite while fitting."""
 
 
 class CheckpointError(BayeshnetError, ValueError):
@@ -76,7 +76,7 @@ class BayeshnetWarning(UserWarning):
 
 
 class DatasetSizeWarning(BayeshnetWarning):
-    """A minibatch is taken for the whole data set because its size was not given."""
+    """The size of the data set was not given, or is not that of the data: the prior counts too much or too little."""
 
 
 class FoldingWarning(BayeshnetWarning):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
+from torch.nn.utils import get_total_norm
 
 from bayeshnet.checks import require_count, require_positive
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
@@ -18,7 +19,7 @@ from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
-from bayeshnet.errors import ArgumentError, DiscriminatorWarning, UsageError
+from bayeshnet.errors import ArgumentError, DiscriminatorWarning, NonFiniteLossError, UsageError
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 
 __all__ = ["Adversarial"]
@@ -37,10 +38,11 @@ class Adversarial(nn.Module, LogDensity):
     :math:`E_q \log(1 + e^{-T}) + E_N \log(1 + e^{T})` the log ratio of both densities is the minimiser. T starts at 0.
 
     **It belongs to one sampler and learns**: pass a new object to every guide and for every condition. The first
-    distribution or guide that is built with it makes the discriminator. Every :meth:`log_prob` with gradients enabled,
-    in training mode, first trains it for ``steps`` steps on draws of its own, by an optimiser of its own; its
-    parameters require no gradient, so whatever trains the guide leaves them alone. As a part of a guide they are saved
-    and moved with it; the optimiser's momenta begin anew then.
+    distribution or guide that is built with it makes the discriminator. Every backward pass through :meth:`log_prob`,
+    in training mode, trains it for ``steps`` steps on draws of its own, by an optimiser of its own; its parameters
+    require no gradient, so whatever trains the guide leaves them alone. An evaluation without a backward pass, such as
+    ``Trace_ELBO().loss``, changes nothing. As a part of a guide the parameters are saved and moved with it; the
+    optimiser's momenta begin anew then.
 
     It asks nothing of the hypernetwork but draws, and applies to shared and to independent noise. It fails where q and
     the Gaussian are nearly separable, as they are for hundreds of weights: the discriminator is right about every draw
@@ -63,8 +65,10 @@ class Adversarial(nn.Module, LogDensity):
         >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
         >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, verbose=False)
         >>> q = ImplicitWeights(HPerturbWrapper(hnet, sigma_noise=0.5, verbose=False), estimator=Adversarial(steps=2))
-        >>> q.log_prob(q.rsample((4,))).shape  # after two steps of the discriminator
+        >>> log_q = q.log_prob(q.rsample((4,)))
+        >>> log_q.shape
         torch.Size([4])
+        >>> log_q.mean().backward()  # makes two steps of the discriminator
     """
 
     noise = None
@@ -155,11 +159,14 @@ class Adversarial(nn.Module, LogDensity):
     def train_discriminator(self, sampler: NoisySampler, steps: int) -> None:
         """Train T on fresh draws, which does not change the sampler.
 
-        :meth:`log_prob` does it by itself; call this to let T catch up before a density is read off.
+        A backward pass does it by itself; call this to let T catch up before a density is read off.
 
         Args:
             sampler: The sampler that the estimator belongs to.
             steps: Number of steps.
+
+        Raises:
+            RuntimeError: If the sampler's draws or the discriminator's loss are not finite; nothing is changed then.
         """
         self.check(sampler)
         network = self._built()
@@ -169,15 +176,24 @@ class Adversarial(nn.Module, LogDensity):
         for _ in range(steps):
             with torch.no_grad():
                 weights = sampler.draw(self.batch_size).weights
-                self.mean.lerp_(weights.mean(0), 1.0 - _DECAY)
-                self.variance.lerp_(weights.var(0), 1.0 - _DECAY)
-                both = torch.cat([self._whiten(weights), torch.randn_like(weights)])
+                mean = self.mean.lerp(weights.mean(0), 1.0 - _DECAY)
+                variance = self.variance.lerp(weights.var(0), 1.0 - _DECAY)
+                both = torch.cat([(weights - mean) / variance.sqrt(), torch.randn_like(weights)])
             with torch.enable_grad():
                 leaves = [param.detach().requires_grad_() for param in params]
                 logits = functional_call(network, dict(zip(names, leaves, strict=True)), (both,)).squeeze(-1)
                 real, contrast = logits.split(self.batch_size)
                 loss = softplus(-real).mean() + softplus(contrast).mean()
                 gradients = torch.autograd.grad(loss, leaves)
+            if not math.isfinite(loss.detach()) or not math.isfinite(get_total_norm(gradients)):
+                bad = int((~weights.isfinite().all(-1)).sum())
+                raise NonFiniteLossError(
+                    f"estimator: the loss of its discriminator is {float(loss.detach())} or its gradient not finite, "
+                    f"from {self.batch_size} draws of which {bad} are not finite. Look for parameters of the guide "
+                    "that are NaN or huge, and lower its learning rate."
+                )
+            self.mean.copy_(mean)
+            self.variance.copy_(variance)
             for param, gradient in zip(params, gradients, strict=True):
                 param.grad = gradient
             self._optimizer.step()
@@ -190,10 +206,15 @@ class Adversarial(nn.Module, LogDensity):
     # ------------------------------------------------------------------ density
 
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
-        """See :meth:`LogDensity.log_prob`; trains first if gradients are enabled and the module is in training mode."""
-        if self.training and torch.is_grad_enabled():
-            self.train_discriminator(sampler, self.steps)
-        return self._learned(sampler, draw.weights)
+        """See :meth:`LogDensity.log_prob`; a backward pass through it trains, in training mode."""
+        log_q = self._learned(sampler, draw.weights)
+        if self.training and log_q.requires_grad:
+
+            def learn(_: Tensor) -> None:
+                self.train_discriminator(sampler, self.steps)
+
+            log_q.register_hook(learn)
+        return log_q
 
     def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
         """The same function at any weights, differentiable with respect to them, but not to the sampler.
@@ -205,7 +226,7 @@ class Adversarial(nn.Module, LogDensity):
 
     def _learned(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
         self._built()
-        # Copies: the next call trains the originals in place, maybe before this call's backward pass.
+        # Copies: the backward pass of another call trains the originals in place, maybe before that of this one.
         mean, std = self.mean.clone(), self.variance.sqrt()
         white = (weights - mean) / std
         return sampler.log_base_density(white) - std.log().sum() + self._logits(white)

@@ -15,7 +15,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
 from bayeshnet.models.bayesian_model import BayesianModel
 
 __all__ = [
@@ -171,6 +171,8 @@ def _masked_log_prob(site: Mapping[str, Any]) -> Tensor:
     try:
         with pyro.validation_enabled(False):
             log_prob = site["fn"].log_prob(site["value"])
+    except BayeshnetError:
+        raise
     except ValueError:  # of a distribution with validate_args=True
         return torch.tensor(math.nan)
     return torch.where(mask, log_prob, torch.zeros_like(log_prob)) if isinstance(mask, Tensor) else log_prob

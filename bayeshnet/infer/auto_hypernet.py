@@ -16,12 +16,14 @@ from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.infer.arguments import call_arguments
+from bayeshnet.infer.batches import check_rows
 from bayeshnet.infer.bodies import Body, HypernetBody
 from bayeshnet.infer.build_body import BodyOptions, BodyStart, Mixture, build_body
 from bayeshnet.infer.candidates import best_power, checked_num_candidates, score_candidates
-from bayeshnet.infer.conditional_plan import Conditional, ConditionalPlan, NotApplicableError, place_inducing, plan
+from bayeshnet.infer.conditional_plan import Conditional, ConditionalPlan, place_inducing, plan_or_reason
 from bayeshnet.infer.explicit_hypernet import HnetOrBuilder
 from bayeshnet.infer.flat_guide import FlatGuide
+from bayeshnet.infer.kept_state import restored
 from bayeshnet.infer.latents import PriorStart, prior_start
 from bayeshnet.infer.unit_body import unit_layout
 from bayeshnet.mnets.param_table import num_weights
@@ -139,7 +141,9 @@ class AutoHypernet(FlatGuide):
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
         args, kwargs = call_arguments(example, "example")
         start = prior_start(model, self._sites, self._init_loc(), args, kwargs)
-        self._plan, self._why_not = self._conditional_plan(model, start, args, kwargs, conditional, num_inducing, hnet)
+        wanted = None if conditional == "auto" and hnet is not None else conditional
+        options_of_plan: Any = {"conditional": wanted, "num_inducing": num_inducing}
+        self._plan, self._why_not = plan_or_reason(model, self._sites, start, args, kwargs, **options_of_plan)
         start = self._placed(start, init_loc_fn, whiten)
         self.register_buffer("loc", start.loc)
         self.register_buffer("scale", start.scale)
@@ -163,31 +167,6 @@ class AutoHypernet(FlatGuide):
         self.copied_prior_scale: Tensor | None
 
     # ------------------------------------------------------------------ building
-
-    def _conditional_plan(
-        self,
-        model: Callable[..., Any],
-        start: PriorStart,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        conditional: Conditional,
-        num_inducing: int | None,
-        hnet: object,
-    ) -> tuple[ConditionalPlan | None, str | None]:
-        """The conditional layers, or why there are none."""
-        if conditional is None or (conditional == "auto" and hnet is not None):
-            if num_inducing is not None:
-                raise ArgumentError("num_inducing: was given, but no layer is conditional; see `conditional`.")
-            return None, None
-        try:
-            options: Any = {"conditional": conditional, "num_inducing": num_inducing}
-            return plan(model, self._sites, start, args, kwargs, **options), None
-        except NotApplicableError as error:
-            if conditional == "auto":
-                return None, str(error)
-            raise ArgumentError(
-                f"conditional: {conditional!r} is not possible here ({error}); pass conditional=None or 'auto'."
-            ) from None
 
     def _placed(self, start: PriorStart, init_loc_fn: Callable[..., Any] | None, whiten: bool) -> PriorStart:
         """Location and scale of the guide; conditional layers keep those of their prior."""
@@ -316,6 +295,7 @@ class AutoHypernet(FlatGuide):
             y: Targets.
 
         Raises:
+            ValueError: If the model refuses these data.
             RuntimeError: If no layer is conditional.
         """
         inducing, model = self.inducing, self.original_model
@@ -328,7 +308,7 @@ class AutoHypernet(FlatGuide):
         """Choose how far the inducing points are trusted in choosing among candidates: by the ELBO, on these data.
 
         :func:`~bayeshnet.fit` does it at its end. The result is the buffer ``candidate_power``, from 0 (one candidate
-        is as good as another) to 1.
+        is as good as another) to 1; it stays as it was if this is interrupted.
 
         Args:
             x: Inputs ``[B, ...]``.
@@ -338,16 +318,19 @@ class AutoHypernet(FlatGuide):
             The power.
 
         Raises:
+            ValueError: If the model refuses these data.
             RuntimeError: If no layer is conditional.
         """
         model = self.original_model
         if self.inducing is None or not isinstance(model, BayesianModel):
             raise UsageError(f"calibrate: {_UNPLACED}")
-        self.candidate_power.fill_(1.0)
-        if self.num_candidates > 1:
-            posterior = cast("ConditionalWeights", self.get_posterior())
-            ratios, weights = score_candidates(model, posterior, self._sites, x, y)
-            self.candidate_power.fill_(best_power(ratios, weights, self.num_candidates))
+        check_rows(model, x, y)
+        with restored([self.candidate_power], on_error=True):
+            self.candidate_power.fill_(1.0)
+            if self.num_candidates > 1:
+                posterior = cast("ConditionalWeights", self.get_posterior())
+                ratios, weights = score_candidates(model, posterior, self._sites, x, y)
+                self.candidate_power.fill_(best_power(ratios, weights, self.num_candidates))
         return float(self.candidate_power)
 
     @property

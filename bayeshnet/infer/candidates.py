@@ -23,6 +23,7 @@ from bayeshnet.errors import ArgumentError
 from bayeshnet.infer.bodies import Body
 from bayeshnet.infer.conditional_plan import ConditionalPlan
 from bayeshnet.infer.latents import LatentSite
+from bayeshnet.infer.modes import evaluating
 from bayeshnet.models.bayesian_model import BayesianModel
 
 __all__ = ["CALIBRATION_ROWS", "best_power", "checked_num_candidates", "score_candidates"]
@@ -116,14 +117,10 @@ def score_candidates(
         chosen = torch.randperm(len(x))[:CALIBRATION_ROWS]
         x, y = x[chosen.to(x.device)], y[chosen.to(y.device)]
     parts: list[Tensor] = []
-    training = model.training
-    model.eval()  # the network that predicts, without its dropout
-    try:
+    with evaluating(model):  # the network that predicts, without its dropout
         for _ in range(_DRAWS // _AT_ONCE):
             latents, log_q, log_weight = posterior.candidates(_AT_ONCE)
             parts.append(torch.stack([_log_joint(model, sites, latents, x, y, size).to(log_q) - log_q, log_weight]))
-    finally:
-        model.train(training)
     log_ratio, log_weight = torch.cat(parts, dim=1)
     return log_ratio, log_weight
 

@@ -16,7 +16,10 @@ from bayeshnet.distributions.conditional_weights import FlatLayout
 from bayeshnet.distributions.inducing import HeadNet, InducingLayers, LayerPrior
 from bayeshnet.errors import ArgumentError
 from bayeshnet.infer.arguments import inputs_and_targets
+from bayeshnet.infer.batches import check_rows
+from bayeshnet.infer.kept_state import restored
 from bayeshnet.infer.latents import LatentSite, PriorStart
+from bayeshnet.infer.modes import evaluating
 from bayeshnet.layers.plain_modules import is_plain
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import Chain, LinearStep
@@ -24,7 +27,7 @@ from bayeshnet.mnets.module_mainnet import ModuleMainNet
 from bayeshnet.models import likelihoods
 from bayeshnet.models.bayesian_model import BayesianModel
 
-__all__ = ["Conditional", "ConditionalPlan", "NotApplicableError", "default_num_inducing", "place_inducing", "plan"]
+__all__ = ["Conditional", "ConditionalPlan", "default_num_inducing", "place_inducing", "plan_or_reason"]
 
 Conditional: TypeAlias = 'Literal["auto", "last", "all"] | Sequence[str] | None'
 """Which layers are conditional: by choice, the last, all, those of these parameter names, or none."""
@@ -85,6 +88,35 @@ def default_num_inducing(num_rows: int) -> int:
         [20, 40, 104, 190, 600]
     """
     return min(num_rows, max(40, math.ceil(6 * math.sqrt(num_rows))))
+
+
+def plan_or_reason(
+    model: Callable[..., Any],
+    sites: Sequence[LatentSite],
+    start: PriorStart,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    conditional: Conditional,
+    num_inducing: int | None,
+) -> tuple[ConditionalPlan | None, str | None]:
+    """The conditional layers as in :func:`plan`, or why there are none where ``"auto"`` finds none.
+
+    Raises:
+        ValueError: If layers are asked for that cannot be conditional, or inducing points without layers.
+    """
+    if conditional is None:
+        if num_inducing is not None:
+            raise ArgumentError("num_inducing: was given, but no layer is conditional; see `conditional`.")
+        return None, None
+    try:
+        return plan(model, sites, start, args, kwargs, conditional=conditional, num_inducing=num_inducing), None
+    except NotApplicableError as error:
+        if conditional == "auto":
+            return None, str(error)
+        raise ArgumentError(
+            f"conditional: {conditional!r} is not possible here ({error}); pass conditional=None or 'auto'."
+        ) from None
 
 
 def plan(
@@ -153,11 +185,14 @@ def plan(
 @torch.no_grad()
 def place_inducing(model: BayesianModel, inducing: InducingLayers, x: Tensor, y: Tensor, rows: int) -> None:
     """Move the inducing points to randomly chosen rows of these data, in place."""
+    check_rows(model, x, y)
     inputs, targets, log_precision = _points(model, x, y, inducing.num_inducing, rows)
     last: Any = inducing.points[-1]
-    inducing.inputs.copy_(inputs)
-    last.targets.copy_(inducing.observed_part(len(inducing.points) - 1, targets))
-    last.log_precision.copy_(log_precision)
+    observed = inducing.observed_part(len(inducing.points) - 1, targets)
+    with restored([inducing.inputs, last.targets, last.log_precision], on_error=True):
+        inducing.inputs.copy_(inputs)
+        last.targets.copy_(observed)
+        last.log_precision.copy_(log_precision)
 
 
 # ---------------------------------------------------------------------- data
@@ -288,19 +323,15 @@ def _head_of(model: BayesianModel, x: Tensor) -> HeadNet | None:
     setattr(owner, key, nn.Identity())
     example = [0.1 * torch.randn(2, *shape, dtype=x.dtype, device=x.device) for shape in net.param_shapes]
     rows = x[: min(3, len(x))]
-    was_training = net.training
-    net.eval()
     body.eval()
     try:
-        with torch.no_grad():
+        with evaluating(net), torch.no_grad():
             features, whole = batched_forward(body, example, rows), batched_forward(net, example, rows)
             again = features @ example[weight].transpose(1, 2)
             again = again if bias is None else again + example[bias].unsqueeze(1)
             same = features.dim() == 3 and again.shape == whole.shape and bool(torch.allclose(again, whole, atol=1e-4))
-    except (RuntimeError, ValueError, AttributeError):
+    except (RuntimeError, ValueError, AttributeError):  # the body alone need not be a network
         return None
-    finally:
-        net.train(was_training)
     return HeadNet(body, weight, bias) if same else None
 
 

@@ -19,6 +19,8 @@ from bayeshnet.entropy.protocol import Diagnosis
 from bayeshnet.errors import ArgumentError, DensityError
 from bayeshnet.infer.arguments import call_arguments, inputs_and_targets
 from bayeshnet.infer.evidence import importance_sample
+from bayeshnet.infer.modes import evaluating
+from bayeshnet.infer.one_thread import one_thread
 from bayeshnet.infer.predict import posterior_draws, predict
 from bayeshnet.infer.psis import WeightedDraws
 from bayeshnet.models.bayesian_model import BayesianModel
@@ -157,7 +159,7 @@ def diagnose(
     length = _chain_length(model, nuts)
     title = str(guide) if isinstance(guide, torch.nn.Module) and hasattr(guide, "diagnose") else _name(guide)
     report = Report(f"{title}, {num_samples} draws", {})
-    with torch.random.fork_rng(devices=[]):
+    with one_thread("diagnose"), torch.random.fork_rng(devices=[]):
         own: Callable[..., Diagnosis] | None = getattr(guide, "diagnose", None)
         if own is not None:
             found = own(thorough=thorough)
@@ -298,17 +300,12 @@ def _chain(
     """Draws of a NUTS chain that starts at the guide's draw with the largest weight."""
     best = 0 if weighted is None else int(weighted.log_weights.argmax())
     start = {name: value[best].clone() for name, value in draws.items()}
-    training = model.training
-    model.eval()
-    try:
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module="pyro")
-            kernel = NUTS(model, max_tree_depth=_TREE_DEPTH, init_strategy=init_to_value(values=start))
-            chain = MCMC(kernel, num_samples=length, warmup_steps=length, disable_progbar=True)
-            chain.run(*args, **kwargs)
-            return chain.get_samples()
-    finally:
-        model.train(training)
+    with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="pyro")
+        kernel = NUTS(model, max_tree_depth=_TREE_DEPTH, init_strategy=init_to_value(values=start))
+        chain = MCMC(kernel, num_samples=length, warmup_steps=length, disable_progbar=True)
+        chain.run(*args, **kwargs)
+        return chain.get_samples()
 
 
 def _check_spread(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayeshnet.checks import require_count
 from bayeshnet.entropy.protocol import LogDensity
@@ -21,6 +21,8 @@ from bayeshnet.infer.arguments import (
     require_targets,
 )
 from bayeshnet.infer.flat_guide import with_model
+from bayeshnet.infer.modes import evaluating
+from bayeshnet.infer.one_thread import one_thread
 from bayeshnet.infer.pair import Pair
 from bayeshnet.infer.psis import Estimate, WeightedDraws
 
@@ -41,7 +43,8 @@ def importance_sample(
     and scored in vectorised calls of up to 256. Before that the model is tried on a few draws; if it fails, or gives
     them other densities than one by one, all are scored one by one. The trial leaves the caller's random numbers alone.
 
-    A model that is a module is put into evaluation mode for the call.
+    A model that is a module is put into evaluation mode for the call; afterwards each of its submodules is in the mode
+    it was in.
 
     Args:
         model: Any Pyro model whose latents are all in the guide.
@@ -53,7 +56,8 @@ def importance_sample(
         ValueError: If the data are a minibatch or hold NaN, the latents of guide and model differ, or ``num_samples``
             is below 2.
         TypeError: If an argument is of another type.
-        RuntimeError: If the guide is a point, has no density per draw, or a weight is NaN or +inf.
+        RuntimeError: If the guide is a point, has no density per draw, or a weight is NaN or +inf; or another thread
+            is in a fit.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -71,25 +75,18 @@ def importance_sample(
     require_count("num_samples", num_samples, least=2, advice="; better 1000 or more")
     args, kwargs = _all_data(model, data)
     _require_density(guide)
-    training = isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
-        with with_model(guide, model):
-            with torch.random.fork_rng(devices=[]):
-                pair = _pair(model, guide, args, kwargs)
-                pair.require_spread()
-                trouble = pair.trouble(strict=True)
-            if trouble is None:
-                chunks = math.ceil(num_samples / _AT_ONCE)
-                sizes = [(num_samples + i) // chunks for i in range(chunks)]
-                parts = [pair.draw(size) for size in sizes]
-            else:
-                _LOGGER.info("model or guide cannot be vectorised over draws: %s; draws are made in turn", trouble)
-                parts = [pair.draw_one() for _ in range(num_samples)]
-    finally:
-        if isinstance(model, nn.Module):
-            model.train(training)
+    with one_thread("importance_sample"), evaluating(model), with_model(guide, model):
+        with torch.random.fork_rng(devices=[]):
+            pair = _pair(model, guide, args, kwargs)
+            pair.require_spread()
+            trouble = pair.trouble(strict=True)
+        if trouble is None:
+            chunks = math.ceil(num_samples / _AT_ONCE)
+            sizes = [(num_samples + i) // chunks for i in range(chunks)]
+            parts = [pair.draw(size) for size in sizes]
+        else:
+            _LOGGER.info("model or guide cannot be vectorised over draws: %s; draws are made in turn", trouble)
+            parts = [pair.draw_one() for _ in range(num_samples)]
     log_p, log_q = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
     log_weights = log_p - log_q
     _refuse_undefined(log_p, log_q, log_weights)

@@ -12,11 +12,12 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoGuide
-from torch import Tensor, nn
+from torch import nn
 
 from bayeshnet.checks import require_count, require_positive
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, VectorisationWarning
+from bayeshnet.errors import ArgumentTypeError, BayeshnetError, VectorisationWarning
 from bayeshnet.infer.arguments import require_model_and_guide
+from bayeshnet.infer.kept_state import restored
 from bayeshnet.infer.pair import Pair, require_same_latents
 from bayeshnet.models.bayesian_model import BayesianModel
 
@@ -117,7 +118,7 @@ def checked_elbo(
         f"in turn, which takes about {num} times as long. Let all sites broadcast over a dimension to the left of "
         "the plates, or pass num_particles=1 for cheaper steps.",
         VectorisationWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return Trace_ELBO(num_particles=num)
 
@@ -143,23 +144,19 @@ def _trial(
         # Here, as its first call would: with the caller's random numbers.
         guide._setup_prototype(*args, **kwargs)  # pyright: ignore[reportPrivateUsage] - Pyro has no other way
     store = pyro.get_param_store()
-    modules = [part for part in (model, guide) if isinstance(part, nn.Module)]
-    buffers = [(buffer, buffer.clone()) for part in modules for buffer in part.buffers()]
-    with torch.random.fork_rng(devices=[]), store.scope(store.get_state()), warnings.catch_warnings():
+    buffers = [buffer for part in (model, guide) if isinstance(part, nn.Module) for buffer in part.buffers()]
+    with (
+        torch.random.fork_rng(devices=[]),
+        store.scope(store.get_state()),
+        warnings.catch_warnings(),
+        restored(buffers),  # running statistics, for instance
+    ):
         warnings.simplefilter("ignore")
         try:
             pair = Pair(model, guide, args, kwargs, partial=True)
             return pair.trouble(num) if num > 1 else None
-        except ArgumentError:
+        except BayeshnetError:
             raise
         except Exception as error:
             _LOGGER.debug("the trial failed: %s", error)
             return None  # whatever it is, the first step says it better
-        finally:  # running statistics, for instance
-            _restore(buffers)
-
-
-@torch.no_grad()
-def _restore(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:
-    for buffer, value in buffers:
-        buffer.copy_(value)

@@ -22,6 +22,7 @@ from bayeshnet.checks import require_count, require_trainable
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
 from bayeshnet.infer.arguments import call_arguments, call_error, nan_data_error, refuse_nan_data, require_targets
 from bayeshnet.infer.latents import CheckedInit, LatentSite, jacobian_site, latent_sites, nodes_of, prior_draw
+from bayeshnet.infer.one_thread import one_thread
 from bayeshnet.infer.quantiles import sample_quantiles
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import emit_param_sites
@@ -80,7 +81,8 @@ class FlatGuide(AutoContinuous):
         args, kwargs = call_arguments(example, "example")
         require_targets(model, args, kwargs, "example")
         try:
-            self._setup_prototype(*args, **kwargs)
+            with one_thread(type(self).__name__):
+                self._setup_prototype(*args, **kwargs)
         except BayeshnetError:
             raise
         except TypeError as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from torch.distributions import TransformedDistribution, biject_to, constraints
 from torch.distributions.transforms import Transform
 from torch.distributions.utils import _sum_rightmost as sum_rightmost  # pyright: ignore[reportPrivateUsage]
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, BayeshnetWarning
+from bayeshnet.infer.one_thread import one_thread
 
 __all__ = [
     "CheckedInit",
@@ -32,6 +33,8 @@ __all__ = [
     "prior_draw",
     "prior_start",
 ]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,18 +268,22 @@ def prior_start(
     loc, scale = prototype.clone(), torch.ones_like(prototype)
     gaussian = torch.zeros_like(prototype, dtype=torch.bool)
     traces: list[Trace] = []
-    # Drawing from an improper or fragile prior may fail in any way; the prototype serves then.
-    with contextlib.suppress(Exception), torch.no_grad():
-        traces.extend(_prior_trace(model, args, kwargs) for _ in range(2))
-        known = [_constant_normal(traces, site) for site in sites]
-        if any(moments is None for moments in known):
-            traces.extend(_prior_trace(model, args, kwargs) for _ in range(num_draws - 2))
+    try:
+        with one_thread("AutoHypernet"), torch.no_grad():
+            traces.extend(_prior_trace(model, args, kwargs) for _ in range(2))
+            known = [_constant_normal(traces, site) for site in sites]
+            if any(moments is None for moments in known):
+                traces.extend(_prior_trace(model, args, kwargs) for _ in range(num_draws - 2))
         parts: list[tuple[Tensor, Tensor, bool]] = []
         for site, moments in zip(sites, known, strict=True):
             parts.append((*_empirical(traces, site), False) if moments is None else (*moments, True))
         loc = torch.cat([part[0] for part in parts]).to(prototype)
         scale = torch.cat([part[1] for part in parts]).to(prototype)
         gaussian = torch.cat([torch.full(part[0].shape, part[2]) for part in parts]).to(prototype.device)
+    except (BayeshnetError, BayeshnetWarning):  # the model's own words; a warning is raised where it is an error
+        raise
+    except Exception as error:  # drawing from an improper or fragile prior may fail in any way
+        _LOGGER.debug("the prior cannot be drawn from: %s", error)
     usable = torch.isfinite(loc) & torch.isfinite(scale) & (scale > 0)
     return PriorStart(
         torch.where(usable, loc, prototype), torch.where(usable, scale, torch.ones_like(scale)), gaussian & usable

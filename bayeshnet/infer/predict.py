@@ -13,6 +13,8 @@ from bayeshnet.checks import require_count, require_flag
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.infer.arguments import require_model_and_guide
 from bayeshnet.infer.flat_guide import with_model
+from bayeshnet.infer.modes import evaluating
+from bayeshnet.infer.one_thread import one_thread
 from bayeshnet.infer.prediction import Prediction
 from bayeshnet.models.bayesian_model import BayesianModel
 
@@ -31,8 +33,9 @@ def predict(
 ) -> Prediction:
     """Evaluate many sampled networks on inputs.
 
-    The same networks are used for all inputs, so ``draws[s]`` is one function. The network is evaluated in the mode it
-    is in; the model is put into evaluation mode for the call.
+    The same networks are used for all inputs, so ``draws[s]`` is one function. The model is put into evaluation mode
+    for the call; afterwards each of its submodules is in the mode it was in. Calls in several threads wait for each
+    other.
 
     For importance-corrected predictions give draws resampled by their weights in place of the guide:
     ``predict(model, importance_sample(model, guide, (x_train, y_train), 5000).resample(500), x)``; see
@@ -53,6 +56,7 @@ def predict(
         TypeError: If ``model`` is not a :class:`~bayeshnet.BayesianModel`, or an argument is of another type.
         ValueError: If a number is not positive, draws lack a site or have another shape than the model's, or inputs,
             draws or outputs are NaN.
+        RuntimeError: If another thread is in a fit.
 
     Example:
         >>> from bayeshnet import AutoHypernet, likelihoods
@@ -80,9 +84,7 @@ def predict(
     require_flag("parallel", parallel)
     if batch_size is not None:
         require_count("batch_size", batch_size, advice=", or None for all at once")
-    training = model.training
-    model.eval()
-    try:
+    with one_thread("predict"), evaluating(model):
         draws = (
             guide if isinstance(guide, Mapping) else posterior_draws(model, guide, x, num_samples, parallel=parallel)
         )
@@ -91,8 +93,6 @@ def predict(
         f = torch.cat([part[0] for part in parts], dim=1)
         conditional = parts[0][1] if len(parts) == 1 else model.conditional_of(f, draws)
         return Prediction(f, conditional.sample(), conditional)
-    finally:
-        model.train(training)
 
 
 def posterior_draws(
@@ -100,7 +100,7 @@ def posterior_draws(
 ) -> dict[str, Tensor]:
     """Draws of every latent site from any guide: ``[num_samples, *shape]`` by site name."""
     own = getattr(guide, "sample_posterior", None)
-    with with_model(guide, model):
+    with with_model(guide, model), one_thread("posterior_draws"):
         if own is not None:
             return own(num_samples)
         sites = tuple(model.latent_shapes)

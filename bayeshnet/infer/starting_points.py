@@ -17,7 +17,9 @@ from bayeshnet.infer.auto_hypernet import AutoHypernet
 from bayeshnet.infer.explicit_hypernet import ExplicitHypernet
 from bayeshnet.infer.flat_guide import FlatGuide
 from bayeshnet.infer.latents import LatentSite, nodes_of
+from bayeshnet.infer.modes import evaluating
 from bayeshnet.infer.move_bodies import move_body
+from bayeshnet.infer.one_thread import one_thread
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import LinearStep
 from bayeshnet.mnets.mnet_interface import MainNetInterface
@@ -116,7 +118,8 @@ def _values(guide: FlatGuide, source: Source, sites: Sequence[LatentSite], num_s
     inputs = nodes_of(trace)["_INPUT"]
     names = tuple(site.name for site in sites)
     predictive = Predictive(source, num_samples=num_samples, return_sites=names)
-    found: Mapping[str, Tensor] = predictive(*inputs["args"], **inputs["kwargs"])
+    with one_thread("start_from"):
+        found: Mapping[str, Tensor] = predictive(*inputs["args"], **inputs["kwargs"])
     shapes = _shapes(guide)
     return {name: v.reshape((num_samples, *shapes[name])) for name, v in found.items() if name in shapes}
 
@@ -256,12 +259,8 @@ def _move_auto(guide: AutoHypernet, mean: Tensor, std: Tensor, draws: Mapping[st
 
 def _layer_outputs(model: BayesianModel, x: Tensor, weights: list[Tensor], layers: Sequence[int]) -> list[Tensor]:
     """Mean over the draws of the outputs ``[m, out]`` of linear layers, the last of which is the network's last."""
-    training = model.net.training
-    model.net.eval()
-    try:
+    with one_thread("start_from"), evaluating(model.net):
         last = batched_forward(model.net, weights, x).mean(0)
-    finally:
-        model.net.train(training)
     found = {layers[-1]: last.flatten(0, -2)}
     if len(layers) > 1:  # only chains have several
         h: Any = x

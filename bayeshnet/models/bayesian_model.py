@@ -281,6 +281,32 @@ class BayesianModel(nn.Module):
         params = {name: draws[f"likelihood.{name}"] for name in self.likelihood.priors()}
         return self.likelihood.conditional(f, params, batch_dims=2)
 
+    @torch.no_grad()
+    def check_observations(self, x: Any, y: Tensor) -> None:
+        """Refuse inputs and targets that :meth:`forward` would refuse, without running the Pyro program.
+
+        The network is evaluated once, for all weights at 0 and as few rows as show the shape of its output.
+
+        Args:
+            x: Inputs ``[B, ...]``, or a tuple of the network's arguments.
+            y: Targets.
+
+        Raises:
+            ValueError: If shapes do not fit each other, or a target is not possible.
+            TypeError: If a dtype does not fit.
+        """
+        self._check_input(x)
+        weights = {name: self._like.new_zeros(fn.event_shape) for name, fn in self.weight_priors().items()}
+        few = x[:2] if isinstance(x, Tensor) and x.dim() > 1 else x
+        f, lead = self.evaluate(few, weights)
+        if few is not x and f.dim() > 0 and len(few) and len(f) == len(few):  # the others have the same shape
+            f = f[:1].expand(len(x), *f.shape[1:])
+        squeezed = self._squeeze_output
+        try:
+            self._check_target(f, lead, y)
+        finally:
+            self._squeeze_output = squeezed
+
     # ------------------------------------------------------------------ parts
 
     def _data_plate(self, rows: int, *, observed: bool) -> pyro.plate:

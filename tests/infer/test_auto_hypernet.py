@@ -23,6 +23,7 @@ from tests.infer.scenarios import PREDICTIVE, PROBLEMS, assert_elbos_agree
 from tests.samplers import SineHyperNet
 
 
+@pytest.mark.filterwarnings("ignore::bayeshnet.errors.DatasetSizeWarning")  # one minibatch, again and again
 @pytest.mark.filterwarnings("ignore::bayeshnet.errors.EntropyGapWarning")  # after so few steps, with independent noise
 @pytest.mark.parametrize("noise", ["shared", "independent"])
 @pytest.mark.parametrize("problem", PROBLEMS)

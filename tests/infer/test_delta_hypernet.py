@@ -17,6 +17,7 @@ from tests.infer.problems import EFFECTS, ERRORS, bnn, eight_schools
 from tests.infer.scenarios import PREDICTIVE, PROBLEMS
 
 
+@pytest.mark.filterwarnings("ignore::bayeshnet.errors.DatasetSizeWarning")  # one minibatch, again and again
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_the_loss_is_the_log_joint(problem):
     model, args = PROBLEMS[problem]()

@@ -37,6 +37,7 @@ def detached(guide):
 # ---------------------------------------------------------------------- the scenarios of every guide
 
 
+@pytest.mark.filterwarnings("ignore::bayeshnet.errors.DatasetSizeWarning")  # one minibatch, again and again
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_elbos_agree(problem):
     model, args = PROBLEMS[problem]()

@@ -35,6 +35,7 @@ GUIDES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::bayeshnet.errors.DatasetSizeWarning")  # one minibatch, again and again
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_elbos_agree(problem):
     """All bounds see one density, with draws that are shared out and with draws one by one."""
