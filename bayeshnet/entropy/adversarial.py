@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -38,11 +39,11 @@ class Adversarial(nn.Module, LogDensity):
     :math:`E_q \log(1 + e^{-T}) + E_N \log(1 + e^{T})` the log ratio of both densities is the minimiser. T starts at 0.
 
     **It belongs to one sampler and learns**: pass a new object to every guide and for every condition. The first
-    distribution or guide that is built with it makes the discriminator. Every backward pass through :meth:`log_prob`,
-    in training mode, trains it for ``steps`` steps on draws of its own, by an optimiser of its own; its parameters
-    require no gradient, so whatever trains the guide leaves them alone. An evaluation without a backward pass, such as
-    ``Trace_ELBO().loss``, changes nothing. As a part of a guide the parameters are saved and moved with it; the
-    optimiser's momenta begin anew then.
+    distribution or guide that is built with it makes the discriminator. Every :meth:`log_prob` with gradients
+    enabled, in training mode, first trains it for ``steps`` steps on draws of its own, by an optimiser of its own. What
+    it has learned is kept when the backward pass follows; an evaluation without one, such as ``Trace_ELBO().loss``,
+    changes nothing. Its parameters require no gradient, so whatever trains the guide leaves them alone. As a part of a
+    guide they are saved and moved with it; the optimiser's momenta begin anew then.
 
     It asks nothing of the hypernetwork but draws, and applies to shared and to independent noise. It fails where q and
     the Gaussian are nearly separable, as they are for hundreds of weights: the discriminator is right about every draw
@@ -68,7 +69,7 @@ class Adversarial(nn.Module, LogDensity):
         >>> log_q = q.log_prob(q.rsample((4,)))
         >>> log_q.shape
         torch.Size([4])
-        >>> log_q.mean().backward()  # makes two steps of the discriminator
+        >>> log_q.mean().backward()  # keeps the two steps that the discriminator has made
     """
 
     noise = None
@@ -170,8 +171,7 @@ class Adversarial(nn.Module, LogDensity):
         """
         self.check(sampler)
         network = self._built()
-        if self._optimizer is None:
-            self._optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
+        self._optimizer = self._optimizer or self._new_optimizer()
         names, params = zip(*network.named_parameters(), strict=True)
         for _ in range(steps):
             with torch.no_grad():
@@ -200,21 +200,49 @@ class Adversarial(nn.Module, LogDensity):
             for param in params:
                 param.grad = None
 
+    def _new_optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self._built().parameters(), lr=self.lr)
+
     def _whiten(self, weights: Tensor) -> Tensor:
         return (weights - self.mean) / self.variance.sqrt()
 
     # ------------------------------------------------------------------ density
 
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
-        """See :meth:`LogDensity.log_prob`; a backward pass through it trains, in training mode."""
-        log_q = self._learned(sampler, draw.weights)
-        if self.training and log_q.requires_grad:
+        """See :meth:`LogDensity.log_prob`.
 
-            def learn(_: Tensor) -> None:
-                self.train_discriminator(sampler, self.steps)
-
-            log_q.register_hook(learn)
+        With gradients enabled, in training mode, by a discriminator that has made ``steps`` steps more. It is kept if a
+        backward pass follows, and forgotten otherwise.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            return self._learned(sampler, draw.weights)
+        before = self._state()
+        try:
+            self.train_discriminator(sampler, self.steps)
+            log_q, after = self._learned(sampler, draw.weights), self._state()
+        finally:
+            self._restore(before)
+        if log_q.requires_grad:
+            log_q.register_hook(lambda _: self._restore(after))
         return log_q
+
+    @torch.no_grad()
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        """Copies of all that training changes: parameters, moments, and the optimiser's state."""
+        optimizer = None if self._optimizer is None else copy.deepcopy(self._optimizer.state_dict())
+        return {name: value.clone() for name, value in self.state_dict().items()}, optimizer
+
+    @torch.no_grad()
+    def _restore(self, state: tuple[dict[str, Tensor], dict[str, Any] | None]) -> None:
+        values, optimizer = state
+        own = self.state_dict()
+        for name, value in values.items():
+            own[name].copy_(value)
+        if optimizer is None:
+            self._optimizer = None
+        else:
+            self._optimizer = self._optimizer or self._new_optimizer()
+            self._optimizer.load_state_dict(copy.deepcopy(optimizer))
 
     def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
         """The same function at any weights, differentiable with respect to them, but not to the sampler.
