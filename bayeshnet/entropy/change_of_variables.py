@@ -83,10 +83,17 @@ class ChangeOfVariables(LogDensity):
         return sign.to(z.dtype), log_abs.to(z.dtype) + log_sigma[n:].sum()
 
     def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
-        """Sum of the densities of all preimages found; -inf where none was found.
+        """Sum of the densities of all preimages found; -inf, with a warning, where none was found.
 
-        The equation ``h(u) + sigma u = w`` is solved in the first n coordinates by Newton's method from many starts;
-        the remaining noise follows. Differentiable with respect to the weights and the sampler.
+        The equation ``h(u) + sigma u = w`` is solved in the first n coordinates, see
+        :func:`~bayeshnet.entropy.find_preimages`; the remaining noise follows. Differentiable with respect to the
+        weights and the sampler. Of a generator that is bounded, or a bijective linear map and a bounded rest
+        (``linear_skip``), every value has noise that leads to it. Others leave holes, where the density is 0 and -inf
+        is right; a search cannot tell a hole from a solution that it missed, so it warns of both
+        (:class:`~bayeshnet.errors.SearchWarning`, with the share of the values).
+
+        Raises:
+            ValueError: If a weight is NaN or infinite.
         """
         return find_preimages(sampler, weights, log_abs_det=self._log_abs_det, num_starts=self.num_starts).log_prob
 
