@@ -10,9 +10,13 @@ from bayeshnet.entropy.mlp_draw import mlp_draw
 from bayeshnet.entropy.preimages import find_preimages
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
+from bayeshnet.entropy.support import has_full_support, measure_holes
 from bayeshnet.errors import FoldingWarning
 
 __all__ = ["ChangeOfVariables"]
+
+# Of so many draws the surroundings are searched for holes: an error of 4 % at the most.
+_HOLE_ROWS = 128
 
 
 class ChangeOfVariables(LogDensity):
@@ -106,7 +110,10 @@ class ChangeOfVariables(LogDensity):
 
         ``sign_mismatch`` is the share of samples whose determinant has the rarer sign: above 0 proves folding, 0 proves
         nothing. If ``thorough``, ``preimages`` is the mean number of noise vectors found per sample, and
-        ``entropy_excess`` the over-estimate of the entropy that they explain, in nats.
+        ``entropy_excess`` the over-estimate of the entropy that they explain, in nats. ``holes`` is then the share of
+        values around the draws, as far from them as they are from each other, that the search found no noise for, with
+        its standard error ``holes_error``, and ``full_support`` 1 if it is known that there is noise for every value
+        (:func:`~bayeshnet.entropy.has_full_support`).
         """
         draw = sampler.draw(num_samples)
         sign, _ = self.slogdet(sampler, draw.z)
@@ -126,4 +133,15 @@ class ChangeOfVariables(LogDensity):
                 "gradients, which grow without bound near a fold (fit(..., clip_norm=1.0)), learn the noise scale per "
                 "weight, start it larger, train longer, or use independent noise (noise='independent')."
             )
+        if thorough:
+            known = has_full_support(sampler)
+            values["holes"], values["holes_error"] = measure_holes(sampler, draw.weights[:_HOLE_ROWS])
+            values["full_support"] = float(known)
+            if not known and values["holes"] > 3.0 * values["holes_error"]:
+                advice.append(
+                    f"The sampler leaves holes: no noise leads to {values['holes']:.1%} of the values around its "
+                    "draws, where its density is 0. Where its density is asked for elsewhere than at its own draws (a "
+                    "prior, a mixture), use a generator that is bounded (activation_fn=nn.Tanh()), or independent "
+                    "noise (noise='independent') with ImportanceSampled()."
+                )
         return Diagnosis(values, advice, FoldingWarning)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeshnet.entropy.root_search import RootEquation, bracket, follow, newton
-from bayeshnet.entropy.sampler import NoisySampler, chunks, require_finite
+from bayeshnet.entropy.sampler import NoisySampler, chunks, percent, require_finite
 from bayeshnet.errors import SearchWarning
 
 __all__ = ["Preimages", "find_preimages"]
@@ -76,7 +76,7 @@ def find_preimages(
     missed = int((count == 0).sum())
     if warn and missed:
         warnings.warn(
-            f"value: no noise was found for {_percent(missed / len(count))} of the values, and their log-density is "
+            f"value: no noise was found for {percent(missed / len(count))} of the values, and their log-density is "
             "-inf. Either the hypernetwork with shared noise does not reach them (its generator is not bounded), or "
             f"the search missed it: more starts tell, ChangeOfVariables(num_starts={10 * num_starts}). Where the "
             "support has to be everything, use independent noise: HPerturbWrapper(..., noise='independent') with "
@@ -85,11 +85,6 @@ def find_preimages(
             stacklevel=2,
         )
     return Preimages(log_prob, count)
-
-
-def _percent(share: float) -> str:
-    """One digit: a warning whose text changes at every step would be shown at every step."""
-    return f"{float(f'{100.0 * share:.0e}'):g} %"
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,11 @@ def require_finite(weights: Tensor) -> None:
         )
 
 
+def percent(share: float) -> str:
+    """To one digit: a warning whose text changes at every step would be shown at every step."""
+    return f"{float(f'{100.0 * share:.0e}'):g} %"
+
+
 def chunks(total: int, size: int) -> Sequence[slice]:
     """Slices of at most ``size`` that cover ``range(total)``."""
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]

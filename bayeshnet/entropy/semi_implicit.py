@@ -10,7 +10,7 @@ from torch import Tensor
 from bayeshnet.checks import require_count
 from bayeshnet.entropy.importance import importance_log_density
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
-from bayeshnet.entropy.sampler import Draw, NoisySampler
+from bayeshnet.entropy.sampler import Draw, NoisySampler, require_finite
 from bayeshnet.errors import DensityError, OwnWeightWarning
 
 __all__ = ["SemiImplicit"]
@@ -84,15 +84,17 @@ class SemiImplicit(LogDensity):
         gradient.
 
         Raises:
+            ValueError: If a weight is NaN or infinite.
             RuntimeError: If a gradient with respect to the weights is asked for, or for some of the weights importance
                 sampling kept fewer than 1 % of its samples.
         """
         if weights.requires_grad and torch.is_grad_enabled():
             raise DensityError(
                 "value: these weights were not drawn by this distribution just before; their density comes from "
-                "importance sampling, which gives no gradient with respect to them. Pass value.detach(), or use shared "
-                "noise (noise='shared') with ChangeOfVariables()."
+                "importance sampling, which gives no gradient with respect to them. Pass value.detach(), or use "
+                "ImportanceSampled(), which has one."
             )
+        require_finite(weights)
         starts = torch.randn(weights.shape[0], sampler.latent_dim, dtype=weights.dtype, device=weights.device)
         # Of the noise only z is used, as one of the points to linearise at; any start will do.
         found = importance_log_density(sampler, Draw(weights.detach(), starts, torch.zeros_like(weights)))
@@ -101,7 +103,8 @@ class SemiImplicit(LogDensity):
             raise DensityError(
                 f"value: for {poor} of {weights.shape[0]} weights importance sampling kept fewer than {_FEWEST:.0%} of "
                 "its samples, so their density is not known: they lie far from what the hypernetwork makes, or it "
-                "bends within the reach of the noise. Use shared noise (noise='shared') with ChangeOfVariables()."
+                "bends within the reach of the noise. Use a larger noise scale, or shared noise (noise='shared') with "
+                "ChangeOfVariables()."
             )
         return found.log_prob.to(weights.dtype)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bayeshnet.typing import Activation
 
-__all__ = ["elementwise_derivative"]
+__all__ = ["elementwise_derivative", "is_bounded"]
 
 Derivative: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -26,6 +26,17 @@ def elementwise_derivative(activation: Activation) -> Derivative | None:
     # The exact class: a subclass may compute something else.
     kind = type(activation) if isinstance(activation, nn.Module) else activation
     return _KNOWN.get(kind)
+
+
+def is_bounded(activation: Activation) -> bool:
+    """Whether an activation is known to have bounded values.
+
+    Example:
+        >>> is_bounded(nn.Sigmoid()), is_bounded(nn.ReLU())
+        (True, False)
+    """
+    kind = type(activation) if isinstance(activation, nn.Module) else activation
+    return kind in _BOUNDED
 
 
 def _tanh(_: Tensor, out: Tensor) -> Tensor:
@@ -49,3 +60,20 @@ _KNOWN: dict[object, Derivative] = {
     torch.relu: _relu,
     nn.functional.relu: _relu,
 }
+
+_BOUNDED: frozenset[object] = frozenset(
+    {
+        nn.Tanh,
+        torch.tanh,
+        nn.functional.tanh,
+        nn.Sigmoid,
+        torch.sigmoid,
+        nn.functional.sigmoid,
+        nn.Softsign,
+        nn.functional.softsign,
+        nn.Hardtanh,
+        nn.ReLU6,
+        torch.sin,
+        torch.cos,
+    }
+)

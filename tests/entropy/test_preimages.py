@@ -49,6 +49,20 @@ def test_of_a_bounded_generator_hardly_any_value_is_missed(seed):
     assert int((log_q == -torch.inf).sum()) <= 3
 
 
+@torch.no_grad()
+def test_of_a_sampler_that_folds_more_starts_find_more():
+    """What the documentation admits: a sum over the solutions found is a lower bound."""
+    torch.manual_seed(0)
+    sampler = NoisySampler(wrapped(31, 6))
+    values = near_draws(sampler, 100)
+    few, many = search(sampler, values), search(sampler, values, num_starts=500)
+    higher = float((many.log_prob - few.log_prob > 1.0).double().mean())
+    # A third; the standard error of a share of 100 values is 0.05.
+    assert 0.15 < higher < 0.5
+    # What 16 starts found and 500 did not is rare.
+    assert float((few.log_prob - many.log_prob > 1.0).double().mean()) < 0.1
+
+
 CASES = {
     "sigmoid": lambda: wrapped(31, 6, nn.Sigmoid()),  # missed before: 26 to 45 %
     "skip": lambda: wrapped(31, 6, linear_skip=True),  # 0 to 26 %
