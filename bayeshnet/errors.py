@@ -13,6 +13,7 @@ Every error is also the built-in error that fits it, so ``except ValueError`` ke
     BayeshnetWarning           (UserWarning)
     ├── DatasetSizeWarning                     a minibatch is taken for the whole data set, or for a part of another
     ├── FoldingWarning                         a sampler folds: its density is not exact
+    ├── SearchWarning                          no noise was found that leads to a value, or too few samples near it
     ├── EntropyGapWarning                      an entropy estimate is far from one that can be trusted more
     ├── OwnWeightWarning                       a semi-implicit bound sees nothing but a draw's own noise
     ├── SpreadWarning                          an estimated gradient of log q makes a posterior too narrow or too wide
@@ -37,6 +38,7 @@ __all__ = [
     "FoldingWarning",
     "NonFiniteLossError",
     "OwnWeightWarning",
+    "SearchWarning",
     "SpreadWarning",
     "UsageError",
     "VectorisationWarning",
@@ -81,6 +83,10 @@ class DatasetSizeWarning(BayeshnetWarning):
 
 class FoldingWarning(BayeshnetWarning):
     """The sampler maps several noise vectors to one weight vector: its entropy is over-estimated."""
+
+
+class SearchWarning(BayeshnetWarning):
+    """The search for the noise behind given weights found none for some of them, or too little to trust the density."""
 
 
 class EntropyGapWarning(BayeshnetWarning):

@@ -26,10 +26,13 @@ _MOMENT_DRAWS, _MOMENT_NUMBERS, _FEWEST_DRAWS = 4096, 2**25, 64
 
 
 class ImplicitWeights(FlatDistribution):
-    r"""A hypernetwork fed with noise, as a distribution over R^D.
+    r"""A hypernetwork fed with noise, as a distribution on R^D.
 
     Draws are :math:`w = \mathrm{loc} + \mathrm{scale} \cdot (h(z) + \sigma e)`; see
-    :class:`~bayeshnet.hnets.HPerturbWrapper` for the noise. It serves wherever Pyro takes a distribution: in a guide,
+    :class:`~bayeshnet.hnets.HPerturbWrapper` for the noise, and for when the density is positive everywhere: always
+    with independent noise, with shared noise not for every hypernetwork. As a prior, which is asked for its density at
+    values that it did not draw, take independent noise with :class:`~bayeshnet.entropy.ImportanceSampled`, or shared
+    noise and a bounded hypernetwork that does not fold. It serves wherever Pyro takes a distribution: in a guide,
     as a prior, in a hand-written model. Gradients flow to the hypernetwork through both :meth:`rsample` and
     :meth:`log_prob`; in a hand-written guide announce its parameters to Pyro with
     :func:`~bayeshnet.models.emit_param_sites`.
@@ -136,6 +139,7 @@ class ImplicitWeights(FlatDistribution):
     def _foreign_log_q(self, rows: Tensor) -> Tensor:
         foreign = self._unplaced(rows)
         bad = self._refuse_non_finite(foreign)
+        foreign = foreign.masked_fill(bad.unsqueeze(-1), 0.0)  # estimators refuse them
         log_q = self.estimator.log_prob_at(self.sampler, foreign) if len(foreign) else foreign.new_zeros(0)
         log_q = log_q.masked_fill(bad, math.nan)
         return log_q if self.scale is None else log_q - self.scale.log().sum()

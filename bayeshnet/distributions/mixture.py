@@ -173,7 +173,7 @@ def _check_components(components: Sequence[Any]) -> None:
             raise ArgumentError(
                 f"components: number {k} has the estimator {component.estimator!r}, which gives no differentiable "
                 "density at the draws of the other components. Build its hypernetwork with shared noise and use "
-                "ChangeOfVariables()."
+                "ChangeOfVariables(), or use ImportanceSampled()."
             )
 
 

@@ -11,9 +11,13 @@ from bayeshnet.entropy.mlp_draw import mlp_draw
 from bayeshnet.entropy.preimages import find_preimages
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
+from bayeshnet.entropy.support import has_full_support, measure_holes
 from bayeshnet.errors import FoldingWarning
 
 __all__ = ["ChangeOfVariables"]
+
+# Of so many draws the surroundings are searched for holes: an error of 4 % at the most.
+_HOLE_ROWS = 128
 
 
 class ChangeOfVariables(LogDensity):
@@ -89,10 +93,17 @@ class ChangeOfVariables(LogDensity):
         return sign.to(z.dtype), log_abs.to(z.dtype) + log_sigma[n:].sum()
 
     def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
-        """Sum of the densities of all preimages found; -inf where none was found.
+        """Sum of the densities of all preimages found; -inf, with a warning, where none was found.
 
-        The equation ``h(u) + sigma u = w`` is solved in the first n coordinates by Newton's method from many starts;
-        the remaining noise follows. Differentiable with respect to the weights and the sampler.
+        The equation ``h(u) + sigma u = w`` is solved in the first n coordinates, see
+        :func:`~bayeshnet.entropy.find_preimages`; the remaining noise follows. Differentiable with respect to the
+        weights and the sampler. Of a generator that is bounded, or a bijective linear map and a bounded rest
+        (``linear_skip``), every value has noise that leads to it. Others leave holes, where the density is 0 and -inf
+        is right; a search cannot tell a hole from a solution that it missed, so it warns of both
+        (:class:`~bayeshnet.errors.SearchWarning`, with the share of the values).
+
+        Raises:
+            ValueError: If a weight is NaN or infinite.
         """
         return find_preimages(sampler, weights, log_abs_det=self._log_abs_det, num_starts=self.num_starts).log_prob
 
@@ -105,7 +116,10 @@ class ChangeOfVariables(LogDensity):
 
         ``sign_mismatch`` is the share of samples whose determinant has the rarer sign: above 0 proves folding, 0 proves
         nothing. If ``thorough``, ``preimages`` is the mean number of noise vectors found per sample, and
-        ``entropy_excess`` the over-estimate of the entropy that they explain, in nats.
+        ``entropy_excess`` the over-estimate of the entropy that they explain, in nats. ``holes`` is then the share of
+        values around the draws, as far from them as they are from each other, that the search found no noise for, with
+        its standard error ``holes_error``, and ``full_support`` 1 if it is known that there is noise for every value
+        (:func:`~bayeshnet.entropy.has_full_support`).
         """
         draw = sampler.draw(num_samples)
         sign, _ = self.slogdet(sampler, draw.z)
@@ -125,4 +139,15 @@ class ChangeOfVariables(LogDensity):
                 "gradients, which grow without bound near a fold (fit(..., clip_norm=1.0)), learn the noise scale per "
                 "weight, start it larger, train longer, or use independent noise (noise='independent')."
             )
+        if thorough:
+            known = has_full_support(sampler)
+            values["holes"], values["holes_error"] = measure_holes(sampler, draw.weights[:_HOLE_ROWS])
+            values["full_support"] = float(known)
+            if not known and values["holes"] > 3.0 * values["holes_error"]:
+                advice.append(
+                    f"The sampler leaves holes: no noise leads to {values['holes']:.1%} of the values around its "
+                    "draws, where its density is 0. Where its density is asked for elsewhere than at its own draws (a "
+                    "prior, a mixture), use a generator that is bounded (activation_fn=nn.Tanh()), or independent "
+                    "noise (noise='independent') with ImportanceSampled()."
+                )
         return Diagnosis(values, advice, FoldingWarning)

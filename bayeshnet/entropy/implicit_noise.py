@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 
-__all__ = ["follow", "known_noise"]
+__all__ = ["implicit_solution", "known_noise"]
 
 
 def known_noise(sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
@@ -35,12 +35,12 @@ def known_noise(sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
     if not torch.is_grad_enabled():
         return draw.noise
     fixed = draw.noise.detach()
-    z = follow(sampler, weights[:, :n], fixed[:, :n])
+    z = implicit_solution(sampler, weights[:, :n], fixed[:, :n])
     rest = (weights - sampler.generate(z))[:, n:] / sampler.sigma[n:]
     return torch.cat([z, fixed[:, n:] + (rest - rest.detach())], 1)
 
 
-def follow(sampler: NoisySampler, goal: Tensor, z: Tensor) -> Tensor:
+def implicit_solution(sampler: NoisySampler, goal: Tensor, z: Tensor) -> Tensor:
     r"""A solution z ``[S, n]`` of :math:`h(z)_{1:n} + \sigma_{1:n} z = w_{1:n}` with the gradients of that solution.
 
     .. math:: dz = -(\partial_z r)^{-1} \, dr, \quad r = h(z)_{1:n} + \sigma_{1:n} z - w_{1:n}

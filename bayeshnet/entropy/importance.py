@@ -46,7 +46,7 @@ def importance_log_density(
         num_starts: Random starts per draw.
         num_steps: Gauss-Newton steps from each.
     """
-    compressed = _compress(sampler)
+    compressed = compress(sampler)
     num = draw.z.shape[0]
     rows_at_once = max(1, 20_000_000 // (compressed.size * num_inner * (num_starts + 1)))
     parts: list[ImportanceEstimate] = []
@@ -58,7 +58,7 @@ def importance_log_density(
 
 
 @dataclass(frozen=True, slots=True)
-class _Compressed:
+class Compressed:
     """The likelihood of z in as few coordinates as it has: ``|(w - h(z)) / sigma|^2 = |t(w) - a(z)|^2 + c(w)``.
 
     With a linear head ``h(z) = W f(z) + b`` and ``diag(1 / sigma) W = Q R`` these are ``a = R f``, ``t = Q^T (w - b) /
@@ -69,9 +69,11 @@ class _Compressed:
     jacobian: Callable[[Tensor], Tensor]
     target: Callable[[Tensor], tuple[Tensor, Tensor]]
     size: int
+    latent_dim: int
 
 
-def _compress(sampler: NoisySampler) -> _Compressed:
+def compress(sampler: NoisySampler) -> Compressed:
+    """The likelihood of a sampler with independent noise."""
     sigma = sampler.sigma.double()
     dtype = sampler.sigma.dtype
     head = sampler.linear_head
@@ -81,11 +83,12 @@ def _compress(sampler: NoisySampler) -> _Compressed:
         def target(weights: Tensor) -> tuple[Tensor, Tensor]:
             return weights.double() / sigma, torch.zeros(weights.shape[0], dtype=torch.double, device=sigma.device)
 
-        return _Compressed(
+        return Compressed(
             lambda z: sampler.generate(z.to(dtype)).double() / sigma,
             lambda z: sampler.jacobian(z.to(dtype)).double() / sigma,
             target,
             sampler.event_dim,
+            sampler.latent_dim,
         )
     q, r = torch.linalg.qr(weight.double() / sigma.unsqueeze(1))
     offset = torch.zeros_like(sigma) if bias is None else bias.double()
@@ -95,16 +98,17 @@ def _compress(sampler: NoisySampler) -> _Compressed:
         inner = scaled @ q
         return inner, scaled.square().sum(-1) - inner.square().sum(-1)
 
-    return _Compressed(
+    return Compressed(
         lambda z: sampler.features(z.to(dtype)).double() @ r.T,
         lambda z: sampler.feature_jacobian(z.to(dtype)).double() @ r.T,
         target_of_head,
         weight.shape[1],
+        sampler.latent_dim,
     )
 
 
 def _estimate(
-    compressed: _Compressed, draw: Draw, num_inner: int, num_starts: int, num_steps: int
+    compressed: Compressed, draw: Draw, num_inner: int, num_starts: int, num_steps: int
 ) -> ImportanceEstimate:
     num, n = draw.z.shape
     target, rest = compressed.target(draw.weights)
@@ -112,7 +116,7 @@ def _estimate(
     own = draw.z.double().unsqueeze(1)
     starts = torch.randn(num, num_starts, n, dtype=torch.double, device=own.device)
     k = num_starts + 1
-    modes = torch.cat([own, _gauss_newton(compressed, target, starts, num_steps)], 1).reshape(-1, n)
+    modes = torch.cat([own, gauss_newton(compressed, target, starts, num_steps)], 1).reshape(-1, n)
     mean, precision = _linearise(compressed, target.repeat_interleave(k, 0), modes)
     chol = torch.linalg.cholesky(precision)
     e = torch.randn(num * k, n, num_inner, dtype=torch.double, device=own.device)
@@ -132,7 +136,7 @@ def _estimate(
     return ImportanceEstimate(torch.logsumexp(log_weight, 1) - math.log(total), share)
 
 
-def _linearise(compressed: _Compressed, target: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def _linearise(compressed: Compressed, target: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and precision of p(z | w) for the sampler linearised at z."""
     jacobian = compressed.jacobian(z)
     curvature = jacobian @ jacobian.transpose(1, 2)
@@ -141,7 +145,13 @@ def _linearise(compressed: _Compressed, target: Tensor, z: Tensor) -> tuple[Tens
     return torch.linalg.solve(precision, pull).squeeze(-1), precision
 
 
-def _gauss_newton(compressed: _Compressed, target: Tensor, starts: Tensor, num_steps: int) -> Tensor:
+def gauss_newton(
+    compressed: Compressed,
+    target: Tensor,
+    starts: Tensor,
+    num_steps: int,
+    lengths: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03),
+) -> Tensor:
     """Modes of p(z | w) from each start, by Gauss-Newton steps shortened where they do not help."""
     num, k, n = starts.shape
     goal = target.repeat_interleave(k, 0)
@@ -153,7 +163,7 @@ def _gauss_newton(compressed: _Compressed, target: Tensor, starts: Tensor, num_s
     cost = cost_of(z)
     for _ in range(num_steps if k else 0):
         mean, _ = _linearise(compressed, goal, z)
-        for length in (1.0, 0.3, 0.1, 0.03):
+        for length in lengths:
             trial = z + length * (mean - z)
             trial_cost = cost_of(trial)
             better = trial_cost < cost

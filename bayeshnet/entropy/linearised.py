@@ -91,8 +91,8 @@ class Linearised(LogDensity):
         """Not available: the density at foreign weights is an integral over z."""
         raise DensityError(
             "value: these weights were not drawn by this distribution just before, and with independent noise the "
-            "density elsewhere is an integral over the noise. Score draws right after drawing them, or use shared "
-            "noise (noise='shared'), whose density is known everywhere."
+            "density elsewhere is an integral over the noise. Score draws right after drawing them, use "
+            "estimator=ImportanceSampled(), or shared noise (noise='shared')."
         )
 
     @torch.no_grad()

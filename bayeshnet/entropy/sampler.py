@@ -217,6 +217,25 @@ class NoisySampler:
 _LOG_2PI = 1.8378770664093453
 
 
+def require_finite(weights: Tensor) -> None:
+    """Refuse weights ``[S, D]`` that no density can be asked at.
+
+    Raises:
+        ValueError: If one is NaN or infinite.
+    """
+    bad = ~torch.isfinite(weights).all(-1)
+    if bool(bad.any()):
+        raise ArgumentError(
+            f"value: {int(bad.sum())} of {bad.numel()} weight vectors have entries that are NaN or infinite, the first "
+            f"is number {int(bad.nonzero()[0])}; pass finite values."
+        )
+
+
+def percent(share: float) -> str:
+    """To one digit: a warning whose text changes at every step would be shown at every step."""
+    return f"{float(f'{100.0 * share:.0e}'):g} %"
+
+
 def chunks(total: int, size: int) -> Sequence[slice]:
     """Slices of at most ``size`` that cover ``range(total)``."""
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]

@@ -11,7 +11,7 @@ from bayeshnet.checks import require_count
 from bayeshnet.entropy.importance import importance_log_density
 from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
-from bayeshnet.entropy.sampler import Draw, NoisySampler
+from bayeshnet.entropy.sampler import Draw, NoisySampler, require_finite
 from bayeshnet.errors import DensityError, OwnWeightWarning
 
 __all__ = ["SemiImplicit"]
@@ -85,9 +85,11 @@ class SemiImplicit(LogDensity):
         gradient: ``backward`` raises.
 
         Raises:
+            ValueError: If a weight is NaN or infinite.
             RuntimeError: If for some of the weights importance sampling kept fewer than 1 % of its samples; in the
                 backward pass, if a gradient is asked for.
         """
+        require_finite(weights)
         starts = torch.randn(weights.shape[0], sampler.latent_dim, dtype=weights.dtype, device=weights.device)
         # Of the noise only z is used, as one of the points to linearise at; any start will do.
         found = importance_log_density(sampler, Draw(weights.detach(), starts, torch.zeros_like(weights)))
@@ -96,7 +98,8 @@ class SemiImplicit(LogDensity):
             raise DensityError(
                 f"value: for {poor} of {weights.shape[0]} weights importance sampling kept fewer than {_FEWEST:.0%} of "
                 "its samples, so their density is not known: they lie far from what the hypernetwork makes, or it "
-                "bends within the reach of the noise. Use shared noise (noise='shared') with ChangeOfVariables()."
+                "bends within the reach of the noise. Use a larger noise scale, or shared noise (noise='shared') with "
+                "ChangeOfVariables()."
             )
         log_q = found.log_prob.to(weights.dtype)
         return refuse_gradient(log_q, [*sampler.parameters(), weights], self._no_score())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bayeshnet.layers.plain_modules import is_plain
 from bayeshnet.typing import Activation
 
-__all__ = ["elementwise_derivative"]
+__all__ = ["elementwise_derivative", "is_bounded"]
 
 Derivative: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,6 +29,17 @@ def elementwise_derivative(activation: Activation) -> Derivative | None:
     # The exact class, with its own forward and without hooks: anything else may compute something else.
     known = _KNOWN.get(type(activation))
     return known if known is not None and is_plain(activation, _FORWARDS[type(activation)]) else None
+
+
+def is_bounded(activation: Activation) -> bool:
+    """Whether an activation is known to have bounded values.
+
+    Example:
+        >>> is_bounded(nn.Sigmoid()), is_bounded(nn.ReLU())
+        (True, False)
+    """
+    kind = type(activation) if isinstance(activation, nn.Module) else activation
+    return kind in _BOUNDED
 
 
 def _tanh(_: Tensor, out: Tensor) -> Tensor:
@@ -53,3 +64,20 @@ _KNOWN: dict[object, Derivative] = {
     nn.functional.relu: _relu,
 }
 _FORWARDS: dict[object, object] = {cls: cls.forward for cls in (nn.Tanh, nn.Sigmoid, nn.ReLU)}
+
+_BOUNDED: frozenset[object] = frozenset(
+    {
+        nn.Tanh,
+        torch.tanh,
+        nn.functional.tanh,
+        nn.Sigmoid,
+        torch.sigmoid,
+        nn.functional.sigmoid,
+        nn.Softsign,
+        nn.functional.softsign,
+        nn.Hardtanh,
+        nn.ReLU6,
+        torch.sin,
+        torch.cos,
+    }
+)

@@ -1,4 +1,4 @@
-"""A wrapper that perturbs the output of a hypernetwork, so that its distribution fills the whole weight space."""
+"""A wrapper that perturbs the output of a hypernetwork, so that its weights have a density."""
 
 from __future__ import annotations
 
@@ -43,8 +43,14 @@ class HPerturbWrapper(HyperNet):
 
     .. math:: w = h(z_{1:n}) + \sigma z \qquad\text{and}\qquad w = h(z_{1:n}) + \sigma z_{n+1:n+D}
 
-    For z ~ N(0, I) both are implicit distributions over all of R^D. Handlers replace either half:
-    ``w = output_handler(h(*input_handler(...)), ...)``.
+    For z ~ N(0, I) both are implicit distributions on R^D with a density. Independent noise gives every w a positive
+    one. Shared noise does if :math:`u \mapsto h(u)_{1:n} + \sigma_{1:n} u` takes every value in R^n, as it does for a
+    bounded h (a bounded activation in the last hidden layer), and for a bounded h plus a linear map A of the input
+    (``linear_skip``) if :math:`A_{1:n} + \mathrm{diag}(\sigma_{1:n})` is invertible. Any other h may leave holes:
+    ``h(u) = |u|`` with a scale of 0.02 makes nothing below 0. :func:`~bayeshnet.entropy.has_full_support` says what is
+    known of one.
+
+    Handlers replace either half: ``w = output_handler(h(*input_handler(...)), ...)``.
 
     The table of parameters is that of the wrapped network. A learned scale is a parameter beside it,
     ``log_sigma_noise``.

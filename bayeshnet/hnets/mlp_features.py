@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayeshnet.errors import ArgumentError, UsageError
-from bayeshnet.hnets.activations import elementwise_derivative
+from bayeshnet.hnets.activations import elementwise_derivative, is_bounded
 from bayeshnet.hnets.arguments import HyperInputs, check_input
 from bayeshnet.hnets.full import FullHyperNet
 from bayeshnet.hnets.jacobian import row_jacobian
@@ -224,6 +224,32 @@ class MLPFeatures(FullHyperNet):
                 jacobian = derivative(before, x).unsqueeze(1) * jacobian
         jacobian = jacobian.expand(num, -1, -1)
         return torch.cat([jacobian, identity.expand(num, -1, -1)], dim=-1) if self._linear_skip else jacobian
+
+    def far_slope(self) -> Tensor | None:
+        """Weight ``[D, n + c]`` of a linear map of the input from which the output differs by no more than a bound.
+
+        It is that of the skip, 0 without, if the last hidden layer's activation is bounded; the product of all layers
+        if there is no activation. None if neither is known.
+
+        Example:
+            >>> from bayeshnet.hnets import HMLP
+            >>> HMLP([[3]], uncond_in_size=2, cond_in_size=0, layers=(4,), activation_fn=nn.Tanh()).far_slope()
+            tensor([[0., 0.],
+                    [0., 0.],
+                    [0., 0.]])
+            >>> HMLP([[3]], uncond_in_size=2, cond_in_size=0, layers=(4,), activation_fn=nn.ReLU()).far_slope()
+        """
+        full = self._read_weights(HyperInputs())
+        kernels = [self._kernel(full, ref, update=False) for ref, _ in self._fc_refs]
+        if len(kernels) == 1 or self.activation_fn is None:
+            slope = kernels[0]
+            for kernel in kernels[1:]:
+                slope = kernel @ slope
+        elif is_bounded(self.activation_fn):
+            slope = kernels[-1].new_zeros(self.num_outputs, kernels[0].shape[1])
+        else:
+            return None
+        return slope + self._kernel(full, len(full) - 1, update=False) if self._linear_skip else slope
 
     def tanh_layers(self) -> list[Tensor | None] | None:
         """Weight and bias of each hidden layer, those of the output layer and the skip's weight; None for what is not.

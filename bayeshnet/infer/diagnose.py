@@ -19,6 +19,7 @@ from bayeshnet.entropy.protocol import Diagnosis
 from bayeshnet.errors import ArgumentError, DensityError
 from bayeshnet.infer.arguments import call_arguments, inputs_and_targets
 from bayeshnet.infer.evidence import importance_sample
+from bayeshnet.infer.meanings import MEANING
 from bayeshnet.infer.modes import evaluating
 from bayeshnet.infer.one_thread import one_thread
 from bayeshnet.infer.predict import posterior_draws, predict
@@ -28,32 +29,6 @@ from bayeshnet.models.likelihoods import Normal
 
 __all__ = ["Report", "diagnose"]
 
-_MEANING = {
-    "elbo": "evidence lower bound, nats",
-    "log_evidence": "by smoothed importance weights, nats",
-    "evidence_gap": "log_evidence - elbo: divergence of guide from posterior",
-    "k_hat": "tail of the importance weights",
-    "ess": "draws that the weighted ones are worth",
-    "sign_mismatch": "share of determinants of the rarer sign; above 0 it folds",
-    "preimages": "noise vectors per draw; above 1 it folds",
-    "entropy_excess": "over-estimate of the entropy by folding, nats",
-    "entropy_gap": "entropy less that by importance sampling, nats",
-    "effective_share": "effective share of the importance samples behind it",
-    "own_weight": "weight of a draw's own noise in the semi-implicit bound",
-    "stein_share": "entropy gradient seen by the estimated score; 1 is right",
-    "spread": "spread that the estimated score leads to; 1 is right",
-    "noise_share": "gradient of the noise scale, estimated over exact; 1 is right",
-    "elbo_excess": "by how much the reported ELBO is too high, nats",
-    "accuracy": "of the discriminator; near 1 it is saturated",
-    "noise": "mean of the observation noise under the guide",
-    "residual_std": "of the training targets from the predicted mean",
-    "noise_ratio": "noise / residual_std",
-    "spread_ratio": "std of functions, guide over chain",
-    "chain_noise": "mean of the observation noise along the chain",
-    "chain_noise_ratio": "noise / chain_noise",
-    "chain_rhat": "split r-hat of functions, 90 % quantile",
-    "chain_ess": "effective draws of the chain, median over functions",
-}
 # A chain of so many latents still takes minutes.
 _MAX_LATENTS = 2000
 # Functions are compared at so many rows at most, and residuals taken at so many: 2000 draws of them fit into memory.
@@ -96,7 +71,7 @@ class Report:
             if name.endswith("_error") and name.removesuffix("_error") in self.values:
                 continue
             error = self.values.get(f"{name}_error")
-            rows.append((name, _shown(value, error), _MEANING.get(name, "")))
+            rows.append((name, _shown(value, error), MEANING.get(name, "")))
         widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
         lines = [f"  {name:<{widths[0]}}  {shown:<{widths[1]}}  {what}".rstrip() for name, shown, what in rows]
         found = [f"  - {sentence}" for sentence in self.advice] or ["  none: no problem was found"]

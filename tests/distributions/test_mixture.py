@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bayeshnet.distributions import ImplicitWeights, MixtureWeights, MultiplicativeLowRank
-from bayeshnet.entropy import Adversarial, ChangeOfVariables, Linearised, SemiImplicit, SpectralStein
+from bayeshnet.entropy import Adversarial, ChangeOfVariables, ImportanceSampled, Linearised, SemiImplicit, SpectralStein
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from tests.samplers import exact_shared_log_prob, perturbed
@@ -193,6 +193,7 @@ def test_copies_forget_the_last_draw():
     ("estimator", "noise", "message"),
     [
         (ChangeOfVariables(), "shared", None),
+        (ImportanceSampled(num_inner=8), "independent", None),
         (Linearised(), "independent", "with independent noise the density elsewhere is an integral"),
         (SemiImplicit(num_fresh=4), "independent", r"SemiImplicit\(num_fresh=4\) has none"),
         (SpectralStein(num_samples=20), "shared", "SpectralStein estimates the gradient of log q, not its value"),
