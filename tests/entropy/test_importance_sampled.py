@@ -20,7 +20,7 @@ from tests.samplers import perturbed
 
 def quadrature(hnet: HPerturbWrapper, weights: Tensor, points: int = 4001) -> Tensor:
     """log q by the trapezium rule over the noise inputs, one or two of them."""
-    n = hnet.hnet_uncond_in_size
+    n = hnet.hnet_uncond_in_size or 0
     grid = torch.linspace(-8.0, 8.0, points)
     z = grid.unsqueeze(1) if n == 1 else torch.cartesian_prod(grid, grid)
     log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
