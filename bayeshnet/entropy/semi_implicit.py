@@ -10,7 +10,7 @@ from torch import Tensor
 from bayeshnet.checks import require_count
 from bayeshnet.entropy.importance import importance_log_density
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
-from bayeshnet.entropy.sampler import Draw, NoisySampler, require_finite
+from bayeshnet.entropy.sampler import Draw, NoisySampler, require_values
 from bayeshnet.errors import DensityError, OwnWeightWarning
 
 __all__ = ["SemiImplicit"]
@@ -84,7 +84,7 @@ class SemiImplicit(LogDensity):
         gradient.
 
         Raises:
-            ValueError: If a weight is NaN or infinite.
+            ValueError: If the weights have another dtype than the sampler, or one is NaN or infinite.
             RuntimeError: If a gradient with respect to the weights is asked for, or for some of the weights importance
                 sampling kept fewer than 1 % of its samples.
         """
@@ -94,7 +94,7 @@ class SemiImplicit(LogDensity):
                 "importance sampling, which gives no gradient with respect to them. Pass value.detach(), or use "
                 "ImportanceSampled(), which has one."
             )
-        require_finite(weights)
+        require_values(sampler, weights)
         starts = torch.randn(weights.shape[0], sampler.latent_dim, dtype=weights.dtype, device=weights.device)
         # Of the noise only z is used, as one of the points to linearise at; any start will do.
         found = importance_log_density(sampler, Draw(weights.detach(), starts, torch.zeros_like(weights)))
