@@ -103,7 +103,7 @@ class ChangeOfVariables(LogDensity):
         (:class:`~bayeshnet.errors.SearchWarning`, with the share of the values).
 
         Raises:
-            ValueError: If a weight is NaN or infinite.
+            ValueError: If the weights have another dtype than the sampler, or one is NaN or infinite.
         """
         return find_preimages(sampler, weights, log_abs_det=self._log_abs_det, num_starts=self.num_starts).log_prob
 

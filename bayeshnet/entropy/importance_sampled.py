@@ -12,7 +12,7 @@ from torch import Tensor
 from bayeshnet.checks import require_count
 from bayeshnet.entropy.importance import Compressed, compress, gauss_newton
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
-from bayeshnet.entropy.sampler import Draw, NoisySampler, chunks, percent, require_finite
+from bayeshnet.entropy.sampler import Draw, NoisySampler, chunks, percent, require_values
 from bayeshnet.errors import SearchWarning
 
 __all__ = ["ImportanceSampled"]
@@ -94,9 +94,9 @@ class ImportanceSampled(LogDensity):
         """See :meth:`LogDensity.log_prob_at`; differentiable with respect to the weights and the sampler.
 
         Raises:
-            ValueError: If a weight is NaN or infinite.
+            ValueError: If the weights have another dtype than the sampler, or one is NaN or infinite.
         """
-        require_finite(weights)
+        require_values(sampler, weights)
         found = self._estimate(sampler, weights, None)
         poor = int(found.poor.sum())
         if poor:

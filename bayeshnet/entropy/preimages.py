@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayeshnet.entropy.implicit_noise import implicit_solution
 from bayeshnet.entropy.root_search import RootEquation, bracket, follow, newton
-from bayeshnet.entropy.sampler import NoisySampler, chunks, percent, require_finite
+from bayeshnet.entropy.sampler import NoisySampler, chunks, percent, require_values
 from bayeshnet.errors import SearchWarning
 
 __all__ = ["Preimages", "find_preimages"]
@@ -64,9 +64,9 @@ def find_preimages(
         warn: Warn where no solution was found.
 
     Raises:
-        ValueError: If a weight is NaN or infinite.
+        ValueError: If the weights have another dtype than the sampler, or one is NaN or infinite.
     """
-    require_finite(weights)
+    require_values(sampler, weights)
     roots = _search(sampler, weights, known, num_starts, num_steps, rows_at_once)
     sums = [
         _summed_density(sampler, weights[rows], roots.of(rows), log_abs_det)

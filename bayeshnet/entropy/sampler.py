@@ -217,12 +217,18 @@ class NoisySampler:
 _LOG_2PI = 1.8378770664093453
 
 
-def require_finite(weights: Tensor) -> None:
+def require_values(sampler: NoisySampler, weights: Tensor) -> None:
     """Refuse weights ``[S, D]`` that no density can be asked at.
 
     Raises:
-        ValueError: If one is NaN or infinite.
+        ValueError: If their dtype is not the sampler's, or one is NaN or infinite.
     """
+    if weights.dtype != sampler.sigma.dtype:
+        wanted = str(sampler.sigma.dtype).removeprefix("torch.")
+        raise ArgumentError(
+            f"value: has dtype {str(weights.dtype).removeprefix('torch.')}, the hypernetwork {wanted}; pass "
+            f"value.to(torch.{wanted})."
+        )
     bad = ~torch.isfinite(weights).all(-1)
     if bool(bad.any()):
         raise ArgumentError(

@@ -11,7 +11,7 @@ from bayeshnet.checks import require_count
 from bayeshnet.entropy.importance import importance_log_density
 from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
-from bayeshnet.entropy.sampler import Draw, NoisySampler, require_finite
+from bayeshnet.entropy.sampler import Draw, NoisySampler, require_values
 from bayeshnet.errors import DensityError, OwnWeightWarning
 
 __all__ = ["SemiImplicit"]
@@ -85,11 +85,11 @@ class SemiImplicit(LogDensity):
         gradient: ``backward`` raises.
 
         Raises:
-            ValueError: If a weight is NaN or infinite.
+            ValueError: If the weights have another dtype than the sampler, or one is NaN or infinite.
             RuntimeError: If for some of the weights importance sampling kept fewer than 1 % of its samples; in the
                 backward pass, if a gradient is asked for.
         """
-        require_finite(weights)
+        require_values(sampler, weights)
         starts = torch.randn(weights.shape[0], sampler.latent_dim, dtype=weights.dtype, device=weights.device)
         # Of the noise only z is used, as one of the points to linearise at; any start will do.
         found = importance_log_density(sampler, Draw(weights.detach(), starts, torch.zeros_like(weights)))

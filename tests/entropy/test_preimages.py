@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from bayeshnet.distributions import ImplicitWeights
-from bayeshnet.entropy import ChangeOfVariables, NoisySampler, Preimages, find_preimages
+from bayeshnet.entropy import (
+    ChangeOfVariables,
+    ImportanceSampled,
+    NoisySampler,
+    Preimages,
+    SemiImplicit,
+    find_preimages,
+)
 from bayeshnet.errors import ArgumentError, SearchWarning
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from tests.entropy.test_root_search import absolute
@@ -144,6 +151,16 @@ def test_values_that_are_not_finite_are_refused(bad):
         ChangeOfVariables().log_prob_at(NoisySampler(wrapped(6, 2)), values)
     with pytest.raises(ArgumentError, match="value: 1 of 3 rows hold NaN or infinite numbers, row 1"):
         ImplicitWeights(wrapped(6, 2), validate_args=True).log_prob(values)
+
+
+@pytest.mark.parametrize("estimator", [ChangeOfVariables(), ImportanceSampled(), SemiImplicit()], ids=repr)
+def test_values_of_another_dtype_are_refused(estimator):
+    """A raw "mat1 and mat2 must have the same dtype" before, or a number."""
+    hnet = HMLP([[6]], uncond_in_size=2, cond_in_size=0, verbose=False)
+    q = ImplicitWeights(HPerturbWrapper(hnet, noise=estimator.noise, verbose=False), estimator=estimator)
+    for value in (torch.zeros(3, 6, dtype=torch.double), torch.zeros(3, 6, dtype=torch.long)):
+        with pytest.raises(ArgumentError, match=r"value: has dtype .* pass value.to\(torch.float32\)"):
+            q.log_prob(value)
 
 
 def test_solutions_that_are_apart_are_not_merged_in_float32():
