@@ -151,7 +151,7 @@ def test_collapse_across_a_curve_is_diagnosed():
     inner = hnet.internal_hnet
     inner.forward = _parabola
     sampler = NoisySampler(hnet)
-    sampler.linear_head = None
+    assert sampler.linear_head is None  # its forward was replaced
     with torch.no_grad():
         hnet.log_sigma_noise.fill_(math.log(0.02))
     diagnosis = SpectralStein(share=0.999).diagnose(sampler)
