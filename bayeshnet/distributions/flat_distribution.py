@@ -122,7 +122,7 @@ class FlatDistribution(TorchDistribution):
         last = self._last
         if last is None or _version(last.value) != last.version:  # changed in place: it is no longer what was drawn
             return None
-        if value is not last.value and not (value.shape == last.value.shape and bool(torch.equal(value, last.value))):
+        if value is not last.value and not _same_rows(value, last.value):
             return None
         constant = last.constant and not value.requires_grad
         return Origin(last.made_of, constant or not torch.is_grad_enabled() or _hangs_on(value, last.value))
@@ -162,6 +162,13 @@ class FlatDistribution(TorchDistribution):
         """Log-densities ``[S]`` of the rows of a value in the shape that Pyro expects."""
         log_q = log_q.reshape(value.shape[:-1])
         return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
+
+
+def _same_rows(value: Tensor, last: Tensor) -> bool:
+    """Whether a value has the numbers of the last draw, in whatever dimensions its rows are ordered."""
+    if value.numel() != last.numel() or value.dtype != last.dtype or value.device != last.device:
+        return False
+    return bool(torch.equal(value.reshape(last.shape), last))
 
 
 def _version(value: Tensor) -> int:

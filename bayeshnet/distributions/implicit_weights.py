@@ -128,6 +128,8 @@ class ImplicitWeights(FlatDistribution):
         """
         origin = self._recall(value)
         self.estimator.check(self.sampler)
+        if origin is None or not origin.live:
+            self._check_dtype(value)
         rows = value.reshape(-1, value.shape[-1])
         if origin is None:
             return self._shaped(self._foreign_log_q(rows), value)
@@ -135,6 +137,13 @@ class ImplicitWeights(FlatDistribution):
             return self._shaped(self.log_prob_of(rows, origin.made_of), value)
         log_q = self.estimator.log_prob(self.sampler, origin.made_of)
         return self._shaped(log_q if self.scale is None else log_q - self.scale.log().sum(), value)
+
+    def _check_dtype(self, value: Tensor) -> None:
+        dtype = self.sampler.sigma.dtype
+        if value.dtype != dtype:
+            raise ArgumentTypeError(
+                f"value: has dtype {value.dtype}, the hypernetwork makes {dtype}; convert it, value.to({dtype})."
+            )
 
     def _foreign_log_q(self, rows: Tensor) -> Tensor:
         foreign = self._unplaced(rows)
@@ -203,8 +212,11 @@ class ImplicitWeights(FlatDistribution):
 
         Raises:
             ValueError: If ``other`` is over something else.
+            TypeError: If it is no distribution.
             RuntimeError: As for :meth:`entropy`.
         """
+        if not isinstance(other, torch.distributions.Distribution):
+            raise ArgumentTypeError(f"other: is a {type(other).__name__}; pass a distribution over vectors.")
         if other.event_shape.numel() != self.event_shape[0] or len(other.event_shape) == 0:
             raise ArgumentError(
                 f"other: has event shape {tuple(other.event_shape)}; it has to be {tuple(self.event_shape)}. Of a "

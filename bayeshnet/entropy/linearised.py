@@ -90,9 +90,9 @@ class Linearised(LogDensity):
     def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
         """Not available: the density at foreign weights is an integral over z."""
         raise DensityError(
-            "value: these weights were not drawn by this distribution just before, and with independent noise the "
-            "density elsewhere is an integral over the noise. Score draws right after drawing them, use "
-            "estimator=ImportanceSampled(), or shared noise (noise='shared')."
+            "value: these weights were not drawn by this distribution just before, or are a part of what was, and with "
+            "independent noise the density elsewhere is an integral over the noise. Score draws right after drawing "
+            "them, all at once; or use estimator=ImportanceSampled(), or shared noise (noise='shared')."
         )
 
     @torch.no_grad()

@@ -223,11 +223,25 @@ def check_rows(model: BayesianModel, x: Any, y: Tensor) -> None:
     Modes, random numbers and buffers stay as they are.
 
     Raises:
-        ValueError: If shapes do not fit each other, or a target is not possible.
+        ValueError: If shapes do not fit each other, a target is not possible, or rows hold NaN or infinite numbers.
         TypeError: If a dtype does not fit.
     """
     with evaluating(model), torch.random.fork_rng(devices=[]), pyro.validation_enabled():
         model.check_observations(x, y)
+    for name, value in (("x", x), ("y", y)):
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Tensor) and part.is_floating_point() and part.dim():
+                _refuse_non_finite(name, part)
+
+
+def _refuse_non_finite(name: str, value: Tensor) -> None:
+    bad = ~torch.isfinite(value)
+    if bool(bad.any()):
+        rows = bad.flatten(1).any(1).nonzero().flatten().tolist() if bad.dim() > 1 else bad.nonzero().flatten().tolist()
+        raise ArgumentError(
+            f"data: {name} holds NaN or infinite numbers in {len(rows)} of the {len(value)} rows that are looked "
+            f"at ({rows[:5]}{' and more' if len(rows) > 5 else ''}); remove or impute them."
+        )
 
 
 def first_rows(data: Any, num: int) -> tuple[Tensor, Tensor] | None:

@@ -17,6 +17,7 @@ from torch import nn
 from bayeshnet.checks import require_count, require_positive
 from bayeshnet.errors import ArgumentTypeError, BayeshnetError, VectorisationWarning
 from bayeshnet.infer.arguments import require_model_and_guide
+from bayeshnet.infer.flat_guide import FlatGuide
 from bayeshnet.infer.kept_state import restored
 from bayeshnet.infer.pair import Pair, require_same_latents
 from bayeshnet.models.bayesian_model import BayesianModel
@@ -89,9 +90,17 @@ def check_pair(model: Any, guide: Any) -> None:
     require_model_and_guide(model, guide)
     prototype = getattr(guide, "prototype_trace", None)
     if isinstance(model, BayesianModel) and prototype is not None:
-        require_same_latents(
-            list(model.latent_shapes), [name for name, _ in prototype.iter_stochastic_nodes()], partial=True
-        )
+        given = [name for name, _ in prototype.iter_stochastic_nodes()]
+        require_same_latents(list(model.latent_shapes), given, partial=not _covers_all(model, guide))
+
+
+def _covers_all(model: Any, guide: Any) -> bool:
+    """Whether a guide draws all latents of a model: this package's do, of the very model that they were built from.
+
+    Of a model in Pyro's handlers some latents may be hidden, and are left to the prior on purpose.
+    """
+    own = guide.original_model if isinstance(guide, FlatGuide) else None
+    return own is model or (isinstance(own, BayesianModel) and isinstance(model, BayesianModel))
 
 
 def checked_elbo(
@@ -153,7 +162,7 @@ def _trial(
     ):
         warnings.simplefilter("ignore")
         try:
-            pair = Pair(model, guide, args, kwargs, partial=True)
+            pair = Pair(model, guide, args, kwargs, partial=True, all_latents=_covers_all(model, guide))
             return pair.trouble(num) if num > 1 else None
         except BayeshnetError:
             raise

@@ -16,7 +16,7 @@ from pyro.infer.elbo import ELBO
 from tqdm.auto import tqdm
 
 from bayeshnet.entropy.protocol import Diagnosis
-from bayeshnet.errors import ArgumentError, ConvergenceWarning, UsageError
+from bayeshnet.errors import ArgumentError, ConvergenceWarning, DatasetSizeWarning, UsageError
 from bayeshnet.infer.arguments import require_targets
 from bayeshnet.infer.auto_hypernet import AutoHypernet
 from bayeshnet.infer.batches import Batches, first_rows
@@ -202,6 +202,8 @@ def _train(
         stack.enter_context(warnings.catch_warnings())
         # Pyro's warning of a NaN loss; an error that says more follows.
         warnings.filterwarnings("ignore", message="Encountered NaN", category=UserWarning)
+        # The model goes by the sizes of batches alone; the data have been compared with dataset_size.
+        warnings.filterwarnings("ignore", message="A batch of", category=DatasetSizeWarning)
         for step in range(steps):
             args, kwargs = next(stream)
             require_targets(model, args, kwargs, "data")

@@ -31,6 +31,7 @@ class Pair:
         args: Arguments of both.
         kwargs: Keyword arguments of both.
         partial: Whether the data may be a part of all rows, and the guide's latents a part of the model's.
+        all_latents: Whether the guide has to have all latents of the model even so.
 
     Raises:
         ValueError: If the latents of the two differ, or the data are a minibatch and must not be.
@@ -44,13 +45,14 @@ class Pair:
         kwargs: Mapping[str, Any],
         *,
         partial: bool = False,
+        all_latents: bool = False,
     ) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
         self._subsamples: dict[str, Tensor] = {}
         guide_trace, model_trace = self.run(None)
         if not partial:
             _require_all_rows(model_trace)
-        self._latents = _latents(guide_trace, model_trace, partial=partial)
+        self._latents = _latents(guide_trace, model_trace, partial=partial and not all_latents)
         self.shapes = {name: site["value"].shape for name, site in self._latents.items()}
         self.nesting = 1 + _plate_nesting(guide_trace, model_trace)
         self._random = list(self.shapes)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from bayeshnet.errors import BayeshnetError, NonFiniteLossError, UsageError
+from bayeshnet.errors import BayeshnetError, DensityError, NonFiniteLossError, UsageError
 from bayeshnet.infer.arguments import inputs_and_targets
 from bayeshnet.infer.batches import check_rows
 from bayeshnet.infer.blame import UNKNOWN_CAUSE, gradient_cause, non_finite_cause
@@ -91,6 +91,9 @@ class Trainer:
         with ParamCapture(known=step > 0) as capture:
             try:
                 value = float(self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs))
+            except DensityError as error:
+                self._go_back(step, error)
+                raise
             except BayeshnetError:
                 raise
             except (ValueError, RuntimeError, IndexError) as error:
@@ -196,14 +199,27 @@ class Trainer:
 
     def _refuse_params(self, when: str, error: Exception | None = None) -> None:
         bad = self._bad_params()
-        with torch.no_grad():
-            for key, value in self._copies.items():
-                self.params[key].copy_(value)
+        self._set_back()
         shown = ", ".join(map(repr, bad[:4])) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
         raise NonFiniteLossError(
             f"{when} a parameter is not finite after the last update: lower lr, or bound the gradient with clip_norm. "
             f"It is {shown}; all parameters were set back to those before step {self._copied_at}."
         ) from error
+
+    def _go_back(self, step: int, error: DensityError) -> None:
+        """Undo updates after which the guide has no density any more, finite as its parameters may be."""
+        if not self._copies or step == self._copied_at:
+            return  # nothing was updated since
+        self._set_back()
+        raise NonFiniteLossError(
+            f"step {step}: {str(error).splitlines()[0]} All parameters were set back to those before step "
+            f"{self._copied_at}."
+        ) from error
+
+    @torch.no_grad()
+    def _set_back(self) -> None:
+        for key, value in self._copies.items():
+            self.params[key].copy_(value)
 
     def _refuse_loss(
         self,

@@ -323,7 +323,7 @@ class BayesianModel(nn.Module):
         return pyro.plate("data", size, subsample=self._indices, dim=-1)
 
     def _warn_of_minibatch(self, rows: int) -> None:
-        if rows < self._most_rows:
+        if rows < self._most_rows and torch.is_grad_enabled():  # an evaluation may be of other data
             warnings.warn(
                 f"A batch of {rows} rows came after one of {self._most_rows} rows, and dataset_size is not set, so "
                 "each batch is taken for the whole data set and the prior counts too much. Pass "

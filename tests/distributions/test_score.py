@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bayeshnet import AutoHypernet, BayesianModel, ImplicitWeights, likelihoods
 from bayeshnet.distributions import MixtureWeights, MultiplicativeLowRank, UnitGaussians, UnitLayout
 from bayeshnet.entropy import Adversarial, ChangeOfVariables, Linearised, SemiImplicit, SpectralStein
-from bayeshnet.errors import DensityError
+from bayeshnet.errors import ArgumentTypeError, DensityError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from tests.samplers import perturbed
 
@@ -242,3 +242,26 @@ def test_the_best_of_several_candidates_keeps_its_number():
     q._last = None
     for a, b in zip(known, scores(q, params, value), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- what counts as the last draw
+
+
+@pytest.mark.parametrize("noise", ["shared", "independent"])
+def test_another_dtype_is_refused_by_name(noise):
+    q = ImplicitWeights(perturbed(4, 2, noise=noise))
+    w = q.sample((3,))
+    for value in (w.double(), torch.zeros(3, 4, dtype=torch.double)):
+        with pytest.raises(ArgumentTypeError, match="value: has dtype torch.float64, the hypernetwork makes"):
+            q.log_prob(value)
+
+
+def test_a_draw_in_other_dimensions_is_the_draw():
+    """With independent noise it had no density; all rows are needed, in their order."""
+    q = ImplicitWeights(perturbed(4, 2, noise="independent"))
+    with torch.no_grad():
+        w = q.rsample((6,))
+        plain = q.log_prob(w)
+        assert torch.equal(q.log_prob(w.reshape(2, 3, 4)), plain.reshape(2, 3))
+    with pytest.raises(DensityError, match="or are a part of what was"):
+        q.log_prob(w[:3])
