@@ -8,13 +8,25 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from torch import nn
 
-from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, predict, priors, start_from
+from bayeshnet import (
+    AutoHypernet,
+    AutoHypernetDelta,
+    AutoHypernetNormal,
+    BayesianModel,
+    fit,
+    likelihoods,
+    predict,
+    priors,
+    start_from,
+)
 from bayeshnet.distributions import ImplicitWeights
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
+from bayeshnet.infer.latents import latent_sites
 from bayeshnet.models.weight_normal import WeightNormal
 
 
@@ -82,6 +94,38 @@ def test_with_a_laplace_prior_everything_works():
     assert predict(model, chain.get_samples(), x).draws.shape == (3, 20)
 
 
+def scale_mixture():
+    return dist.MixtureSameFamily(
+        dist.Categorical(torch.tensor([0.3, 0.7])), dist.Normal(torch.zeros(2), torch.tensor([0.1, 1.0]))
+    )
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("make", [AutoHypernet, AutoHypernetNormal, AutoHypernetDelta])
+def test_a_scale_mixture_is_a_prior_over_the_reals(make, flat):
+    """Guides ended in ``NotImplementedError: Cannot transform MixtureSameFamilyConstraint constraints``."""
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 3), torch.randn(20)
+    model = build(scale_mixture(), flat=flat)
+    for name, prior in model.weight_priors().items():
+        w = torch.randn(prior.event_shape)
+        expected = torch.stack([p * dist.Normal(0.0, s).log_prob(w).exp() for p, s in [(0.3, 0.1), (0.7, 1.0)]]).sum(0)
+        torch.testing.assert_close(prior.log_prob(w), expected.log().sum(), rtol=1e-4, atol=1e-4)
+        assert name in model.latent_shapes
+    guide = make(model, example=(x, y))
+    fit(model, guide, (x, y), steps=3, progress=False)
+    trace = poutine.trace(model).get_trace(x, y)
+    assert all(site.transform is None for site in latent_sites(trace))  # the identity, as for a Normal
+    assert predict(model, guide, x, 3).mean.shape == (20,)
+
+
+def test_a_mixture_of_positive_components_is_positive():
+    fn = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Gamma(torch.ones(2), torch.tensor([1.0, 5.0])))
+    x, y = torch.randn(20, 3), torch.randn(20)
+    draws = AutoHypernet(build(fn), example=(x, y))(x, y)
+    assert all(bool((draws[name] > 0).all()) for name in ("0.weight", "2.bias"))
+
+
 def test_a_positive_prior_is_allowed():
     assert all(bool((fn.sample() > 0).all()) for fn in build(dist.Gamma(2.0, 2.0)).weight_priors().values())
 
@@ -134,6 +178,16 @@ def test_what_is_no_prior_is_told_what_one_is(make, match, flat):
             "neither those of one number nor those of para",
         ),
         (lambda: dist.Bernoulli(0.5), "is discrete"),
+        (lambda: dist.Delta(torch.tensor(0.0)), "'0.weight' is a Delta, a point that has no density; freeze"),
+        (
+            lambda: lambda n, r, *, like: dist.Delta(like.new_zeros(r.shape), event_dim=len(r.shape)),
+            "'0.weight' is a Delta",
+        ),
+        (lambda: dist.Delta(torch.tensor(0.0)).mask(True), "is made of a Delta"),
+        (
+            lambda: dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Delta(torch.zeros(2))),
+            "is made of a Delta",
+        ),
         (lambda: lambda n, r, *, like: dist.Poisson(torch.ones(r.shape)).to_event(len(r.shape)), "is discrete"),
         (lambda: lambda n, r, *, like: dist.Normal(0.0, 1.0), r"batch shape \(\) and event shape \(\); expected"),
         (lambda: dist.Laplace(0.0, torch.tensor(1e300, dtype=torch.float64)), "which is inf in torch.float32"),
