@@ -120,7 +120,8 @@ def check_prior(fn: TorchDistributionMixin, what: str, like: Tensor) -> None:
 def _of_a_network(prior: Any, what: str) -> ArgumentTypeError:
     return ArgumentTypeError(
         f"prior: is a {type(prior).__name__}, {what}; {_WHAT_IT_IS}. What a hypernetwork makes can be the prior of a "
-        "Pyro model of your own: w = pyro.sample('weights', ImplicitWeights(hnet)), evaluated by batched_forward."
+        "Pyro model of your own, with w = pyro.sample('weights', ImplicitWeights(hnet)); for an example see "
+        "docs/estimators.md, section 'Full support'."
     )
 
 

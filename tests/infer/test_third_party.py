@@ -14,7 +14,6 @@ import bayeshnet
 from bayeshnet import likelihoods
 from bayeshnet.distributions import ImplicitWeights
 from bayeshnet.errors import ArgumentError
-from bayeshnet.errors import ArgumentError
 from bayeshnet.hnets import HContainer, HPerturbWrapper
 from tests.mnets.third_party import networks
 
@@ -57,7 +56,7 @@ def test_generators(build):
 
 
 def test_a_generator_that_does_not_tell_its_input_size():
-    """The message asked to pass ``hnet_uncond_in_size``, which a guide does not take; the fix that it names has to work."""
+    """The message asked to pass ``hnet_uncond_in_size``, which a guide does not take; the fix named has to work."""
 
     def silent(shapes):
         hnet = NETS["OwnHnet"](shapes, num_conds=0, n_uncond=4, n_cond=0)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from pathlib import Path
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS
+from pyro.infer import MCMC, NUTS, Predictive
 from torch import nn
 
 from bayeshnet import (
@@ -24,9 +27,11 @@ from bayeshnet import (
     start_from,
 )
 from bayeshnet.distributions import ImplicitWeights
+from bayeshnet.entropy import ImportanceSampled
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.infer.latents import latent_sites
+from bayeshnet.mnets import batched_forward
 from bayeshnet.models.weight_normal import WeightNormal
 
 
@@ -198,6 +203,28 @@ def test_what_is_no_prior_is_told_what_one_is(make, match, flat):
 def test_distributions_that_cannot_be_a_prior(make, match):
     with pytest.raises(ArgumentError, match=f"^prior: .*({match})"):
         build(make())
+
+
+@pytest.mark.filterwarnings("ignore::bayeshnet.errors.SearchWarning")
+def test_a_hypernetwork_as_a_prior_as_the_documentation_has_it():
+    """The message gave ``batched_forward(net, w, x)``, which takes no ``[D]``; the page's block is run here."""
+    page = (Path(__file__).parents[2] / "docs" / "estimators.md").read_text(encoding="utf-8")
+    (code,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "pyro.sample" in b]
+    torch.manual_seed(0)
+    x = torch.linspace(-1.0, 1.0, 20).unsqueeze(1)
+    y = torch.sin(3.0 * x).squeeze(1)
+    space = {"nn": nn, "pyro": pyro, "dist": dist, "x": x, "y": y, "batched_forward": batched_forward}
+    space |= {"HMLP": HMLP, "HPerturbWrapper": HPerturbWrapper, "AutoHypernet": AutoHypernet}
+    space |= {"ImplicitWeights": ImplicitWeights, "ImportanceSampled": ImportanceSampled}
+    exec(code, space)
+    model, guide = space["model"], space["guide"]
+    assert model(x).shape == (20,)
+    fit(model, guide, (x, y), steps=3, num_particles=4, progress=False)  # it would warn if it were not vectorised
+    for parallel in (False, True):
+        assert Predictive(model, guide=guide, num_samples=5, parallel=parallel)(x)["obs"].shape == (5, 20)
+    w = torch.randn(13)
+    trace = poutine.trace(poutine.condition(model, {"weights": w})).get_trace(x, y)
+    torch.testing.assert_close(trace.nodes["obs"]["fn"].loc, batched_forward(space["net"], w[None], x)[0, :, 0])
 
 
 def test_an_error_inside_of_a_prior_function_is_its_own():
