@@ -260,3 +260,15 @@ def test_numbers_out_of_the_range_of_float32_are_in_that_of_float64():
         nn.Linear(3, 1).double(), prior=priors.Normal(scale=1e-60, loc=1e60), likelihood=likelihoods.Normal(scale=1.0)
     )
     assert float(model.weight_priors()["weight"].mean.max()) == 1e60
+
+
+def test_a_mixture_of_gammas_is_a_prior_for_the_noise():
+    """It was refused as "not restricted to positive numbers"."""
+    gammas = dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(2)), dist.Gamma(torch.ones(2), torch.tensor([1.0, 5.0]))
+    )
+    model = BayesianModel(net(), likelihood=likelihoods.Normal(precision=gammas))
+    x, y = torch.randn(20, 3), torch.randn(20)
+    assert AutoHypernet(model, example=(x, y))(x, y)["likelihood.precision"].item() > 0
+    with pytest.raises(ArgumentError, match="not restricted to positive"):
+        likelihoods.Normal(precision=scale_mixture())
