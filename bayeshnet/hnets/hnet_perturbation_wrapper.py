@@ -313,7 +313,9 @@ def _read_input_size(hnet: HyperNetInterface, given: int | None) -> int:
         if known is None:
             raise ArgumentError(
                 f"hnet_uncond_in_size: {type(hnet).__name__} does not tell the size of its unconditional input "
-                "(no `uncond_in_size`); pass it."
+                "(no attribute `uncond_in_size`); give the class this attribute, or pass the size to the wrapper: "
+                f"HPerturbWrapper({type(hnet).__name__}(...), hnet_uncond_in_size=4), which "
+                "AutoHypernet(hnet=lambda shapes: ...) takes, too."
             )
         return known
     if given < 0 or (known is not None and given != known):

@@ -157,6 +157,10 @@ def _plain_support(support: Any) -> Any:
     """The constraint that torch knows a bijection for: that of the components, for a mixture."""
     while type(support).__name__ == "MixtureSameFamilyConstraint":
         support = support.base_constraint
+    if isinstance(support, constraints.independent):
+        inner = _plain_support(support.base_constraint)
+        if inner is not support.base_constraint:
+            return constraints.independent(inner, support.reinterpreted_batch_ndims)
     return support
 
 

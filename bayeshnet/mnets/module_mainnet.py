@@ -20,7 +20,13 @@ from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.module_copy import copy_without
 from bayeshnet.mnets.module_table import module_table
 from bayeshnet.mnets.own_lists import first_set
-from bayeshnet.mnets.weight_rules import computed_tensors, fixed_row, functional_calls, needs_functional_calls
+from bayeshnet.mnets.weight_rules import (
+    check_spectral_norm,
+    computed_tensors,
+    fixed_row,
+    functional_calls,
+    needs_functional_calls,
+)
 
 __all__ = ["ModuleMainNet", "frozen_hint", "functional_copy"]
 
@@ -55,7 +61,8 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         TypeError: If it is not an ``nn.Module``, or one whose weights cannot be exchanged (``DataParallel``, scripted,
             compiled, quantised), or cannot be copied.
         ValueError: If it has no parameters or all are frozen, or has lazy ones that are not initialised yet, or an
-            embedding with ``max_norm`` whose table something else uses.
+            embedding with ``max_norm`` whose table something else uses, or PyTorch's spectral norm of a weight that is
+            not frozen (its power iteration belongs to one weight).
 
     Example:
         >>> net = ModuleMainNet(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), no_weights=True)
@@ -72,6 +79,7 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         MainNetInterface.__init__(self)
         records, slots, frozen = module_table(module)
         own = [slot.read() for slot in slots]
+        check_spectral_norm(module, own)
         if no_weights:
             # Pairs of modules and keys are copied together with the module, so that they refer to the copy.
             module, slots, frozen = copy_without((module, slots, frozen), module, own)

@@ -133,8 +133,11 @@ def check_flags(net: Any, *, check_has_bias: bool) -> None:
         )
 
 
-def check_lists(net: Any) -> None:
+def check_lists(net: Any) -> Sequence[int]:
     """Refuse lists that contradict each other.
+
+    Returns:
+        The places in ``_param_shapes`` of the tensors that the network does not keep.
 
     Raises:
         RuntimeError: If the lists are incomplete or do not fit together.
@@ -173,6 +176,30 @@ def check_lists(net: Any) -> None:
     meta: Any = getattr(net, "_param_shapes_meta", None)
     if meta is not None:
         _check_meta(net, shapes, meta, kept, refs if learned is not None else None)
+    external = _external(net, shapes, meta)
+    listed = [shapes[i] for i in external]
+    if refs is None and (learned or []) != listed:
+        wrong(
+            net,
+            "_hyper_shapes_learned",
+            f"is {learned}, but those of `_param_shapes` that the network does not keep are {listed}",
+            "list these in this order, or set `_hyper_shapes_learned_ref` too",
+        )
+    if len(shapes) - len(external) != len(kept):
+        wrong(
+            net,
+            "_internal_params",
+            f"has {len(kept)} tensors, but `_param_shapes_meta` has an index for {len(shapes) - len(external)}",
+            "give each tensor that is kept its entry",
+        )
+    if learned is not None and refs is not None and {ref for ref in refs if ref >= 0} != set(external):
+        wrong(
+            net,
+            "_hyper_shapes_learned_ref",
+            f"is {list(refs)}, but `_param_shapes_meta` has the index -1 (not kept) at {list(external)}",
+            "list these places",
+        )
+    return external
 
 
 def _check_meta(net: Any, shapes: list[list[int]], meta: Any, internal: list[Tensor], external: Any) -> None:
@@ -217,7 +244,7 @@ def table_from_lists(net: Any) -> tuple[ParamRecord, ...]:
     Raises:
         RuntimeError: If the lists are incomplete or do not fit together.
     """
-    check_lists(net)
+    external = check_lists(net)
     shapes: list[list[int]] = [list(shape) for shape in net.param_shapes]
     unconditional = getattr(net, "_unconditional_param_shapes_ref", None)
     num_conds = getattr(net, "_num_known_conds", None) or 0
@@ -233,7 +260,7 @@ def table_from_lists(net: Any) -> tuple[ParamRecord, ...]:
         check_refs(net, "_unconditional_param_shapes_ref", unconditional, len(shapes), "_param_shapes")
         conditional = set(range(len(shapes))) - set(unconditional)
     meta = getattr(net, "_param_shapes_meta", None)
-    return records_from_lists(shapes, meta, _external(net, shapes, meta), conditional, num_conds)
+    return records_from_lists(shapes, meta, external, conditional, num_conds)
 
 
 def _external(net: Any, shapes: Sequence[Sequence[int]], meta: Sequence[dict[str, Any]] | None) -> Sequence[int]:

@@ -1,8 +1,9 @@
 """What modules do to their own weights, and how the same is done for weights that are passed to them.
 
 Some modules of PyTorch are no functions of inputs and weights: an embedding with ``max_norm`` scales its table in
-place, one with ``padding_idx`` never trains a row, old-style weight norm leaves a computed tensor behind, and fused
-transformer kernels, which evaluation without gradients picks by itself, put zeros at padded places.
+place, one with ``padding_idx`` never trains a row, old-style weight norm leaves a computed tensor behind, spectral norm
+keeps the singular vectors of one weight, and fused transformer kernels, which evaluation without gradients picks by
+itself, put zeros at padded places.
 """
 
 # Modules and their hooks are looked at in place.
@@ -10,13 +11,14 @@ transformer kernels, which evaluation without gradients picks by itself, put zer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -24,7 +26,14 @@ from torch.overrides import TorchFunctionMode
 
 from bayeshnet.errors import ArgumentError
 
-__all__ = ["FunctionalCalls", "computed_tensors", "fixed_row", "functional_calls", "needs_functional_calls"]
+__all__ = [
+    "FunctionalCalls",
+    "check_spectral_norm",
+    "computed_tensors",
+    "fixed_row",
+    "functional_calls",
+    "needs_functional_calls",
+]
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _LEFT_ALIGNED: Any = getattr(torch, "_nested_tensor_from_mask_left_aligned", None)
@@ -140,6 +149,46 @@ def fixed_row(name: str, places: Sequence[tuple[nn.Module, str]]) -> int | None:
         )
     rows = {module.padding_idx for module in tables}
     return rows.pop() if len(tables) == len(owners) and len(rows) == 1 else None
+
+
+def check_spectral_norm(module: nn.Module, drawn: Collection[nn.Parameter | None]) -> None:
+    """Refuse PyTorch's spectral norm of a weight that is passed to the network.
+
+    It divides by ``u^T W v`` with vectors that follow one weight over many calls. For any other weight, such as a draw
+    from a posterior, that is not the largest singular value, but some number that may be near 0.
+
+    Args:
+        module: The network.
+        drawn: Its parameters that are weights; spectral norm of the others, frozen ones, is right.
+
+    Raises:
+        ValueError: If there is such a weight.
+    """
+    ids = {id(param) for param in drawn}
+    for path, part in module.named_modules():
+        for name, originals in _spectral_norms(part):
+            if any(id(param) in ids for param in originals):
+                full = f"{path}.{name}" if path else name
+                raise ArgumentError(
+                    f"module: {full!r} has PyTorch's spectral norm, whose power iteration belongs to one weight, so "
+                    "that weights which are drawn or passed would be divided by another number than their norm; use "
+                    "weight norm or an orthogonal parametrisation (torch.nn.utils.parametrizations), or one of "
+                    "your own that computes the norm, such as W / torch.linalg.matrix_norm(W, 2). Frozen weights "
+                    "(requires_grad=False) may have it."
+                )
+
+
+def _spectral_norms(part: nn.Module) -> Iterator[tuple[str, list[nn.Parameter | None]]]:
+    """Name and original parameters of each tensor of a module that has a spectral norm by power iteration."""
+    for hook in part._forward_pre_hooks.values():
+        if isinstance(hook, SpectralNorm):
+            yield hook.name, [part._parameters.get(f"{hook.name}_orig")]
+    if parametrize.is_parametrized(part):
+        parametrised: Any = part.parametrizations
+        for name, steps in parametrised.items():
+            # Of a vector it computes the norm, and keeps nothing.
+            if any(isinstance(step, parametrizations._SpectralNorm) and hasattr(step, "_u") for step in steps):
+                yield name, list(steps.parameters())
 
 
 def computed_tensors(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str]]:

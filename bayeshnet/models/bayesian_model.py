@@ -57,8 +57,8 @@ class BayesianModel(nn.Module):
     Raises:
         TypeError: If an argument is of another type, the likelihood's prior has more bits than the network, or the
             network has complex parameters or is one whose weights cannot be exchanged (scripted, quantised, ...).
-        ValueError: If the network has no parameters or all are frozen, or the prior does not cover them or names one
-            that is not there or frozen.
+        ValueError: If the network has no parameters or all are frozen, or PyTorch's spectral norm of one that is not,
+            or the prior does not cover them or names one that is not there or frozen.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))

@@ -336,8 +336,8 @@ def _refuse_labels(y: Tensor, num: int) -> None:
 
 
 def _check_positive_support(prior: torch.distributions.Distribution, argument: str) -> None:
-    support = prior.support
-    while isinstance(support, constraints.independent):
+    support: Any = prior.support
+    while isinstance(support, constraints.independent) or type(support).__name__ == "MixtureSameFamilyConstraint":
         support = support.base_constraint
     lower = getattr(support, "lower_bound", None)
     positive = support is constraints.positive or (lower is not None and float(lower) >= 0)

@@ -95,15 +95,20 @@ def usable_prior(fn: Any, name: str, shape: tuple[int, ...], like: Tensor) -> To
 
 
 def check_prior(fn: TorchDistributionMixin, what: str, like: Tensor) -> None:
-    """Refuse a discrete distribution, and one of another dtype than the network's.
+    """Refuse a distribution without a density of real numbers, and one of another dtype than the network's.
 
     Raises:
-        ValueError: If it is discrete.
+        ValueError: If it is discrete, or has a point mass (``Delta``) in it.
         TypeError: If its numbers have another dtype.
     """
     support: Any = fn.support
     if getattr(support, "is_discrete", False):
         raise ArgumentError(f"{what} is discrete ({type(_base(fn)).__name__}); weights are continuous.")
+    if _has_delta(fn):
+        raise ArgumentError(
+            f"{what} is {'' if isinstance(_base(fn), dist.Delta) else 'made of '}a Delta, a point that has no density; "
+            "freeze a parameter that is known, param.requires_grad_(False), or pass a narrow Normal."
+        )
     others = {t.dtype for t in _tensors(fn) if t.is_floating_point() and t.dtype != like.dtype}
     if others and _dtype_of_mean(fn) != like.dtype:
         raise ArgumentTypeError(
@@ -115,7 +120,8 @@ def check_prior(fn: TorchDistributionMixin, what: str, like: Tensor) -> None:
 def _of_a_network(prior: Any, what: str) -> ArgumentTypeError:
     return ArgumentTypeError(
         f"prior: is a {type(prior).__name__}, {what}; {_WHAT_IT_IS}. What a hypernetwork makes can be the prior of a "
-        "Pyro model of your own: w = pyro.sample('weights', ImplicitWeights(hnet)), evaluated by batched_forward."
+        "Pyro model of your own, with w = pyro.sample('weights', ImplicitWeights(hnet)); for an example see "
+        "docs/estimators.md, section 'Full support'."
     )
 
 
@@ -195,6 +201,14 @@ def _moved(value: Any, like: Tensor) -> Any:
     made = copy.copy(value)
     vars(made).update({key: _moved(part, like) for key, part in vars(value).items()})
     return made
+
+
+def _has_delta(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_has_delta(part) for part in value)
+    if not isinstance(value, torch.distributions.Distribution):
+        return False
+    return isinstance(value, dist.Delta) or any(_has_delta(part) for part in vars(value).values())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Where users of the reference look for what has to do with distributions over weights."""
+"""Where users of hypnettorch look for what has to do with distributions over weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Gaussian initialisation under the path that the reference's documentation gives it; see :mod:`bayeshnet.init`.
+"""The Gaussian initialisation under the path that hypnettorch's documentation gives it; see :mod:`bayeshnet.init`.
 
 Example:
     >>> from bayeshnet.hnets import HMLP

@@ -73,7 +73,9 @@ def test_wrapping_uses_the_interface_only(foreign):
     expected = foreign(z[:, :3].expand(2, -1), cond_id=[0, 1], ret_format="flattened") + 0.5 * z
     torch.testing.assert_close(out, expected)
     assert hnet.param_shapes_meta == foreign.param_shapes_meta
-    with pytest.raises(ArgumentError, match="hnet_uncond_in_size: Foreign does not tell the size .* pass it"):
+    with pytest.raises(
+        ArgumentError, match="hnet_uncond_in_size: Foreign does not tell the size .* attribute, or pass the"
+    ):
         HPerturbWrapper(foreign)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 import bayeshnet
 from bayeshnet import likelihoods
 from bayeshnet.distributions import ImplicitWeights
+from bayeshnet.errors import ArgumentError
 from bayeshnet.hnets import HContainer, HPerturbWrapper
 from tests.mnets.third_party import networks
 
@@ -52,6 +53,28 @@ def test_generators(build):
     guide = bayeshnet.AutoHypernet(model, example=data, hnet=build)
     bayeshnet.fit(model, guide, data, steps=5, progress=False)
     assert bayeshnet.predict(model, guide, X, num_samples=20).mean.isfinite().all()
+
+
+def test_a_generator_that_does_not_tell_its_input_size():
+    """The message asked to pass ``hnet_uncond_in_size``, which a guide does not take; the fix named has to work."""
+
+    def silent(shapes):
+        hnet = NETS["OwnHnet"](shapes, num_conds=0, n_uncond=4, n_cond=0)
+        del hnet.uncond_in_size
+        return hnet
+
+    model = bayeshnet.BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=0.3))
+    data = (X, X.sum(1, keepdim=True))
+    fix = r"attribute, or pass the size to the wrapper: HPerturbWrapper\(OwnHnet\(...\), hnet_uncond_in_size=4\)"
+    with pytest.raises(ArgumentError, match=fix):
+        bayeshnet.AutoHypernet(model, example=data, hnet=silent)
+    for hnet in (
+        lambda shapes: HPerturbWrapper(silent(shapes), hnet_uncond_in_size=4),
+        lambda shapes: NETS["OwnHnet"](shapes, num_conds=0, n_uncond=4, n_cond=0),
+    ):
+        guide = bayeshnet.AutoHypernet(model, example=data, hnet=hnet)
+        assert guide.hnet.hnet_uncond_in_size == 4
+        assert bayeshnet.predict(model, guide, X, num_samples=3).mean.isfinite().all()
 
 
 def test_a_container_of_plain_tensors_is_a_gaussian():

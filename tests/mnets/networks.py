@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from bayeshnet.mnets import MainNetInterface, ParamRecord
 
@@ -146,9 +146,18 @@ def _transformer():
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
+class UnitNorm(nn.Module):
+    """Spectral norm of any weight, where PyTorch's parametrisation belongs to one."""
+
+    def forward(self, weight):
+        return weight / torch.linalg.matrix_norm(weight, 2)
+
+
 def _parametrised():
+    first = nn.Linear(3, 4)
+    parametrize.register_parametrization(first, "weight", UnitNorm())
     return nn.Sequential(
-        parametrizations.spectral_norm(nn.Linear(3, 4)),
+        first,
         nn.Tanh(),
         parametrizations.weight_norm(nn.Linear(4, 2)),
         parametrizations.orthogonal(nn.Linear(2, 2)),

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from pathlib import Path
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import MCMC, NUTS
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, Predictive
 from torch import nn
 
-from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, predict, priors, start_from
+from bayeshnet import (
+    AutoHypernet,
+    AutoHypernetDelta,
+    AutoHypernetNormal,
+    BayesianModel,
+    fit,
+    likelihoods,
+    predict,
+    priors,
+    start_from,
+)
 from bayeshnet.distributions import ImplicitWeights
+from bayeshnet.entropy import ImportanceSampled
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
+from bayeshnet.infer.latents import latent_sites
+from bayeshnet.mnets import batched_forward
 from bayeshnet.models.weight_normal import WeightNormal
 
 
@@ -82,6 +99,38 @@ def test_with_a_laplace_prior_everything_works():
     assert predict(model, chain.get_samples(), x).draws.shape == (3, 20)
 
 
+def scale_mixture():
+    return dist.MixtureSameFamily(
+        dist.Categorical(torch.tensor([0.3, 0.7])), dist.Normal(torch.zeros(2), torch.tensor([0.1, 1.0]))
+    )
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("make", [AutoHypernet, AutoHypernetNormal, AutoHypernetDelta])
+def test_a_scale_mixture_is_a_prior_over_the_reals(make, flat):
+    """Guides ended in ``NotImplementedError: Cannot transform MixtureSameFamilyConstraint constraints``."""
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 3), torch.randn(20)
+    model = build(scale_mixture(), flat=flat)
+    for name, prior in model.weight_priors().items():
+        w = torch.randn(prior.event_shape)
+        expected = torch.stack([p * dist.Normal(0.0, s).log_prob(w).exp() for p, s in [(0.3, 0.1), (0.7, 1.0)]]).sum(0)
+        torch.testing.assert_close(prior.log_prob(w), expected.log().sum(), rtol=1e-4, atol=1e-4)
+        assert name in model.latent_shapes
+    guide = make(model, example=(x, y))
+    fit(model, guide, (x, y), steps=3, progress=False)
+    trace = poutine.trace(model).get_trace(x, y)
+    assert all(site.transform is None for site in latent_sites(trace))  # the identity, as for a Normal
+    assert predict(model, guide, x, 3).mean.shape == (20,)
+
+
+def test_a_mixture_of_positive_components_is_positive():
+    fn = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Gamma(torch.ones(2), torch.tensor([1.0, 5.0])))
+    x, y = torch.randn(20, 3), torch.randn(20)
+    draws = AutoHypernet(build(fn), example=(x, y))(x, y)
+    assert all(bool((draws[name] > 0).all()) for name in ("0.weight", "2.bias"))
+
+
 def test_a_positive_prior_is_allowed():
     assert all(bool((fn.sample() > 0).all()) for fn in build(dist.Gamma(2.0, 2.0)).weight_priors().values())
 
@@ -134,6 +183,16 @@ def test_what_is_no_prior_is_told_what_one_is(make, match, flat):
             "neither those of one number nor those of para",
         ),
         (lambda: dist.Bernoulli(0.5), "is discrete"),
+        (lambda: dist.Delta(torch.tensor(0.0)), "'0.weight' is a Delta, a point that has no density; freeze"),
+        (
+            lambda: lambda n, r, *, like: dist.Delta(like.new_zeros(r.shape), event_dim=len(r.shape)),
+            "'0.weight' is a Delta",
+        ),
+        (lambda: dist.Delta(torch.tensor(0.0)).mask(True), "is made of a Delta"),
+        (
+            lambda: dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Delta(torch.zeros(2))),
+            "is made of a Delta",
+        ),
         (lambda: lambda n, r, *, like: dist.Poisson(torch.ones(r.shape)).to_event(len(r.shape)), "is discrete"),
         (lambda: lambda n, r, *, like: dist.Normal(0.0, 1.0), r"batch shape \(\) and event shape \(\); expected"),
         (lambda: dist.Laplace(0.0, torch.tensor(1e300, dtype=torch.float64)), "which is inf in torch.float32"),
@@ -144,6 +203,28 @@ def test_what_is_no_prior_is_told_what_one_is(make, match, flat):
 def test_distributions_that_cannot_be_a_prior(make, match):
     with pytest.raises(ArgumentError, match=f"^prior: .*({match})"):
         build(make())
+
+
+@pytest.mark.filterwarnings("ignore::bayeshnet.errors.SearchWarning")
+def test_a_hypernetwork_as_a_prior_as_the_documentation_has_it():
+    """The message gave ``batched_forward(net, w, x)``, which takes no ``[D]``; the page's block is run here."""
+    page = (Path(__file__).parents[2] / "docs" / "estimators.md").read_text(encoding="utf-8")
+    (code,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "pyro.sample" in b]
+    torch.manual_seed(0)
+    x = torch.linspace(-1.0, 1.0, 20).unsqueeze(1)
+    y = torch.sin(3.0 * x).squeeze(1)
+    space = {"nn": nn, "pyro": pyro, "dist": dist, "x": x, "y": y, "batched_forward": batched_forward}
+    space |= {"HMLP": HMLP, "HPerturbWrapper": HPerturbWrapper, "AutoHypernet": AutoHypernet}
+    space |= {"ImplicitWeights": ImplicitWeights, "ImportanceSampled": ImportanceSampled}
+    exec(code, space)
+    model, guide = space["model"], space["guide"]
+    assert model(x).shape == (20,)
+    fit(model, guide, (x, y), steps=3, num_particles=4, progress=False)  # it would warn if it were not vectorised
+    for parallel in (False, True):
+        assert Predictive(model, guide=guide, num_samples=5, parallel=parallel)(x)["obs"].shape == (5, 20)
+    w = torch.randn(13)
+    trace = poutine.trace(poutine.condition(model, {"weights": w})).get_trace(x, y)
+    torch.testing.assert_close(trace.nodes["obs"]["fn"].loc, batched_forward(space["net"], w[None], x)[0, :, 0])
 
 
 def test_an_error_inside_of_a_prior_function_is_its_own():
@@ -179,3 +260,15 @@ def test_numbers_out_of_the_range_of_float32_are_in_that_of_float64():
         nn.Linear(3, 1).double(), prior=priors.Normal(scale=1e-60, loc=1e60), likelihood=likelihoods.Normal(scale=1.0)
     )
     assert float(model.weight_priors()["weight"].mean.max()) == 1e60
+
+
+def test_a_mixture_of_gammas_is_a_prior_for_the_noise():
+    """It was refused as "not restricted to positive numbers"."""
+    gammas = dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(2)), dist.Gamma(torch.ones(2), torch.tensor([1.0, 5.0]))
+    )
+    model = BayesianModel(net(), likelihood=likelihoods.Normal(precision=gammas))
+    x, y = torch.randn(20, 3), torch.randn(20)
+    assert AutoHypernet(model, example=(x, y))(x, y)["likelihood.precision"].item() > 0
+    with pytest.raises(ArgumentError, match="not restricted to positive"):
+        likelihoods.Normal(precision=scale_mixture())
