@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, UsageError
 
 __all__ = ["load", "save"]
@@ -105,9 +106,7 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
                 f"{name}: the checkpoint has no module of this name; it has {list(description['modules'])}."
             )
         if saved_class != type(module).__name__:
-            raise CheckpointError(
-                f"{name}: is a {type(module).__name__}, but a {saved_class} was saved under this name."
-            )
+            raise CheckpointError(f"{name}: is {kind_of(module)}, but a {saved_class} was saved under this name.")
         prefix = f"{name}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         _check_state(name, _tensors(module, name), state)
@@ -121,7 +120,7 @@ def _check_modules(modules: dict[str, nn.Module], purpose: str) -> None:
         raise ArgumentError("modules: none was given; pass them by name, such as guide=guide, model=model.")
     for name, module in modules.items():
         if not isinstance(module, nn.Module):
-            raise ArgumentTypeError(f"{name}: is a {type(module).__name__}; pass an nn.Module.")
+            raise ArgumentTypeError(f"{name}: is {kind_of(module)}; pass an nn.Module.")
         if "." in name:
             raise ArgumentError(f"{name}: has a dot in its name, as the names of submodules have; leave it out.")
         for part in module.modules():
@@ -132,7 +131,7 @@ def _check_modules(modules: dict[str, nn.Module], purpose: str) -> None:
                 )
         if hasattr(module, "_pyro_name") and not module.state_dict():
             raise UsageError(
-                f"{name}: is a {type(module).__name__} without parameters or buffers of its own. If it makes them at "
+                f"{name}: is {kind_of(module)} without parameters or buffers of its own. If it makes them at "
                 f"its first call, call it once, then {purpose}; those of pyro.param are in Pyro's parameter store."
             )
 
@@ -153,7 +152,7 @@ def _tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise ArgumentTypeError(
-                f"{name}: its state has a {type(value).__name__} under {key!r}, which cannot be saved without pickle; "
+                f"{name}: its state has {kind_of(value)} under {key!r}, which cannot be saved without pickle; "
                 "keep it in a buffer."
             )
         if is_lazy(value):
@@ -165,7 +164,7 @@ def _tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 def _stem(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise ArgumentTypeError(f"path: is a {type(path).__name__}; pass a file name, such as 'run'.")
+        raise ArgumentTypeError(f"path: is {kind_of(path)}; pass a file name, such as 'run'.")
     text, path = os.fspath(path), Path(path)
     folder = text.endswith(tuple(sep for sep in (os.sep, os.altsep) if sep))
     if folder or "\0" in text or path.name in ("", ".", "..", ".safetensors", ".json"):

@@ -16,12 +16,12 @@ from pyro.infer.elbo import ELBO
 from tqdm.auto import tqdm
 
 from bayeshnet.entropy.protocol import Diagnosis
-from bayeshnet.errors import ArgumentError, ConvergenceWarning, UsageError
-from bayeshnet.infer.arguments import require_targets
+from bayeshnet.errors import ArgumentError, BayeshnetError, ConvergenceWarning, UsageError
+from bayeshnet.infer.arguments import call_error, require_targets
 from bayeshnet.infer.auto_hypernet import AutoHypernet
 from bayeshnet.infer.batches import Batches, first_rows
 from bayeshnet.infer.candidates import CALIBRATION_ROWS
-from bayeshnet.infer.first_step import check_options, check_pair, checked_elbo
+from bayeshnet.infer.first_step import check_loss, check_options, check_pair, checked_elbo, checked_schedule
 from bayeshnet.infer.history import FlatElbo, History
 from bayeshnet.infer.one_thread import one_thread
 from bayeshnet.infer.trainer import Trainer
@@ -123,6 +123,7 @@ def fit(
         >>> len(history), history.stopped
         (20, 'steps')
     """
+    check_pair(model, guide)
     clip_norm = getattr(guide, "clip_norm", None) if clip_norm is None else clip_norm
     check_options(
         steps=steps,
@@ -134,7 +135,8 @@ def fit(
         lr_schedule=lr_schedule,
         stop=stop,
     )
-    check_pair(model, guide)
+    if loss is not None:
+        check_loss(loss)
     if loss is not None and num_particles != 16:
         raise ArgumentError(
             "loss, num_particles: both were given; set num_particles in the ELBO that is passed as loss."
@@ -144,7 +146,8 @@ def fit(
     elbo: Any = loss or Trace_ELBO(
         num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=nesting
     )
-    schedule = lr_schedule or ((lambda _: 1.0) if stop is not None else flat_then_cosine(steps))
+    default = (lambda _: 1.0) if stop is not None else flat_then_cosine(steps)
+    schedule = default if lr_schedule is None else checked_schedule(lr_schedule)
     if torch.is_inference_mode_enabled():
         raise UsageError("fit: is called in torch.inference_mode, which takes no gradients; leave it for the fit.")
     batches = Batches(data, model)
@@ -207,7 +210,14 @@ def _train(
             require_targets(model, args, kwargs, "data")
             if step == 0 and check_elbo and not isinstance(model, BayesianModel):
                 trainer.elbo = checked_elbo(trainer.elbo, model, trainer.guide, args, kwargs)
-            value, rate = trainer.step(step, args, kwargs)
+            try:
+                value, rate = trainer.step(step, args, kwargs)
+            except BayeshnetError:
+                raise
+            except TypeError as error:
+                if (wrong := call_error(model, args, kwargs, "data", error)) is None:
+                    raise
+                raise wrong from error
             if step == 0:
                 # Pyro's checks are worth their time once; they are what a wrong model or guide fails on.
                 stack.enter_context(pyro.validation_enabled(False))
