@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bayeshnet.checks import kind_of
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, UsageError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, UsageError
+from bayeshnet.models.bayesian_model import BayesianModel
 
 __all__ = ["load", "save"]
 
@@ -30,7 +32,8 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
 
     Args:
         path: Where to; an ending ``.safetensors`` or ``.json`` is dropped.
-        modules: Any modules by a name of your choice: ``save("run", guide=guide, model=model)``.
+        modules: Any modules by a name of your choice: ``save("run", guide=guide, model=model)``. A guide is saved with
+            its model where that has learned anything, prior scales or the noise; a warning says so if it is not.
 
     Returns:
         The path of the safetensors file.
@@ -52,6 +55,7 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
     """
     target = _stem(path)
     _check_modules(modules, "save it")
+    _warn_of_models_left_out(modules, stacklevel=3)
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         for key, value in _tensors(module, name).items():
@@ -82,7 +86,8 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
 
     Args:
         path: As given to :func:`save`.
-        modules: The modules to fill, under the names they were saved with; some may be left out.
+        modules: The modules to fill, under the names they were saved with; some may be left out. A guide alone
+            predicts what it did only with its model as it was: load that as well if it has learned anything.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -121,6 +126,9 @@ def _check_modules(modules: dict[str, nn.Module], purpose: str) -> None:
     for name, module in modules.items():
         if not isinstance(module, nn.Module):
             raise ArgumentTypeError(f"{name}: is {kind_of(module)}; pass an nn.Module.")
+        for reserved, kind, what in (("model", AutoGuide, "a guide"), ("guide", BayesianModel, "a model")):
+            if name == reserved and isinstance(module, kind):
+                raise ArgumentTypeError(f"{name}: is {what} ({type(module).__name__}); pass model=model, guide=guide.")
         if "." in name:
             raise ArgumentError(f"{name}: has a dot in its name, as the names of submodules have; leave it out.")
         for part in module.modules():
@@ -134,6 +142,30 @@ def _check_modules(modules: dict[str, nn.Module], purpose: str) -> None:
                 f"{name}: is {kind_of(module)} without parameters or buffers of its own. If it makes them at "
                 f"its first call, call it once, then {purpose}; those of pyro.param are in Pyro's parameter store."
             )
+
+
+def _warn_of_models_left_out(modules: dict[str, nn.Module], *, stacklevel: int) -> None:
+    """Warn of a guide whose model has learned something and is not saved with it."""
+    saved = {id(part) for module in modules.values() for part in module.modules()}
+    for name, module in modules.items():
+        for model in _models_of(module):
+            learned = [key for key, param in model.named_parameters() if param.requires_grad]
+            if learned and id(model) not in saved:
+                warnings.warn(
+                    f"{name}: is saved without its model, whose learned parameters {learned[:4]} it needs to predict "
+                    f"the same; save both, save(path, {name}={name}, model=model).",
+                    CheckpointWarning,
+                    stacklevel=stacklevel,
+                )
+
+
+def _models_of(guide: nn.Module) -> list[BayesianModel]:
+    """The Bayesian network that a guide was made for, if it still knows it."""
+    if not isinstance(guide, AutoGuide):
+        return []
+    # Pyro's guides keep their model bound to a function that chooses where it starts.
+    known = (getattr(guide, "original_model", None), guide.model, *getattr(guide.model, "args", ()))
+    return list({id(model): model for model in known if isinstance(model, BayesianModel)}.values())
 
 
 def _check_savable(name: str, key: str, value: Tensor) -> None:

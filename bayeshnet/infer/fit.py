@@ -88,6 +88,7 @@ def fit(
         lr: Learning rate of Adam. A guide with ``param_groups(lr)`` divides it among its parameters; the
             ``decay`` of a group is the strength of decoupled weight decay, as in AdamW, with any optimiser.
         lr_schedule: Factor of the learning rate by step; by default 1 for 40 % of the steps, then a cosine to 0.02.
+            A function ``lambda step: 0.999**step``; no scheduler of torch.
         num_particles: Posterior samples per step, drawn and evaluated in one vectorised call. A model that is no
             :class:`~bayeshnet.BayesianModel` is tried first: if it fails so, or gives other densities than draw by
             draw, a warning says so and draws are made in turn.
