@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from collections.abc import Sized
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 
-__all__ = ["require_count", "require_flag", "require_positive", "require_trainable"]
+__all__ = ["kind_of", "require_count", "require_flag", "require_positive", "require_trainable", "shown"]
+
+_LONGEST = 80  # characters of a value in a message
+
+
+def kind_of(value: Any) -> str:
+    """The name of a value's class with its article, for messages.
+
+    Example:
+        >>> kind_of(3), kind_of("three")
+        ('an int', 'a str')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+
+
+def shown(value: Any) -> str:
+    """A value and its class, for messages: of tensors, arrays and whatever is long only what they are.
+
+    Example:
+        >>> shown(3.0), shown(torch.zeros(30, 1)), shown([torch.zeros(99)])
+        ('3.0, a float', 'a Tensor of shape (30, 1)', 'a list of length 1')
+    """
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and not isinstance(value, type):
+        return f"{kind_of(value)} of shape {tuple(cast('tuple[Any, ...]', shape))}"
+    text = repr(value)
+    if len(text) <= _LONGEST and "\n" not in text and "tensor(" not in text:
+        return f"{text}, {kind_of(value)}"
+    return f"{kind_of(value)} of length {len(value)}" if isinstance(value, Sized) else kind_of(value)
 
 
 def require_count(argument: str, value: Any, *, least: int = 1, advice: str = "") -> None:
@@ -34,9 +64,7 @@ def require_count(argument: str, value: Any, *, least: int = 1, advice: str = ""
         bayeshnet.errors.ArgumentTypeError: steps: is 3.0, a float; pass a whole number, 1 or more.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ArgumentTypeError(
-            f"{argument}: is {value!r}, a {type(value).__name__}; pass a whole number, {least} or more{advice}."
-        )
+        raise ArgumentTypeError(f"{argument}: is {shown(value)}; pass a whole number, {least} or more{advice}.")
     if value < least:
         raise ArgumentError(f"{argument}: is {value}; pass a whole number, {least} or more{advice}.")
 
@@ -50,7 +78,7 @@ def require_positive(argument: str, value: Any) -> None:
     """
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ArgumentTypeError(f"{argument}: is {value!r}, a {type(value).__name__}; pass a positive number.")
+        raise ArgumentTypeError(f"{argument}: is {shown(value)}; pass a positive number.")
     if not 0.0 < float(value) < math.inf:
         raise ArgumentError(f"{argument}: is {value}; pass a positive number.")
 
@@ -62,7 +90,7 @@ def require_flag(argument: str, value: Any) -> None:
         TypeError: If it is something else.
     """
     if not isinstance(value, bool):
-        raise ArgumentTypeError(f"{argument}: is {value!r}, a {type(value).__name__}; pass True or False.")
+        raise ArgumentTypeError(f"{argument}: is {shown(value)}; pass True or False.")
 
 
 def require_trainable(what: str) -> None:

@@ -19,7 +19,8 @@ Every error is also the built-in error that fits it, so ``except ValueError`` ke
     ├── SpreadWarning                          an estimated gradient of log q makes a posterior too narrow or too wide
     ├── DiscriminatorWarning                   a learned density ratio is saturated, not calibrated or not trained
     ├── ConvergenceWarning                     a fit ended before its stopping rule was met
-    └── VectorisationWarning                   a model cannot be evaluated for many draws at once
+    ├── VectorisationWarning                   a model cannot be evaluated for many draws at once
+    └── CheckpointWarning                      a file lacks what its objects need to predict the same
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
     "BayeshnetError",
     "BayeshnetWarning",
     "CheckpointError",
+    "CheckpointWarning",
     "ConvergenceWarning",
     "DatasetSizeWarning",
     "DensityError",
@@ -111,3 +113,7 @@ class ConvergenceWarning(BayeshnetWarning):
 
 class VectorisationWarning(BayeshnetWarning):
     """A model or guide is wrong for many draws in one call, so that they are made in turn."""
+
+
+class CheckpointWarning(BayeshnetWarning):
+    """What is saved leaves out learned parameters of a model, without which its guide predicts something else."""

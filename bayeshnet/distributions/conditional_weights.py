@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from bayeshnet.distributions.flat_distribution import FlatDistribution, last_made_of, standard_normal
+from bayeshnet.distributions.flat_distribution import FlatDistribution, last_made_of, standard_normal, state_of
 from bayeshnet.distributions.inducing import ConditionalDraw, InducingLayers
 
 __all__ = ["ConditionalWeights", "FlatLayout"]
@@ -147,6 +147,10 @@ class ConditionalWeights(FlatDistribution):
             made = _Made(lambda: log_probs)
 
         return self._remember(rows.reshape(shape + self.event_shape), made)
+
+    def state(self) -> Any:
+        """See :meth:`FlatDistribution.state`."""
+        return self.inducing.state(), state_of(self.body, self.loc, self.scale, self.power)
 
     def _chosen(self, num: int) -> tuple[Tensor, Tensor]:
         """Draws ``[num, D]``, each chosen from its candidates, and their log q ``[num]``."""

@@ -12,7 +12,7 @@ from torch import Size, Tensor
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["FlatDistribution", "Origin", "last_made_of", "standard_normal"]
+__all__ = ["FlatDistribution", "Origin", "last_made_of", "standard_normal", "state_of"]
 
 Self = TypeVar("Self", bound="FlatDistribution")
 
@@ -28,6 +28,17 @@ _SAME_NUMBERS = {
     "UnsqueezeBackward0",
     "ViewBackward0",
 }
+
+
+def state_of(*parts: Any) -> tuple[Any, ...]:
+    """The states of distributions, and the versions of tensors; what is neither is taken for a constant."""
+    return tuple(
+        [
+            version_of(part) if isinstance(part, Tensor) else part.state()
+            for part in parts
+            if isinstance(part, Tensor | FlatDistribution)
+        ]
+    )
 
 
 def last_made_of(distribution: TorchDistribution) -> Any:
@@ -58,10 +69,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class _Last:
-    """The last draw: its version by then, whether nothing in it is learned, and what it was made of."""
+    """The last draw: its version by then and that of the parameters, whether nothing in it is learned, its origin."""
 
     value: Tensor
     version: int
+    state: Any
     constant: bool
     made_of: Any
 
@@ -101,8 +113,16 @@ class FlatDistribution(TorchDistribution):
 
     def _remember(self, value: Tensor, made_of: Any) -> Tensor:
         """Keep a draw and what it was made of until the next one; returns the draw."""
-        self._last = _Last(value, _version(value), torch.is_grad_enabled() and not value.requires_grad, made_of)
+        constant = torch.is_grad_enabled() and not value.requires_grad
+        self._last = _Last(value, version_of(value), self.state(), constant, made_of)
         return value
+
+    def state(self) -> Any:
+        """Changes whenever the distribution does: versions of all tensors that it depends on.
+
+        A draw is not remembered beyond a change of the parameters; what made it would no longer make it.
+        """
+        return None
 
     def _recall(self, value: Tensor) -> Origin | None:
         """Where the value comes from if it is the last draw, else None.
@@ -120,12 +140,16 @@ class FlatDistribution(TorchDistribution):
                 "number of weights and other latents."
             )
         last = self._last
-        if last is None or _version(last.value) != last.version:  # changed in place: it is no longer what was drawn
+        if last is None or version_of(last.value) != last.version:  # changed in place: it is no longer what was drawn
             return None
         if value is not last.value and not _same_rows(value, last.value):
             return None
+        live = _hangs_on(value, last.value)
+        # Of a live draw autograd itself notices that parameters have changed.
+        if not live and self.state() != last.state:
+            return None
         constant = last.constant and not value.requires_grad
-        return Origin(last.made_of, constant or not torch.is_grad_enabled() or _hangs_on(value, last.value))
+        return Origin(last.made_of, live or constant or not torch.is_grad_enabled())
 
     @property
     def last_made_of(self) -> Any:
@@ -171,7 +195,7 @@ def _same_rows(value: Tensor, last: Tensor) -> bool:
     return bool(torch.equal(value.reshape(last.shape), last))
 
 
-def _version(value: Tensor) -> int:
+def version_of(value: Tensor) -> int:
     """Counts the changes of a tensor in place; tensors of inference mode, which cannot be differentiated, have none."""
     return 0 if value.is_inference() else value._version
 

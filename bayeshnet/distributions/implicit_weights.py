@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions.kl import register_kl
 
 from bayeshnet.checks import require_count
-from bayeshnet.distributions.flat_distribution import FlatDistribution
+from bayeshnet.distributions.flat_distribution import FlatDistribution, state_of
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
@@ -107,6 +107,10 @@ class ImplicitWeights(FlatDistribution):
         shape = Size(sample_shape) + self.batch_shape
         draw = self.estimator.draw(self.sampler, math.prod(shape))
         return self._remember(self._placed(draw.weights).reshape(shape + self.event_shape), draw)
+
+    def state(self) -> Any:
+        """See :meth:`FlatDistribution.state`."""
+        return self.sampler.state(), state_of(self.loc, self.scale)
 
     def _placed(self, weights: Tensor) -> Tensor:
         if self.scale is None:

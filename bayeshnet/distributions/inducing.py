@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bayeshnet.distributions.conditional_gradient import PseudoObservations
 from bayeshnet.distributions.conditional_layer import LayerConditional
 from bayeshnet.distributions.flat_distribution import standard_normal
+from bayeshnet.layers.module_versions import module_state, places_of
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import Chain, LinearStep, batched_linear
 
@@ -206,6 +207,11 @@ class InducingLayers(nn.Module):
         for i, layer in enumerate(layers):
             self.register_buffer(f"loc_{i}", self.observed_part(i, layer.loc.to(torch.float64).t()).t())
             self.register_buffer(f"scale_{i}", layer.scale.to(torch.float64))
+        self._places = places_of(self)
+
+    def state(self) -> tuple[Any, ...]:
+        """Changes whenever the parameters do."""
+        return module_state(self._places)
 
     @property
     def num_inducing(self) -> int:

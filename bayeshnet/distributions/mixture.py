@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from bayeshnet.distributions.flat_distribution import FlatDistribution, last_made_of
+from bayeshnet.distributions.flat_distribution import FlatDistribution, last_made_of, state_of
 from bayeshnet.distributions.implicit_weights import ImplicitWeights
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
@@ -87,6 +87,10 @@ class MixtureWeights(FlatDistribution):
         order = torch.randperm(num, device=parts[0].device)
         made = _Made(parts, order, [last_made_of(component) for component in self.components])
         return self._remember(torch.cat(parts)[order].reshape(shape + self.event_shape), made)
+
+    def state(self) -> Any:
+        """See :meth:`FlatDistribution.state`."""
+        return state_of(*self.components)
 
     def _counts(self, num: int) -> list[int]:
         """How many of ``num`` draws come from each component."""

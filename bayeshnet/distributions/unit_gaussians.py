@@ -16,7 +16,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from bayeshnet.distributions.flat_distribution import FlatDistribution, last_made_of, standard_normal
+from bayeshnet.distributions.flat_distribution import FlatDistribution, last_made_of, standard_normal, state_of
 from bayeshnet.errors import ArgumentError
 
 __all__ = ["UnitGaussians", "UnitLayout"]
@@ -151,6 +151,10 @@ class UnitGaussians(FlatDistribution):
         placed = ordered.index_select(1, self.layout.order)
         made_of = None if self.noise is None else last_made_of(self.noise)
         return self._remember(placed.reshape(shape + self.event_shape), _Made(ordered, drawn, chosen, made_of))
+
+    def state(self) -> Any:
+        """See :meth:`FlatDistribution.state`."""
+        return state_of(self.loc, self.log_scale, *self.factors, self.noise)
 
     def _draw_noise(self, num: int) -> Tensor:
         if self.noise is not None:

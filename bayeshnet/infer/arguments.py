@@ -15,6 +15,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from bayeshnet.checks import kind_of, shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
 from bayeshnet.models.bayesian_model import BayesianModel
 
@@ -23,7 +24,9 @@ __all__ = [
     "call_error",
     "inputs_and_targets",
     "nan_data_error",
+    "non_finite_places",
     "refuse_nan_data",
+    "refuse_second_data",
     "require_model_and_guide",
     "require_targets",
 ]
@@ -41,14 +44,14 @@ def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str,
         for key in data:
             if not isinstance(key, str):
                 raise ArgumentTypeError(
-                    f"{argument}: has the key {key!r}, a {type(key).__name__}; pass a dict by the names of the model's "
+                    f"{argument}: has the key {key!r}, {kind_of(key)}; pass a dict by the names of the model's "
                     "arguments, or a tuple."
                 )
         return (), dict(data)
     if isinstance(data, tuple | list):
         return tuple(data), {}
     raise ArgumentTypeError(
-        f"{argument}: is a {type(data).__name__}; pass the model's arguments as a tuple (x, y), a dict of keyword "
+        f"{argument}: is {kind_of(data)}; pass the model's arguments as a tuple (x, y), a dict of keyword "
         "arguments, or a tensor. For a DataLoader pass one batch: next(iter(loader))."
     )
 
@@ -70,10 +73,11 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
     surplus = [key for key in kwargs if key not in ("x", "y")]
     if len(args) + len(kwargs) > 2 or surplus:
         given = f"the keys {list(kwargs)}" if kwargs else f"{len(args)} parts"
-        fix = "{'x': ..., 'y': ...} of each batch" if kwargs else "a tuple (x, y), such as batch[:2]"
+        fix = "{'x': ..., 'y': ...}" if kwargs else "a tuple (x, y), such as batch[:2]"
         raise ArgumentError(
-            f"{argument}: has {given}; the model takes x and y alone. Pass {fix}, through collate_fn or a generator "
-            "function where a loader makes it; several inputs of the network are one tuple x."
+            f"{argument}: has {given}; the model takes x and y alone. Pass {fix}; where a loader makes the batches, "
+            "give it a data set of such pairs, or a collate_fn that returns one; several inputs of the network are one "
+            "tuple x."
         )
     if inputs_and_targets(args, kwargs)[1] is None:
         raise ArgumentError(
@@ -90,13 +94,23 @@ def require_model_and_guide(model: Any, guide: Any) -> None:
     """
     for name, part in (("model", model), ("guide", guide)):
         if not callable(part):
-            raise ArgumentTypeError(f"{name}: is a {type(part).__name__}; pass a Pyro {name}, a callable.")
+            raise ArgumentTypeError(f"{name}: is {kind_of(part)}; pass a Pyro {name}, a callable.")
         if isinstance(part, type):
             raise ArgumentTypeError(f"{name}: is the class {part.__name__}; pass what it makes, {part.__name__}(...).")
     for name, part, other in (("model", model, AutoGuide), ("guide", guide, BayesianModel)):
         if isinstance(part, other):
             kind = "a guide" if other is AutoGuide else "a model"
             raise ArgumentTypeError(f"{name}: is {kind} ({type(part).__name__}); pass the model first, then its guide.")
+
+
+def refuse_second_data(argument: str, value: Any) -> None:
+    """Refuse data in the place of a number: ``fit(model, guide, x, y)``.
+
+    Raises:
+        TypeError: If the value is a tensor or an array of several entries.
+    """
+    if getattr(value, "shape", None) and not isinstance(value, type):
+        raise ArgumentTypeError(f"{argument}: is {shown(value)}; pass data of several parts as one tuple (x, y).")
 
 
 def call_error(
@@ -178,6 +192,11 @@ def _masked_log_prob(site: Mapping[str, Any]) -> Tensor:
     return torch.where(mask, log_prob, torch.zeros_like(log_prob)) if isinstance(mask, Tensor) else log_prob
 
 
+def non_finite_places(args: Sequence[Any], kwargs: Mapping[str, Any], argument: str = "data") -> str:
+    """Where the tensors among the arguments are NaN or infinite, for messages; empty if nowhere."""
+    return ", ".join(_places_of_arguments(args, kwargs, argument))
+
+
 def _places_of_arguments(args: Sequence[Any], kwargs: Mapping[str, Any], argument: str = "example") -> list[str]:
     items = [*enumerate(args), *kwargs.items()]
     return [place for key, value in items for place in _places(f"{argument}[{key!r}]", value)]
@@ -193,7 +212,18 @@ def _places(name: str, value: Any) -> Iterator[str]:
         for kind, bad in (("NaN", torch.isnan(value)), ("inf", torch.isinf(value))):
             count = int(bad.sum())
             if count:
-                yield f"{kind} in {name} ({count} of {value.numel()} entries)"
+                yield f"{kind} in {name} ({count} of {value.numel()} entries){_rows(bad)}"
+
+
+def _rows(bad: Tensor, most: int = 5) -> str:
+    """The first rows in which something is bad."""
+    if bad.dim() == 0:
+        return ""
+    rows: list[int] = (
+        bad.flatten(1).any(1).nonzero().flatten().tolist() if bad.dim() > 1 else bad.nonzero().flatten().tolist()
+    )
+    listed = ", ".join(map(str, rows[:most])) + (", ..." if len(rows) > most else "")
+    return f" in row{'s' * (len(rows) > 1)} {listed}"
 
 
 def _nan_message(what: str, where: Sequence[str], argument: str = "example") -> str:

@@ -157,7 +157,7 @@ class AutoHypernet(FlatGuide):
         # A buffer, so that a guide that was trained, saved and loaded keeps its points in a further fit.
         self.register_buffer("inducing_placed", torch.tensor(enough, device=self.loc.device))
         self.inducing_placed: Tensor
-        self.num_candidates = checked_num_candidates(num_candidates, self._plan, made)
+        self.num_candidates = num_candidates
         # Noise that is inferred decides among candidates as much as their fit does; what fits is known after calibrate.
         certain = self._plan is None or self._plan.log_precision is None
         self.register_buffer("candidate_power", torch.full_like(self.loc[0], float(certain)))
@@ -258,6 +258,15 @@ class AutoHypernet(FlatGuide):
     def estimator(self) -> LogDensity | None:
         """The estimator of the body's log q; None where it is exact."""
         return self.body.estimator if isinstance(self.body, HypernetBody) else None
+
+    @property
+    def num_candidates(self) -> int:
+        """A draw without gradient is chosen from so many; may be set."""
+        return self.__dict__["num_candidates"]
+
+    @num_candidates.setter
+    def num_candidates(self, number: int | None) -> None:
+        self.__dict__["num_candidates"] = checked_num_candidates(number, self._plan, self.body)
 
     @property
     def clip_norm(self) -> float | None:

@@ -21,6 +21,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
 from bayeshnet.infer.arguments import call_arguments, inputs_and_targets
 from bayeshnet.infer.modes import evaluating
@@ -64,7 +65,7 @@ class Batches:
         self._single = isinstance(data, Tensor | Mapping | tuple)
         if not self._single and (not isinstance(data, Iterable) or isinstance(data, str | bytes)):
             raise ArgumentTypeError(
-                f"data: is a {type(data).__name__}; pass the model's arguments as a tuple (x, y), or an iterable of "
+                f"data: is {kind_of(data)}; pass the model's arguments as a tuple (x, y), or an iterable of "
                 "batches such as a DataLoader."
             )
         if isinstance(data, Iterator):

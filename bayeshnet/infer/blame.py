@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from bayeshnet.errors import BayeshnetError
+from bayeshnet.infer.arguments import non_finite_places
 
 __all__ = ["UNKNOWN_CAUSE", "gradient_cause", "non_finite_cause"]
 
@@ -56,9 +57,15 @@ def non_finite_cause(
         return None
     if site is None:
         return None
+    found = f"the first site that is not finite is {site}."
+    if places := non_finite_places(args, kwargs):
+        return (
+            f"{found} The batch holds {places}: remove or impute these values, or mask them in the model; see "
+            "pyro.poutine.mask."
+        )
     return (
-        f"the first site that is not finite is {site}. Look for NaN in the data of this batch and at the parameters "
-        "of the site's distribution; lower lr if it happens only after some steps."
+        f"{found} The data of this batch are finite where they are tensors. Look at the parameters of the site's "
+        "distribution; lower lr if it happens only after some steps."
     )
 
 

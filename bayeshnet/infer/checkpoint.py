@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, UsageError
+from bayeshnet.checks import kind_of
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, UsageError
+from bayeshnet.models.bayesian_model import BayesianModel
 
 __all__ = ["load", "save"]
 
@@ -29,7 +32,8 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
 
     Args:
         path: Where to; an ending ``.safetensors`` or ``.json`` is dropped.
-        modules: Any modules by a name of your choice: ``save("run", guide=guide, model=model)``.
+        modules: Any modules by a name of your choice: ``save("run", guide=guide, model=model)``. A guide is saved with
+            its model where that has learned anything, prior scales or the noise; a warning says so if it is not.
 
     Returns:
         The path of the safetensors file.
@@ -51,6 +55,7 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
     """
     target = _stem(path)
     _check_modules(modules, "save it")
+    _warn_of_models_left_out(modules, stacklevel=3)
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         for key, value in _tensors(module, name).items():
@@ -81,7 +86,8 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
 
     Args:
         path: As given to :func:`save`.
-        modules: The modules to fill, under the names they were saved with; some may be left out.
+        modules: The modules to fill, under the names they were saved with; some may be left out. A guide alone
+            predicts what it did only with its model as it was: load that as well if it has learned anything.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -105,9 +111,7 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
                 f"{name}: the checkpoint has no module of this name; it has {list(description['modules'])}."
             )
         if saved_class != type(module).__name__:
-            raise CheckpointError(
-                f"{name}: is a {type(module).__name__}, but a {saved_class} was saved under this name."
-            )
+            raise CheckpointError(f"{name}: is {kind_of(module)}, but a {saved_class} was saved under this name.")
         prefix = f"{name}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         _check_state(name, _tensors(module, name), state)
@@ -121,7 +125,10 @@ def _check_modules(modules: dict[str, nn.Module], purpose: str) -> None:
         raise ArgumentError("modules: none was given; pass them by name, such as guide=guide, model=model.")
     for name, module in modules.items():
         if not isinstance(module, nn.Module):
-            raise ArgumentTypeError(f"{name}: is a {type(module).__name__}; pass an nn.Module.")
+            raise ArgumentTypeError(f"{name}: is {kind_of(module)}; pass an nn.Module.")
+        for reserved, kind, what in (("model", AutoGuide, "a guide"), ("guide", BayesianModel, "a model")):
+            if name == reserved and isinstance(module, kind):
+                raise ArgumentTypeError(f"{name}: is {what} ({type(module).__name__}); pass model=model, guide=guide.")
         if "." in name:
             raise ArgumentError(f"{name}: has a dot in its name, as the names of submodules have; leave it out.")
         for part in module.modules():
@@ -132,9 +139,33 @@ def _check_modules(modules: dict[str, nn.Module], purpose: str) -> None:
                 )
         if hasattr(module, "_pyro_name") and not module.state_dict():
             raise UsageError(
-                f"{name}: is a {type(module).__name__} without parameters or buffers of its own. If it makes them at "
+                f"{name}: is {kind_of(module)} without parameters or buffers of its own. If it makes them at "
                 f"its first call, call it once, then {purpose}; those of pyro.param are in Pyro's parameter store."
             )
+
+
+def _warn_of_models_left_out(modules: dict[str, nn.Module], *, stacklevel: int) -> None:
+    """Warn of a guide whose model has learned something and is not saved with it."""
+    saved = {id(part) for module in modules.values() for part in module.modules()}
+    for name, module in modules.items():
+        for model in _models_of(module):
+            learned = [key for key, param in model.named_parameters() if param.requires_grad]
+            if learned and id(model) not in saved:
+                warnings.warn(
+                    f"{name}: is saved without its model, whose learned parameters {learned[:4]} it needs to predict "
+                    f"the same; save both, save(path, {name}={name}, model=model).",
+                    CheckpointWarning,
+                    stacklevel=stacklevel,
+                )
+
+
+def _models_of(guide: nn.Module) -> list[BayesianModel]:
+    """The Bayesian network that a guide was made for, if it still knows it."""
+    if not isinstance(guide, AutoGuide):
+        return []
+    # Pyro's guides keep their model bound to a function that chooses where it starts.
+    known = (getattr(guide, "original_model", None), guide.model, *getattr(guide.model, "args", ()))
+    return list({id(model): model for model in known if isinstance(model, BayesianModel)}.values())
 
 
 def _check_savable(name: str, key: str, value: Tensor) -> None:
@@ -153,7 +184,7 @@ def _tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise ArgumentTypeError(
-                f"{name}: its state has a {type(value).__name__} under {key!r}, which cannot be saved without pickle; "
+                f"{name}: its state has {kind_of(value)} under {key!r}, which cannot be saved without pickle; "
                 "keep it in a buffer."
             )
         if is_lazy(value):
@@ -165,7 +196,7 @@ def _tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 def _stem(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise ArgumentTypeError(f"path: is a {type(path).__name__}; pass a file name, such as 'run'.")
+        raise ArgumentTypeError(f"path: is {kind_of(path)}; pass a file name, such as 'run'.")
     text, path = os.fspath(path), Path(path)
     folder = text.endswith(tuple(sep for sep in (os.sep, os.altsep) if sep))
     if folder or "\0" in text or path.name in ("", ".", "..", ".safetensors", ".json"):

@@ -17,6 +17,7 @@ from bayeshnet.infer.arguments import (
     call_arguments,
     call_error,
     nan_data_error,
+    refuse_second_data,
     require_model_and_guide,
     require_targets,
 )
@@ -72,6 +73,7 @@ def importance_sample(
         (torch.Size([100]), True)
     """
     require_model_and_guide(model, guide)
+    refuse_second_data("num_samples", num_samples)
     require_count("num_samples", num_samples, least=2, advice="; better 1000 or more")
     args, kwargs = _all_data(model, data)
     _require_density(guide)

@@ -10,23 +10,27 @@ from typing import Any, cast
 
 import pyro
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import SVI, ReweightedWakeSleep, Trace_ELBO
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
-from bayeshnet.checks import require_count, require_positive
-from bayeshnet.errors import ArgumentTypeError, BayeshnetError, VectorisationWarning
-from bayeshnet.infer.arguments import require_model_and_guide
+from bayeshnet.checks import kind_of, require_count, require_positive, shown
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, VectorisationWarning
+from bayeshnet.infer.arguments import refuse_second_data, require_model_and_guide
 from bayeshnet.infer.flat_guide import FlatGuide
 from bayeshnet.infer.kept_state import restored
 from bayeshnet.infer.pair import Pair, require_same_latents
 from bayeshnet.models.bayesian_model import BayesianModel
 
-__all__ = ["check_optimizer", "check_options", "check_pair", "checked_elbo"]
+__all__ = ["check_loss", "check_optimizer", "check_options", "check_pair", "checked_elbo", "checked_schedule"]
 
 _OPTIMIZER = (
     "pass a function from parameter groups to an optimiser of torch: lambda groups: torch.optim.Adam(groups, lr=0.01)."
 )
+_FUNCTIONS = {
+    "lr_schedule": "a function from the step to a factor of lr, lambda step: 0.999**step",
+    "stop": "a function from the losses so far to True or False, such as FlatElbo()",
+}
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -48,6 +52,7 @@ def check_options(
         TypeError: If one is of another type.
         ValueError: If a number is out of range.
     """
+    refuse_second_data("steps", steps)
     require_count("steps", steps)
     require_count("num_particles", num_particles)
     require_positive("lr", lr)
@@ -55,18 +60,65 @@ def check_options(
         require_positive("clip_norm", clip_norm)
     if not isinstance(callbacks, Sequence):
         advice = "callbacks=[function]" if callable(callbacks) else "callbacks=[]"
-        raise ArgumentTypeError(f"callbacks: is a {type(callbacks).__name__}; pass a list of functions, {advice}.")
+        raise ArgumentTypeError(f"callbacks: is {kind_of(callbacks)}; pass a list of functions, {advice}.")
     for i, callback in enumerate(cast("Sequence[object]", callbacks)):
         if not callable(callback):
-            raise ArgumentTypeError(f"callbacks[{i}]: is a {type(callback).__name__}; pass a function (step, history).")
+            raise ArgumentTypeError(f"callbacks[{i}]: is {kind_of(callback)}; pass a function (step, history).")
+        _refuse_class(f"callbacks[{i}]", callback)
     for name, function in functions.items():
         if function is not None and not callable(function):
-            raise ArgumentTypeError(f"{name}: is a {type(function).__name__}; pass a function, or None.")
+            raise ArgumentTypeError(
+                f"{name}: is {kind_of(function)}; pass {_FUNCTIONS.get(name, 'a function')}, or None."
+            )
+        _refuse_class(name, function)
     # Pyro's own optimisers are functions too, of other arguments; the classes among them are torch's.
     pyros = not isinstance(optimizer, type) and str(getattr(optimizer, "__module__", "")).startswith("pyro.optim")
     if optimizer is not None and (pyros or not callable(optimizer)):
         kind = f"{type(optimizer).__name__}{' of pyro.optim' if pyros else ''}"
         raise ArgumentTypeError(f"optimizer: is a {kind}; {_OPTIMIZER}")
+
+
+def _refuse_class(argument: str, function: Any) -> None:
+    """Refuse a class in place of a function, which could be called too: what it makes counts as true."""
+    if isinstance(function, type):
+        what = _FUNCTIONS.get(argument, "a function")
+        raise ArgumentTypeError(f"{argument}: is the class {function.__name__}; pass {what}.")
+
+
+def check_loss(loss: Any) -> None:
+    """Refuse what is no ELBO of Pyro, or has not one loss.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    advice = "pass an ELBO of Pyro, Trace_ELBO(num_particles=16)"
+    if isinstance(loss, type):
+        raise ArgumentTypeError(f"loss: is the class {loss.__name__}; {advice}.")
+    if isinstance(loss, ReweightedWakeSleep):
+        raise ArgumentTypeError(
+            "loss: is a ReweightedWakeSleep, which has two losses, and fit minimises one; use pyro.infer.SVI with it, "
+            f"or {advice}."
+        )
+    if isinstance(loss, SVI) or not callable(getattr(loss, "loss_and_grads", None)):
+        raise ArgumentTypeError(f"loss: is {kind_of(loss)}; {advice}.")
+
+
+def checked_schedule(schedule: Callable[[int], Any]) -> Callable[[int], float]:
+    """The same schedule, which refuses to return what no learning rate can be multiplied by."""
+
+    def factor(step: int) -> float:
+        made = schedule(step)
+        try:
+            value = float(made)
+        except (TypeError, ValueError, RuntimeError):
+            raise ArgumentTypeError(
+                f"lr_schedule: returned {shown(made)} at step {step}; pass {_FUNCTIONS['lr_schedule']}."
+            ) from None
+        if not 0.0 <= value < math.inf:
+            raise ArgumentError(f"lr_schedule: is {value:g} at step {step}; return a finite factor, 0 or more.")
+        return value
+
+    return factor
 
 
 def check_optimizer(made: Any) -> torch.optim.Optimizer:
@@ -77,7 +129,7 @@ def check_optimizer(made: Any) -> torch.optim.Optimizer:
     """
     if isinstance(made, torch.optim.Optimizer):
         return made
-    raise ArgumentTypeError(f"optimizer: returned a {type(made).__name__}; {_OPTIMIZER}")
+    raise ArgumentTypeError(f"optimizer: returned {kind_of(made)}; {_OPTIMIZER}")
 
 
 def check_pair(model: Any, guide: Any) -> None:

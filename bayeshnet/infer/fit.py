@@ -16,12 +16,12 @@ from pyro.infer.elbo import ELBO
 from tqdm.auto import tqdm
 
 from bayeshnet.entropy.protocol import Diagnosis
-from bayeshnet.errors import ArgumentError, ConvergenceWarning, DatasetSizeWarning, UsageError
-from bayeshnet.infer.arguments import require_targets
+from bayeshnet.errors import ArgumentError, BayeshnetError, ConvergenceWarning, DatasetSizeWarning, UsageError
+from bayeshnet.infer.arguments import call_error, require_targets
 from bayeshnet.infer.auto_hypernet import AutoHypernet
 from bayeshnet.infer.batches import Batches, first_rows
 from bayeshnet.infer.candidates import CALIBRATION_ROWS
-from bayeshnet.infer.first_step import check_options, check_pair, checked_elbo
+from bayeshnet.infer.first_step import check_loss, check_options, check_pair, checked_elbo, checked_schedule
 from bayeshnet.infer.history import FlatElbo, History
 from bayeshnet.infer.one_thread import one_thread
 from bayeshnet.infer.trainer import Trainer
@@ -88,6 +88,7 @@ def fit(
         lr: Learning rate of Adam. A guide with ``param_groups(lr)`` divides it among its parameters; the
             ``decay`` of a group is the strength of decoupled weight decay, as in AdamW, with any optimiser.
         lr_schedule: Factor of the learning rate by step; by default 1 for 40 % of the steps, then a cosine to 0.02.
+            A function ``lambda step: 0.999**step``; no scheduler of torch.
         num_particles: Posterior samples per step, drawn and evaluated in one vectorised call. A model that is no
             :class:`~bayeshnet.BayesianModel` is tried first: if it fails so, or gives other densities than draw by
             draw, a warning says so and draws are made in turn.
@@ -123,6 +124,7 @@ def fit(
         >>> len(history), history.stopped
         (20, 'steps')
     """
+    check_pair(model, guide)
     clip_norm = getattr(guide, "clip_norm", None) if clip_norm is None else clip_norm
     check_options(
         steps=steps,
@@ -134,7 +136,8 @@ def fit(
         lr_schedule=lr_schedule,
         stop=stop,
     )
-    check_pair(model, guide)
+    if loss is not None:
+        check_loss(loss)
     if loss is not None and num_particles != 16:
         raise ArgumentError(
             "loss, num_particles: both were given; set num_particles in the ELBO that is passed as loss."
@@ -144,7 +147,8 @@ def fit(
     elbo: Any = loss or Trace_ELBO(
         num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=nesting
     )
-    schedule = lr_schedule or ((lambda _: 1.0) if stop is not None else flat_then_cosine(steps))
+    default = (lambda _: 1.0) if stop is not None else flat_then_cosine(steps)
+    schedule = default if lr_schedule is None else checked_schedule(lr_schedule)
     if torch.is_inference_mode_enabled():
         raise UsageError("fit: is called in torch.inference_mode, which takes no gradients; leave it for the fit.")
     batches = Batches(data, model)
@@ -209,7 +213,14 @@ def _train(
             require_targets(model, args, kwargs, "data")
             if step == 0 and check_elbo and not isinstance(model, BayesianModel):
                 trainer.elbo = checked_elbo(trainer.elbo, model, trainer.guide, args, kwargs)
-            value, rate = trainer.step(step, args, kwargs)
+            try:
+                value, rate = trainer.step(step, args, kwargs)
+            except BayeshnetError:
+                raise
+            except TypeError as error:
+                if (wrong := call_error(model, args, kwargs, "data", error)) is None:
+                    raise
+                raise wrong from error
             if step == 0:
                 # Pyro's checks are worth their time once; they are what a wrong model or guide fails on.
                 stack.enter_context(pyro.validation_enabled(False))

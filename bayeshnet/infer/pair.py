@@ -164,8 +164,14 @@ def require_same_latents(wanted: Sequence[str], given: Sequence[str], *, partial
         partial: Whether the guide may leave some to the prior.
 
     Raises:
-        ValueError: If they differ.
+        ValueError: If they differ, or the model has none.
     """
+    if not wanted:
+        raise ArgumentError(
+            "model: has no latent variables for these data, so there is nothing to infer; check that the sites to "
+            "infer are not observed (obs=...) or blocked. A network becomes a model by BayesianModel(net, "
+            "likelihood=...)."
+        )
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if name not in wanted]
     if extra or (missing and (not partial or len(missing) == len(wanted))):

@@ -310,7 +310,10 @@ class Categorical(Likelihood):
         if self.class_dim is None and len(event_shape) > 1 and y.shape[1:] == event_shape[1:]:
             return " Classes come last here; for outputs [B, C, ...] pass likelihoods.Categorical(class_dim=1)."
         one_hot = len(event_shape) == 1 and y.shape[1:] == event_shape
-        return " For one-hot vectors pass y.argmax(-1)." if one_hot else ""
+        if one_hot:
+            return " For one-hot vectors pass y.argmax(-1)."
+        column = y.dim() == len(event_shape) + 1 and y.shape[1:] == (*event_shape[:-1], 1)
+        return " Try y.squeeze(-1)." if column else ""
 
 
 class _Labels(dist.Categorical):

@@ -265,3 +265,35 @@ def test_a_draw_in_other_dimensions_is_the_draw():
         assert torch.equal(q.log_prob(w.reshape(2, 3, 4)), plain.reshape(2, 3))
     with pytest.raises(DensityError, match="or are a part of what was"):
         q.log_prob(w[:3])
+
+
+@pytest.mark.parametrize("name", ["hypernetwork", "units_of_a_hypernetwork", "mixture_of_hypernetworks"])
+def test_a_draw_is_forgotten_when_the_parameters_change(name):
+    """Before, the density of a kept draw was that of the noise that had made it under the old parameters."""
+    torch.manual_seed(0)
+    q, params = EXACT[name]()
+    value = q.sample((20,))
+    with torch.no_grad():
+        for param in params:
+            param.add_(0.05 * torch.randn_like(param))
+    found = q.log_prob(value)
+    torch.testing.assert_close(found, copy.deepcopy(q).log_prob(value), rtol=1e-5, atol=1e-5)
+
+
+def test_maximum_likelihood_on_a_kept_sample():
+    """The sample that the distribution drew last, fitted by the same distribution, as anyone would write it."""
+    torch.manual_seed(0)
+    hnet = HMLP([[1]], uncond_in_size=1, cond_in_size=0, layers=(), verbose=False)
+    wrapper = HPerturbWrapper(hnet, sigma_noise=0.5, learn_sigma="scalar", verbose=False)
+    q = ImplicitWeights(wrapper)
+    value = q.sample((500,))
+    weight, bias = hnet.internal_params
+    with torch.no_grad():
+        bias.add_(2.0)
+    optimizer = torch.optim.Adam(wrapper.parameters(), lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (-q.log_prob(value).mean()).backward()
+        optimizer.step()
+    assert float(bias.detach()) == pytest.approx(float(value.mean()), abs=0.01)
+    assert abs(float((weight.detach()[0, 0] + wrapper.sigma.detach()))) == pytest.approx(float(value.std()), rel=0.02)

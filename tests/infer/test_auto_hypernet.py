@@ -270,7 +270,7 @@ def test_errors():
         (lambda: AutoHypernet(nothing, example=(y[0],)), ArgumentError, "has no latent variables"),
         (lambda: AutoHypernet(model, example=(x,)), ArgumentError, "example: has no targets"),
         (lambda: AutoHypernet(model, example=x), ArgumentError, "example: has no targets"),
-        (lambda: AutoHypernet(model, example=5), ArgumentTypeError, "example: is a int"),
+        (lambda: AutoHypernet(model, example=5), ArgumentTypeError, "example: is an int"),
         (lambda: AutoHypernet(None, example=()), ArgumentTypeError, "model: is a NoneType"),
         (lambda: AutoHypernet(model, example=(x, y), noise="none"), ArgumentError, "noise: is 'none'"),
         (lambda: AutoHypernet(model, example=(x, y), init_scale=0.0), ArgumentError, "init_scale: is 0.0"),

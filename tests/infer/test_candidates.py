@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from itertools import pairwise
 
 import pyro.distributions as dist
@@ -194,3 +196,21 @@ def test_errors():
         AutoHypernet(model, example=args, conditional=None, num_candidates=4)
     with pytest.raises(UsageError, match="calibrate: the guide has no conditional layers"):
         AutoHypernet(model, example=args, conditional=None).calibrate(*args)
+
+
+def test_a_number_that_is_set_is_checked():
+    """Before, 0 was taken, and predict failed with a ZeroDivisionError."""
+    model, args = problem()
+    guide = AutoHypernet(model, example=args, num_candidates=4)
+    for bad, error in ((0, ArgumentError), (2.5, ArgumentTypeError), (True, ArgumentTypeError)):
+        with pytest.raises(error, match=f"^num_candidates: is {bad}"):
+            guide.num_candidates = bad
+    assert guide.num_candidates == 4
+    guide.num_candidates = 3
+    for other in (copy.deepcopy(guide), pickle.loads(pickle.dumps(guide))):
+        assert other.num_candidates == 3
+        other.num_candidates = 2
+        assert "num_candidates=2" in repr(other)
+    alone = AutoHypernet(model, example=args, conditional=None)
+    with pytest.raises(ArgumentError, match="no conditional layer can choose"):
+        alone.num_candidates = 2

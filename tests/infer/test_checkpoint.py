@@ -13,8 +13,8 @@ from pyro.infer import autoguide
 from pyro.nn import PyroModule
 from torch import nn
 
-from bayeshnet import AutoHypernet, fit, load, predict, save
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, UsageError
+from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, load, predict, priors, save
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, UsageError
 from tests.infer.problems import bnn
 
 ROOT = Path(__file__).parents[2]
@@ -214,3 +214,35 @@ def test_modules_that_cannot_be_filled(tmp_path):
     (tmp_path / "net.json").write_text('{"format": 1, "modules": 3}')
     with pytest.raises(CheckpointError, match="not a description"):
         load(tmp_path / "net", net=nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("make", [lambda m, a: AutoHypernet(m, example=a), lambda m, a: autoguide.AutoNormal(m)])
+def test_a_guide_without_its_model_warns_of_what_that_has_learned(tmp_path, make):
+    """Before, the guide loaded into a fresh model predicted something else without a word."""
+    _, (x, y) = bnn()
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    model = BayesianModel(
+        net, prior=priors.Normal(scale="fan_in", learn=True), likelihood=likelihoods.Normal(scale=0.5, learn=True)
+    )
+    guide = make(model, (x, y))
+    guide(x, y)
+    with pytest.warns(
+        CheckpointWarning, match=r"^guide: is .*'likelihood.log_scale', 'learned_scales.log_factor'.*both"
+    ):
+        save(tmp_path / "guide", guide=guide)
+    save(tmp_path / "both", guide=guide, model=model)  # warnings are errors here
+    fixed, args = bnn()
+    save(tmp_path / "fixed", guide=AutoHypernet(fixed, example=args))
+
+
+def test_model_and_guide_under_each_others_names(tmp_path):
+    """Before, the files were written without a word."""
+    model, args = bnn()
+    guide = AutoHypernet(model, example=args)
+    save(tmp_path / "run", model=model, guide=guide)
+    for do in (save, load):
+        with pytest.raises(ArgumentTypeError, match=r"^model: is a guide \(AutoHypernet\); pass model=model, guide"):
+            do(tmp_path / "run", model=guide, guide=model)
+        with pytest.raises(ArgumentTypeError, match=r"^guide: is a model \(BayesianModel\); pass model=model, guide"):
+            do(tmp_path / "run", guide=model)
+    save(tmp_path / "run", first=guide, second=model)  # names of their own

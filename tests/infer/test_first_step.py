@@ -10,12 +10,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ReweightedWakeSleep, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 from bayeshnet import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal, fit
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, VectorisationWarning
+from bayeshnet.infer import FlatElbo
 from tests.infer.problems import Y, bnn, normal_model
 
 
@@ -128,9 +129,9 @@ def test_types_of_options():
         ({"clip_norm": "1"}, "^clip_norm: is '1', a str; pass a positive number"),
         ({"callbacks": lambda step, history: None}, r"^callbacks: is a function; pass a list.*callbacks=\[function\]"),
         ({"callbacks": None}, "^callbacks: is a NoneType; pass a list"),
-        ({"callbacks": [3]}, r"^callbacks\[0\]: is a int; pass a function"),
-        ({"stop": 100}, "^stop: is a int; pass a function, or None"),
-        ({"lr_schedule": 0.1}, "^lr_schedule: is a float; pass a function, or None"),
+        ({"callbacks": [3]}, r"^callbacks\[0\]: is an int; pass a function"),
+        ({"stop": 100}, "^stop: is an int; pass a function from the losses .*, or None"),
+        ({"lr_schedule": 0.1}, r"^lr_schedule: is a float; pass a function from the step .*, or None"),
         (
             {"optimizer": pyro.optim.Adam({"lr": 0.1})},
             "^optimizer: is a PyroOptim of pyro.optim; .*lambda groups",
@@ -220,3 +221,44 @@ def test_a_latent_may_be_left_to_the_prior():
     with pytest.warns(UserWarning, match="Found vars in model but not guide"):
         history = fit(model, guide, (y,), steps=3, lr=torch.tensor(0.01), progress=False)
     assert len(history) == 3
+
+
+# Before: a TypeError of float(), AttributeErrors, and a schedule whose NaN went into the parameters.
+WRONG_FUNCTIONS = [
+    ({"loss": ReweightedWakeSleep()}, ArgumentTypeError, "loss: is a ReweightedWakeSleep, which has two losses.*SVI"),
+    ({"loss": Trace_ELBO}, ArgumentTypeError, r"loss: is the class Trace_ELBO; .*Trace_ELBO\(num_particles=16\)"),
+    ({"loss": nn.MSELoss()}, ArgumentTypeError, "loss: is a MSELoss; pass an ELBO of Pyro"),
+    ({"loss": 3}, ArgumentTypeError, "loss: is an int; pass an ELBO of Pyro"),
+    ({"loss": 0}, ArgumentTypeError, "loss: is an int; pass an ELBO of Pyro"),
+    (
+        {"lr_schedule": torch.optim.lr_scheduler.StepLR},
+        ArgumentTypeError,
+        "lr_schedule: is the class StepLR; pass a function from the step to a factor",
+    ),
+    (
+        {"lr_schedule": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), 1)},
+        ArgumentTypeError,
+        "lr_schedule: is a StepLR; pass a function from the step to a factor",
+    ),
+    ({"lr_schedule": lambda step: None}, ArgumentTypeError, "lr_schedule: returned None, a NoneType at step 0"),
+    ({"lr_schedule": lambda step: math.nan}, ArgumentError, "lr_schedule: is nan at step 0; return a finite factor"),
+    ({"lr_schedule": lambda step: 1.0 - step}, ArgumentError, "lr_schedule: is -1 at step 2; return a finite factor"),
+    ({"stop": FlatElbo}, ArgumentTypeError, "stop: is the class FlatElbo; pass a function from the losses"),
+    ({"callbacks": [FlatElbo]}, ArgumentTypeError, r"callbacks\[0\]: is the class FlatElbo; pass a function"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "match"), WRONG_FUNCTIONS)
+def test_losses_and_functions_that_are_none(options, error, match):
+    guide = AutoHypernet(normal_model, example=(Y,))
+    with pytest.raises(error, match=f"^{match}"):
+        fit(normal_model, guide, (Y,), steps=4, progress=False, **options)
+    assert all(bool(param.isfinite().all()) for param in guide.parameters())
+
+
+def test_a_schedule_may_return_zero_and_tensors():
+    guide = AutoHypernet(normal_model, example=(Y,))
+    history = fit(
+        normal_model, guide, (Y,), steps=2, lr=0.5, progress=False, lr_schedule=lambda step: torch.tensor(float(step))
+    )
+    assert history.lrs == [0.0, 0.5]

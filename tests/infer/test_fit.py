@@ -231,7 +231,7 @@ def test_errors():
         fit(normal_model, guide, [], steps=1, progress=False)
     with pytest.raises(ArgumentTypeError, match="data: is an iterator"):
         fit(normal_model, guide, iter([(Y,)]), steps=1, progress=False)
-    with pytest.raises(ArgumentTypeError, match="data: is a int"):
+    with pytest.raises(ArgumentTypeError, match="data: is an int"):
         fit(normal_model, guide, 3, steps=1, progress=False)
     with pytest.raises(UsageError, match="nothing to optimise"):
         fit(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal, init_to_median
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from bayeshnet import (
     AutoHypernet,
@@ -108,7 +108,7 @@ DATA = {
     "surplus parts": ((X, Y, torch.arange(8)), "has 3 parts; the model takes x and y alone. Pass a tuple (x, y)"),
     "surplus key": ({"x": X, "y": Y, "index": Y}, "has the keys ['x', 'y', 'index']; the model takes x and y alone"),
     "wrong keys": ({"inputs": X, "labels": Y}, "has the keys ['inputs', 'labels']; the model takes x and y alone"),
-    "numbers as keys": ({0: X, 1: Y}, "has the key 0, a int"),
+    "numbers as keys": ({0: X, 1: Y}, "has the key 0, an int"),
     "no targets": ((X,), "has no targets"),
 }
 
@@ -345,3 +345,65 @@ def test_a_plain_model_with_nan():
         importance_sample(model, guide, (Y, Y), 4)
     with pytest.raises((NonFiniteLossError, ArgumentError)):
         fit(model, guide, (Y * math.nan,), steps=2, progress=False)
+
+
+NETWORK = "data: are no arguments of the model.*becomes a model by BayesianModel"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        # Before: TypeError "forward() takes 2 positional arguments but 3 were given"; "guide: lacks ... latents []".
+        (lambda: fit(net(), problem()[1], (X, Y), steps=1, progress=False), ArgumentTypeError, NETWORK),
+        (lambda: importance_sample(net(), GUIDE, (X, Y), 4), ArgumentTypeError, NETWORK),
+        (lambda: diagnose(net(), GUIDE, (X, Y)), ArgumentTypeError, NETWORK),
+        (
+            lambda: fit(net(), problem()[1], (X,), steps=1, progress=False),
+            ArgumentError,
+            "model: has no latent variables.*BayesianModel",
+        ),
+        # Before: "clip_norm: is <property object at ...>".
+        (lambda: fit(MODEL, AutoHypernet, (X, Y)), ArgumentTypeError, "guide: is the class AutoHypernet"),
+        # Before: all entries of the tensor.
+        (
+            lambda: fit(MODEL, GUIDE, X, Y),
+            ArgumentTypeError,
+            r"steps: is a Tensor of shape \(8,\); pass data of several parts as one tuple \(x, y\)\.$",
+        ),
+        (
+            lambda: importance_sample(MODEL, GUIDE, X, Y),
+            ArgumentTypeError,
+            r"num_samples: is a Tensor of shape \(8,\); pass data .* \(x, y\)\.$",
+        ),
+        # Before: advice of a generator function, which fit refuses.
+        (
+            lambda: fit(MODEL, GUIDE, [(X, Y, Y)], steps=1, progress=False),
+            ArgumentError,
+            r"data: has 3 parts; .*batch\[:2\]; where a loader .* data set of such pairs, or a collate_fn",
+        ),
+    ],
+)
+def test_models_guides_and_data_that_are_mixed_up(call, error, match):
+    with pytest.raises(error, match=f"^{match}"):
+        call()
+
+
+def test_what_that_advice_recommends_works():
+    triples = [(x, y, 0) for x, y in zip(X, Y, strict=True)]
+    model, guide = problem()
+    model.dataset_size = len(X)
+    for loader in (
+        DataLoader([pair[:2] for pair in triples], batch_size=4),
+        DataLoader(triples, batch_size=4, collate_fn=lambda rows: default_collate(rows)[:2]),
+    ):
+        assert len(fit(model, guide, loader, steps=2, progress=False)) == 2
+
+
+def test_rows_that_are_nan_are_named():
+    """Before: "Look for NaN in the data of this batch"."""
+    model, guide = problem()
+    bad = Y.clone()
+    bad[[2, 5]] = math.nan
+    match = r"'obs'.* The batch holds NaN in data\[1\] \(2 of 8 entries\) in rows 2, 5: remove or impute"
+    with pytest.raises(NonFiniteLossError, match=match):
+        fit(model, guide, (X, bad), steps=1, progress=False)

@@ -217,6 +217,7 @@ def test_class_dim_errors():
         (torch.tensor([0.0, 1.0, 2.0]), ArgumentTypeError, r"needs integer labels 0..C-1, try y.long\(\)"),
         (torch.eye(3), ArgumentTypeError, r"y.argmax\(-1\) if these are one-hot"),
         (torch.eye(3).long(), ArgumentError, r"asks for \(3,\). For one-hot vectors pass y.argmax\(-1\)"),
+        (torch.zeros(3, 1).long(), ArgumentError, r"asks for \(3,\). Try y.squeeze\(-1\)"),
     ],
 )
 def test_labels_that_do_not_exist(y, error, match, validate):
