@@ -167,7 +167,8 @@ def require_same_latents(wanted: Sequence[str], given: Sequence[str], *, partial
     if not wanted:
         raise ArgumentError(
             "model: has no latent variables for these data, so there is nothing to infer; check that the sites to "
-            "infer are not observed (obs=...) or blocked. A network becomes a model by BayesianModel(net, likelihood=...)."
+            "infer are not observed (obs=...) or blocked. A network becomes a model by BayesianModel(net, "
+            "likelihood=...)."
         )
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if name not in wanted]
