@@ -262,11 +262,11 @@ class AutoHypernet(FlatGuide):
     @property
     def num_candidates(self) -> int:
         """A draw without gradient is chosen from so many; may be set."""
-        return self.__dict__["num_candidates"]
+        return vars(self)["num_candidates"]
 
     @num_candidates.setter
     def num_candidates(self, number: int | None) -> None:
-        self.__dict__["num_candidates"] = checked_num_candidates(number, self._plan, self.body)
+        vars(self)["num_candidates"] = checked_num_candidates(number, self._plan, self.body)
 
     @property
     def clip_norm(self) -> float | None:

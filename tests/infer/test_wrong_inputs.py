@@ -397,13 +397,3 @@ def test_what_that_advice_recommends_works():
         DataLoader(triples, batch_size=4, collate_fn=lambda rows: default_collate(rows)[:2]),
     ):
         assert len(fit(model, guide, loader, steps=2, progress=False)) == 2
-
-
-def test_rows_that_are_nan_are_named():
-    """Before: "Look for NaN in the data of this batch"."""
-    model, guide = problem()
-    bad = Y.clone()
-    bad[[2, 5]] = math.nan
-    match = r"'obs'.* The batch holds NaN in data\[1\] \(2 of 8 entries\) in rows 2, 5: remove or impute"
-    with pytest.raises(NonFiniteLossError, match=match):
-        fit(model, guide, (X, bad), steps=1, progress=False)
