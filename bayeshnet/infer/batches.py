@@ -218,10 +218,16 @@ def _length_of_dataset(data: Any) -> int | None:
     return len(dataset) if isinstance(dataset, Sized) else None
 
 
-def check_rows(model: BayesianModel, x: Any, y: Tensor) -> None:
+def check_rows(model: BayesianModel, x: Any, y: Tensor, *, finite: bool = True) -> None:
     """Refuse rows that the model itself would refuse, in its own words, before anything is made of them.
 
     Modes, random numbers and buffers stay as they are.
+
+    Args:
+        model: The model.
+        x: Inputs.
+        y: Targets.
+        finite: Whether NaN and infinite numbers are refused, too.
 
     Raises:
         ValueError: If shapes do not fit each other, a target is not possible, or rows hold NaN or infinite numbers.
@@ -229,7 +235,7 @@ def check_rows(model: BayesianModel, x: Any, y: Tensor) -> None:
     """
     with evaluating(model), torch.random.fork_rng(devices=[]), pyro.validation_enabled():
         model.check_observations(x, y)
-    for name, value in (("x", x), ("y", y)):
+    for name, value in (("x", x), ("y", y)) if finite else ():
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, Tensor) and part.is_floating_point() and part.dim():
                 _refuse_non_finite(name, part)

@@ -296,4 +296,4 @@ def test_maximum_likelihood_on_a_kept_sample():
         (-q.log_prob(value).mean()).backward()
         optimizer.step()
     assert float(bias.detach()) == pytest.approx(float(value.mean()), abs=0.01)
-    assert abs(float((weight.detach()[0, 0] + wrapper.sigma.detach()))) == pytest.approx(float(value.std()), rel=0.02)
+    assert abs(float(weight.detach()[0, 0] + wrapper.sigma.detach())) == pytest.approx(float(value.std()), rel=0.02)
