@@ -57,6 +57,8 @@ class Linearised(LogDensity):
 
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
         """See :meth:`LogDensity.log_prob`."""
+        if sampler.latent_dim == 0:  # a Gaussian
+            return sampler.log_base_density(draw.noise) - sampler.log_sigma().sum()
         curvature, pull = self._curvature(sampler, draw)
         n = sampler.latent_dim
         matrix = curvature + torch.eye(n, dtype=curvature.dtype, device=curvature.device)

@@ -160,8 +160,9 @@ def fit(
         bar = tqdm(total=steps, disable=not progress, desc="fit", unit="step")
         began = time.perf_counter()
         try:
-            _prepare(model, guide, data)
-            _train(trainer, batches, history, steps, bar, stop, callbacks, check_elbo=loss is None)
+            with one_thread("fit"):  # once more, for Pyro's stacks: an interrupt ends here
+                _prepare(model, guide, data)
+                _train(trainer, batches, history, steps, bar, stop, callbacks, check_elbo=loss is None)
         except KeyboardInterrupt:
             history.stopped = "interrupted"
         finally:
@@ -179,8 +180,9 @@ def fit(
                 stacklevel=2,
             )
         try:
-            _calibrate(guide, data)
-            diagnosis = _diagnosis(guide)
+            with one_thread("fit"):
+                _calibrate(guide, data)
+                diagnosis = _diagnosis(guide)
         except KeyboardInterrupt:  # of what comes after the steps; they are done, and their history is worth keeping
             history.stopped = "interrupted"
             return history

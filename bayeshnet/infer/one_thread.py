@@ -1,5 +1,8 @@
 """One thread at a time: Pyro keeps its effect handlers in one global stack, and networks their weights in one place."""
 
+# Pyro has no public names for its stacks.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import os
@@ -7,7 +10,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from pyro.poutine.runtime import _PYRO_STACK  # pyright: ignore[reportPrivateUsage] - has no public name
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 
 from bayeshnet.errors import UsageError
 
@@ -42,7 +45,7 @@ def one_thread(what: str) -> Generator[None, None, None]:
     Pyro's stack of effect handlers is shared by all threads, so that two programs at once see each other's sites: they
     fail, or take each other's values. And a network that is evaluated with sampled weights holds them for that time.
     A block waits for those of other threads, except for a ``fit``, which may take hours. Where an error leaves the
-    block, Ctrl-C for instance, Pyro's stack becomes what it was before.
+    block, Ctrl-C for instance, Pyro's stack, and the places of its plates, become what they were before.
 
     Args:
         what: The name of the function, for the message.
@@ -63,11 +66,12 @@ def one_thread(what: str) -> Generator[None, None, None]:
             )
     try:
         running.append(what)
-        depth = len(_PYRO_STACK)
+        depth, plates = len(_PYRO_STACK), list(_DIM_ALLOCATOR._stack)
         try:
             yield
         except BaseException:
             del _PYRO_STACK[depth:]
+            _DIM_ALLOCATOR._stack[:] = plates
             raise
         finally:
             running.pop()

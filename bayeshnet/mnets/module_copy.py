@@ -1,5 +1,8 @@
 """Copies of modules without their weights."""
 
+# Hooks of modules are looked at in place.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import copy
@@ -49,24 +52,30 @@ def copy_without(what: Any, module: nn.Module, params: Iterable[nn.Parameter | N
 
 
 def _check_own_forwards(module: nn.Module) -> None:
-    """Raise if some ``forward`` that was put in place of that of its class would belong to the original in a copy.
+    """Raise if a hook, or a ``forward`` in place of that of its class, would belong to the original in a copy.
 
     Methods are bound to the copy; functions are not copied, and what they refer to is what it was.
     """
     inside = {id(part) for part in module.modules()} | {id(param) for param in module.parameters()}
     for path, part in module.named_modules():
         own = part.__dict__.get("forward")
-        if own is None:
-            continue
-        for name, value in _references(own):
-            target = value.__self__ if isinstance(value, types.MethodType) else value
-            if id(target) in inside:
-                where = f"module.{path}" if path else "module"
-                raise ArgumentTypeError(
-                    f"{where}.forward: is a function that refers to {name!r}, a part of the network itself, and a copy "
-                    "of the network would still call that with its old weights. Bind the function to the module, "
-                    "layer.forward = types.MethodType(function, layer) with self for the layer, or derive a class."
-                )
+        found = [] if own is None else [("forward", own)]
+        found += [("a forward hook", hook) for hook in part._forward_hooks.values()]
+        found += [("a forward pre-hook", hook) for hook in part._forward_pre_hooks.values()]
+        for kind, function in found:
+            for name, value in _references(function):
+                target = value.__self__ if isinstance(value, types.MethodType) else value
+                if id(target) in inside:
+                    raise _refers_to_original(f"module.{path}" if path else "module", kind, name)
+
+
+def _refers_to_original(where: str, kind: str, name: str) -> ArgumentTypeError:
+    what = f"{where}.forward: is a function" if kind == "forward" else f"{where}: has {kind}"
+    return ArgumentTypeError(
+        f"{what} that refers to {name!r}, a part of the network itself, and a copy would still call that with its old "
+        "weights. Bind a forward to the module, layer.forward = types.MethodType(function, layer) with "
+        "self for the layer; let a hook use the module that it is given; or derive a class."
+    )
 
 
 def _references(function: Any) -> Iterator[tuple[str, Any]]:

@@ -143,3 +143,14 @@ def test_support():
     q, _ = linear("shared")
     assert q.support is constraints.real_vector
     assert bool(q.support.check(q.sample((3,))).all())
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_density_without_a_noise_input(noise):
+    """An exact Gaussian; with independent noise it failed: ``uncond_input: was given``."""
+    hnet = HMLP([[4]], uncond_in_size=0, cond_in_size=2, verbose=False)
+    q = ImplicitWeights(HPerturbWrapper(hnet, sigma_noise=0.2, noise=noise, verbose=False), cond_id=0)
+    w = q.rsample((5,))
+    exact = dist.Normal(hnet(cond_id=0, ret_format="flattened")[0], 0.2).to_event(1)
+    torch.testing.assert_close(q.log_prob(w), exact.log_prob(w), rtol=1e-4, atol=1e-4)
+    assert q.entropy(num_samples=10).shape == ()

@@ -88,3 +88,23 @@ def test_evaluations_on_fewer_rows_are_no_minibatches():
     importance_sample(model, guide, (x[:30], y[:30]), 10)
     diagnose(model, guide, (x[:30], y[:30]), num_samples=100, thorough=False)
     fit(model, guide, (x[:60], y[:60]), steps=3, progress=False)
+
+
+def test_an_interrupt_among_pyros_plates_leaves_no_plate_behind(monkeypatch):
+    """Before, every later fit of the process failed: ``ValueError: duplicate plate 'data'``."""
+    from pyro.poutine.runtime import _DIM_ALLOCATOR  # noqa: PLC0415
+
+    model, x, y = problem()
+    guide = AutoHypernet(model, example=(x, y))
+    free, calls = type(_DIM_ALLOCATOR).free, [0]
+
+    def interrupted(self, *args):
+        calls[0] += 1
+        if calls[0] == 5:
+            raise KeyboardInterrupt
+        return free(self, *args)
+
+    monkeypatch.setattr(type(_DIM_ALLOCATOR), "free", interrupted)
+    assert fit(model, guide, (x, y), steps=20, progress=False).stopped == "interrupted"
+    monkeypatch.undo()
+    assert fit(model, guide, (x, y), steps=2, progress=False).stopped == "steps"

@@ -341,9 +341,11 @@ def test_or_at_the_first_use(name):
         batched_forward(net, torch.ones(1, 8), torch.ones(1, 3))
 
 
-ONLY_OURS = {"shapes of one tensor", "swapped", "references of other shapes", "other shapes", "another order"}
-ONLY_OURS |= {"external ones that there are not", "some external, but which", "all external, other shapes"}
-ONLY_OURS |= {"external by index only", "kept and not listed", "references to some"}
+ONLY_OURS = {
+    *("shapes of one tensor", "swapped", "references of other shapes", "other shapes", "another order"),
+    *("external ones that there are not", "some external, but which", "all external, other shapes"),
+    *("external by index only", "kept and not listed", "references to some"),
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
