@@ -15,7 +15,7 @@ from bayeshnet.entropy import (
     SemiImplicit,
     find_preimages,
 )
-from bayeshnet.errors import ArgumentError, SearchWarning
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, SearchWarning
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from tests.entropy.test_root_search import absolute
 from tests.samplers import perturbed
@@ -158,9 +158,12 @@ def test_values_of_another_dtype_are_refused(estimator):
     """A raw "mat1 and mat2 must have the same dtype" before, or a number."""
     hnet = HMLP([[6]], uncond_in_size=2, cond_in_size=0, verbose=False)
     q = ImplicitWeights(HPerturbWrapper(hnet, noise=estimator.noise, verbose=False), estimator=estimator)
-    for value in (torch.zeros(3, 6, dtype=torch.double), torch.zeros(3, 6, dtype=torch.long)):
-        with pytest.raises(ArgumentError, match="value: has dtype torch.float64, the hypernetwork makes torch.float32"):
-            q.log_prob(value)
+    with pytest.raises(ArgumentTypeError, match="value: has dtype torch.float64, the hypernetwork makes torch.float32"):
+        q.log_prob(torch.zeros(3, 6, dtype=torch.double))
+    with pytest.raises(ArgumentTypeError, match="value: is a tensor of torch.int64; pass a floating-point tensor"):
+        q.log_prob(torch.zeros(3, 6, dtype=torch.long))
+    with pytest.raises(ArgumentError, match=r"value: has dtype .* pass value.to\(torch.float32\)"):
+        estimator.log_prob_at(q.sampler, torch.zeros(3, 6, dtype=torch.double))
 
 
 def test_solutions_that_are_apart_are_not_merged_in_float32():
