@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bayeshnet.distributions.conditional_layer import LayerConditional
-from bayeshnet.distributions.conditional_weights import ConditionalWeights, FlatLayout
-from bayeshnet.distributions.implicit_weights import ImplicitWeights
-from bayeshnet.distributions.inducing import InducingLayers
-from bayeshnet.distributions.low_rank import MultiplicativeLowRank
-from bayeshnet.distributions.mixture import MixtureWeights
-from bayeshnet.distributions.unit_gaussians import UnitGaussians, UnitLayout
+from bayeshnet.families.block_gaussian import UnitGaussians, UnitLayout
+from bayeshnet.families.implicit_weights import ImplicitWeights
+from bayeshnet.families.low_rank import MultiplicativeLowRank
+from bayeshnet.families.mixture import MixtureWeights
+from bayeshnet.inducing.conditional_weights import ConditionalWeights, FlatLayout
+from bayeshnet.inducing.layers import InducingLayers
+from bayeshnet.inducing.linear_gaussian import LayerConditional
 
 __all__ = [
     "ConditionalWeights",

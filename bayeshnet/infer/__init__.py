@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from bayeshnet.infer.auto_hypernet import AutoHypernet
-from bayeshnet.infer.build_body import Mixture
-from bayeshnet.infer.checkpoint import load, save
-from bayeshnet.infer.delta_hypernet import AutoHypernetDelta
-from bayeshnet.infer.diagnose import Report, diagnose
-from bayeshnet.infer.evidence import importance_sample, log_evidence
-from bayeshnet.infer.fit import fit, flat_then_cosine
-from bayeshnet.infer.gauss_hypernet import AutoHypernetNormal
-from bayeshnet.infer.history import FlatElbo, History
-from bayeshnet.infer.predict import posterior_draws, predict
-from bayeshnet.infer.prediction import Prediction
-from bayeshnet.infer.psis import Estimate, SmoothedWeights, WeightedDraws, pareto_smooth
-from bayeshnet.infer.starting_points import start_from
+from bayeshnet.evaluation._diagnose import Report, diagnose
+from bayeshnet.evaluation._predict import posterior_draws, predict
+from bayeshnet.evaluation.importance import importance_sample, log_evidence
+from bayeshnet.evaluation.prediction import Prediction
+from bayeshnet.evaluation.psis import Estimate, SmoothedWeights, WeightedDraws, pareto_smooth
+from bayeshnet.families._build import Mixture
+from bayeshnet.guides.delta import AutoHypernetDelta
+from bayeshnet.guides.hypernet import AutoHypernet
+from bayeshnet.guides.normal import AutoHypernetNormal
+from bayeshnet.guides.warm_start import start_from
+from bayeshnet.training._fit import fit, flat_then_cosine
+from bayeshnet.training.checkpoint import load, save
+from bayeshnet.training.history import FlatElbo, History
 
 __all__ = [
     "AutoHypernet",

@@ -15,7 +15,7 @@ from bayeshnet.entropy import Adversarial, NoisySampler
 from bayeshnet.errors import ArgumentError, DensityError, DiscriminatorWarning, NonFiniteLossError, UsageError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.infer import AutoHypernet, diagnose, fit, importance_sample, load, predict, save
-from tests.infer.problems import bnn
+from tests.problems import bnn
 from tests.samplers import perturbed
 from tests.targets import TARGETS, histogram_kl, target_model
 

@@ -15,10 +15,10 @@ from bayeshnet import AutoHypernet, fit
 from bayeshnet.entropy import ChangeOfVariables, NoisySampler
 from bayeshnet.entropy.mlp_draw import mlp_draw
 from bayeshnet.entropy.path_gradient import PathShare
+from bayeshnet.families.base import MixtureBody
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.infer import Mixture
-from bayeshnet.infer.bodies import MixtureBody
-from tests.infer.problems import EFFECTS, ERRORS
+from tests.problems import EFFECTS, ERRORS
 
 SIZE = 7
 

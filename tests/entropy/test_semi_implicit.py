@@ -11,7 +11,7 @@ from bayeshnet.entropy import NoisySampler, SemiImplicit
 from bayeshnet.errors import ArgumentError, DensityError, OwnWeightWarning
 from bayeshnet.hnets import HPerturbWrapper
 from bayeshnet.infer import AutoHypernet, fit
-from tests.infer.problems import bnn
+from tests.problems import bnn
 from tests.samplers import perturbed
 from tests.targets import TARGETS, histogram_kl, target_model
 

@@ -30,9 +30,9 @@ from bayeshnet.distributions import ImplicitWeights
 from bayeshnet.entropy import ImportanceSampled
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
-from bayeshnet.infer.latents import latent_sites
 from bayeshnet.mnets import batched_forward
 from bayeshnet.models.weight_normal import WeightNormal
+from bayeshnet.sites.latents import latent_sites
 
 
 def net():

@@ -1,0 +1,269 @@
+r"""Gaussians over the weights of a network that correlate the weights of each unit.
+
+What a unit computes depends on its incoming weights and its bias together: a larger slope moves the place where it
+bends unless the bias moves along. A posterior in which all weights are independent cannot follow that. Here each unit
+has a Gaussian of its own over these numbers, and a mixture of several such Gaussians covers several modes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+
+from bayeshnet.errors import ArgumentError
+from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, standard_normal, state_of
+
+__all__ = ["UnitGaussians", "UnitLayout"]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitLayout:
+    """Which entries of a vector belong to the same unit.
+
+    Attributes:
+        order: Where each entry lies when the entries of a unit lie together ``[D]``.
+        blocks: Number of units and of entries of each, for one layer after the other; what follows them, up to D, is
+            independent.
+
+    Example:
+        >>> layout = UnitLayout.of([(3, 2), (3,), (5,)], [(0, 1)])
+        >>> layout.blocks, layout.order.tolist()
+        (((3, 3),), [0, 1, 3, 4, 6, 7, 2, 5, 8, 9, 10, 11, 12, 13])
+    """
+
+    order: Tensor
+    blocks: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(
+        cls, shapes: Sequence[Sequence[int]], layers: Sequence[tuple[int, int | None]], *, largest: int = 16
+    ) -> UnitLayout:
+        """The layout of tensors that lie in the vector one after the other.
+
+        Args:
+            shapes: Their shapes.
+            layers: For each layer of units the places in ``shapes`` of weight ``[units, ...]`` and bias, or None.
+            largest: Entries of larger units stay independent. Their correlations are many numbers, each of which adds
+                its gradient's noise to a weight; on layers of 30 x 31 that cost more than it gave.
+        """
+        sizes = [math.prod(shape) for shape in shapes]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        parts: list[Tensor] = []
+        blocks: list[tuple[int, int]] = []
+        taken: set[int] = set()
+        for weight, bias in layers:
+            units = shapes[weight][0]
+            size = sizes[weight] // units + (bias is not None)
+            if not 2 <= size <= largest:
+                continue
+            rows = starts[weight] + torch.arange(sizes[weight]).reshape(units, -1)
+            if bias is not None:
+                rows = torch.cat([rows, starts[bias] + torch.arange(units).unsqueeze(1)], dim=1)
+            parts.append(rows.reshape(-1))
+            blocks.append((units, size))
+            taken |= {weight} if bias is None else {weight, bias}
+        rest = [starts[i] + torch.arange(sizes[i]) for i in range(len(sizes)) if i not in taken]
+        place = torch.cat([*parts, *rest])
+        return cls(torch.argsort(place), tuple(blocks))
+
+
+class UnitGaussians(FlatDistribution):
+    r"""A mixture of C Gaussians with equal weights, each with one block of covariance per unit.
+
+    .. math:: w = \mu_c + \sigma_c \odot T_c e, \quad e \sim N(0, I), \quad T_c = I + \text{strictly lower triangular}
+
+    with T block-diagonal. The draws of one call are shared out among the components evenly and in random order: each of
+    them has the density of the mixture, and means over them vary less than if each chose a component by itself.
+
+    With ``noise`` e comes from another distribution, a hypernetwork for instance, that all components share. The
+    density of a draw is then exact for C = 1. For more components it would take a search for the noise that would lead
+    each of them to the draw of another. Instead the component c is an auxiliary variable whose posterior is taken to be
+    that of Gaussians (Salimans, Kingma & Welling, ICML 2015, section 2):
+
+    .. math:: \log q = \log \frac{1}{C} \sum_k N(w; \mu_k, \sigma_k, T_k) + \log q_e(e) - \log N(e; 0, I)
+
+    with which the ELBO stays a lower bound on the evidence, as tight as the components are apart or e is Gaussian. At a
+    value that was not drawn here the density is that of the mixture.
+
+    Args:
+        loc: Means ``[C, D]``, entries ordered by unit.
+        log_scale: Logarithm of sigma ``[C, D]``, ordered likewise.
+        factors: For each layer of units ``[C, units, k, k]``; only what lies below the diagonal counts.
+        layout: Which entries belong together.
+        noise: Distribution of e, event shape ``[D]``, entries ordered by unit; standard normal by default.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    Example:
+        >>> layout = UnitLayout.of([(3, 2), (3,)], [(0, 1)])
+        >>> q = UnitGaussians(torch.randn(4, 9), torch.zeros(4, 9), [torch.zeros(4, 3, 3, 3)], layout)
+        >>> w = q.rsample((8,))
+        >>> w.shape, q.log_prob(w).shape
+        (torch.Size([8, 9]), torch.Size([8]))
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        log_scale: Tensor,
+        factors: Sequence[Tensor],
+        layout: UnitLayout,
+        *,
+        noise: TorchDistribution | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if validate_args is not False:
+            _check(loc, log_scale, factors, layout)
+            if noise is not None and (noise.batch_shape or noise.event_shape != loc.shape[1:]):
+                raise ArgumentError(
+                    f"noise: has batch shape {tuple(noise.batch_shape)} and event shape {tuple(noise.event_shape)}; "
+                    f"they have to be () and ({loc.shape[1]},)."
+                )
+        self.loc, self.log_scale, self.factors, self.layout = loc, log_scale, list(factors), layout
+        self.noise = noise
+        super().__init__(loc.shape[1], validate_args=validate_args)
+
+    # ------------------------------------------------------------------ sampling and density
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+        """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to all parameters."""
+        shape = Size(sample_shape) + self.batch_shape
+        num, parts = math.prod(shape), len(self.loc)
+        rounds = -(-num // parts)  # every component makes as many; of the last round some are left out, at random
+        drawn = self._draw_noise(parts * rounds)
+        noise = drawn.unflatten(0, (parts, rounds))
+        mixed = _mixed(self.factors, self.layout, noise)
+        ordered = torch.addcmul(self.loc.unsqueeze(1), self.log_scale.exp().unsqueeze(1), mixed).flatten(0, 1)
+        chosen: Tensor | None = None
+        if parts > 1:
+            ranks = torch.rand(rounds, parts, device=ordered.device).argsort(1)  # each round in random order
+            chosen = (ranks * rounds + torch.arange(rounds, device=ordered.device).unsqueeze(1)).flatten()[:num]
+            chosen = chosen[torch.randperm(num, device=ordered.device)]
+            ordered = ordered.index_select(0, chosen)
+        # Not ordered[:, order]: with its backward pass that takes twice the time.
+        placed = ordered.index_select(1, self.layout.order)
+        made_of = None if self.noise is None else last_made_of(self.noise)
+        return self._remember(placed.reshape(shape + self.event_shape), _Made(ordered, drawn, chosen, made_of))
+
+    def state(self) -> Any:
+        """See :meth:`FlatDistribution.state`."""
+        return state_of(self.loc, self.log_scale, *self.factors, self.noise)
+
+    def _draw_noise(self, num: int) -> Tensor:
+        if self.noise is not None:
+            return self.noise.rsample(Size((num,)))
+        return torch.randn(num, self.loc.shape[1], dtype=self.loc.dtype, device=self.loc.device)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of the mixture ``[*sample_shape, *batch_shape]``.
+
+        Raises:
+            ValueError: If the last dimension is not D.
+            RuntimeError: If ``noise`` has no density at foreign values, and the value was not drawn here.
+        """
+        origin = self._recall(value)
+        if origin is None or not origin.live:
+            rows = value.reshape(-1, value.shape[-1])
+            log_q = self._foreign_log_q(rows) if origin is None else self.log_prob_of(rows, origin.made_of)
+            return self._shaped(log_q, value)
+        made: _Made = origin.made_of
+        if made.chosen is None:
+            return self._shaped(self._log_noise(made.drawn) - self.log_scale.sum(), value)
+        log_q = self._average(standard_normal(self._residuals(made.ordered)))
+        if self.noise is not None:
+            log_q = log_q + (self._log_noise(made.drawn) - standard_normal(made.drawn)).index_select(0, made.chosen)
+        return self._shaped(log_q, value)
+
+    def log_prob_of(self, rows: Tensor, made_of: _Made) -> Tensor:
+        """See :meth:`FlatDistribution.log_prob_of`; of several components it is that of the mixture."""
+        if made_of.chosen is not None or not isinstance(self.noise, FlatDistribution):
+            return self._foreign_log_q(rows)
+        noise = self._residuals(_by_unit(rows, self.layout)).squeeze(0)
+        # The numbers of the draw, which is a solution to the last digit, and the gradient of the residuals.
+        noise = made_of.drawn.detach() + (noise - noise.detach())
+        return self.noise.log_prob_of(noise, made_of.noise) - self.log_scale.sum()
+
+    def _foreign_log_q(self, rows: Tensor) -> Tensor:
+        return self._average(self._log_noise(self._residuals(_by_unit(rows, self.layout))))
+
+    def _log_noise(self, noise: Tensor) -> Tensor:
+        return standard_normal(noise) if self.noise is None else self.noise.log_prob(noise)
+
+    def _residuals(self, rows: Tensor) -> Tensor:
+        """The noise ``[C, S, D]`` that leads each component to rows ``[S, D]``."""
+        residual = (rows - self.loc.unsqueeze(1)) * (-self.log_scale).exp().unsqueeze(1)
+        return torch.cat(_unmixed(self.factors, self.layout, residual), -1)
+
+    def _average(self, log_noise: Tensor) -> Tensor:
+        """Log-density ``[S]`` of the mixture, of that of the components' noise ``[C, S]``."""
+        log_q = log_noise - self.log_scale.sum(1, keepdim=True)
+        return log_q.squeeze(0) if len(self.loc) == 1 else log_q.logsumexp(0) - math.log(len(self.loc))
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What draws were made of.
+
+    Attributes:
+        ordered: The draws, entries ordered by unit ``[S, D]``.
+        drawn: Draws of e, of each component one after the other.
+        chosen: Which of these the draws are made of, if there are several components.
+        noise: What e was made of, if a distribution drew it that remembers.
+    """
+
+    ordered: Tensor
+    drawn: Tensor
+    chosen: Tensor | None
+    noise: Any
+
+
+def _by_unit(rows: Tensor, layout: UnitLayout) -> Tensor:
+    """Rows ``[S, D]`` with their entries ordered by unit."""
+    return rows[:, torch.argsort(layout.order)]
+
+
+def _split(entries: Tensor, layout: UnitLayout) -> tuple[list[Tensor], Tensor]:
+    """Layers ``[C, units, k, S]`` of ``[C, S, D]``, and the entries that belong to none."""
+    sizes = [units * size for units, size in layout.blocks]
+    *layers, rest = entries.split([*sizes, entries.shape[-1] - sum(sizes)], dim=-1)
+    shaped = [
+        layer.unflatten(-1, block).permute(0, 2, 3, 1) for layer, block in zip(layers, layout.blocks, strict=True)
+    ]
+    return shaped, rest
+
+
+def _mixed(factors: Sequence[Tensor], layout: UnitLayout, noise: Tensor) -> Tensor:
+    """``T e`` of ``[C, S, D]``."""
+    layers, rest = _split(noise, layout)
+    mixed = [e + factor.tril(-1) @ e for factor, e in zip(factors, layers, strict=True)]
+    return torch.cat([*(e.permute(0, 3, 1, 2).flatten(2) for e in mixed), rest], dim=-1)
+
+
+def _unmixed(factors: Sequence[Tensor], layout: UnitLayout, residual: Tensor) -> list[Tensor]:
+    """``T^-1 r`` of ``[C, S, D]``, in parts ``[C, S, *]``."""
+    layers, rest = _split(residual, layout)
+    solved = [
+        # The diagonal and what lies above it are not read.
+        torch.linalg.solve_triangular(factor, part, upper=False, unitriangular=True)
+        for factor, part in zip((f.tril(-1) for f in factors), layers, strict=True)
+    ]
+    return [*(part.permute(0, 3, 1, 2).flatten(2) for part in solved), rest]
+
+
+def _check(loc: Tensor, log_scale: Tensor, factors: Sequence[Tensor], layout: UnitLayout) -> None:
+    if loc.dim() != 2 or loc.shape[1] != len(layout.order) or log_scale.shape != loc.shape:
+        raise ArgumentError(
+            f"loc, log_scale: have shapes {tuple(loc.shape)} and {tuple(log_scale.shape)}; both have to be "
+            f"[C, {len(layout.order)}], a row per component."
+        )
+    expected = [(len(loc), units, size, size) for units, size in layout.blocks]
+    given = [tuple(factor.shape) for factor in factors]
+    if given != expected:
+        raise ArgumentError(f"factors: have shapes {given}; the layout asks for {expected}.")

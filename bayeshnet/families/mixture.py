@@ -1,0 +1,196 @@
+"""A mixture of weight distributions, with the density of the whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, state_of
+from bayeshnet.families.implicit_weights import ImplicitWeights
+
+__all__ = ["MixtureWeights"]
+
+
+class MixtureWeights(FlatDistribution):
+    r"""A mixture of K distributions over R^D, which may be hypernetworks.
+
+    .. math:: q(w) = \sum_{k=1}^K \pi_k \, q_k(w)
+
+    :meth:`log_prob` is the density of the whole mixture, so every component has to have a density at the draws of the
+    others: a Gaussian has, and so has a hypernetwork with shared noise under
+    :class:`~bayeshnet.entropy.ChangeOfVariables`, by a search for the noise.
+
+    The weights :math:`\pi` are fixed, equal by default: then a draw moves smoothly with all that is learned, and plain
+    reparameterised gradients are unbiased. Unequal modes are met by more components than modes.
+
+    With ``stratified`` the draws of one call are shared out among the components as evenly as the weights allow, in
+    random order, instead of each choosing at random. Every draw has the density q by itself, so means over draws, and
+    with them the ELBO and its gradient, are unbiased and vary less; but the draws of one call are not independent of
+    each other. That suits a guide, not a prior.
+
+    Args:
+        components: K distributions with one event shape ``[D]`` and no batch shape.
+        weights: K positive numbers, proportional to :math:`\pi`; equal by default.
+        stratified: Share the draws of a call out evenly.
+
+    Raises:
+        ValueError: If there are no components, shapes do not fit, weights are not positive, or a hypernetwork's
+            estimator has no differentiable density at foreign values.
+        TypeError: If a component is no distribution.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> parts = [dist.Normal(mean * torch.ones(3), 0.5).to_event(1) for mean in (-1.0, 1.0)]
+        >>> q = MixtureWeights(parts)
+        >>> w = q.rsample((7,))
+        >>> w.shape, q.log_prob(w).shape
+        (torch.Size([7, 3]), torch.Size([7]))
+    """
+
+    def __init__(
+        self,
+        components: Sequence[TorchDistribution],
+        *,
+        weights: Tensor | Sequence[float] | None = None,
+        stratified: bool = False,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.components = list(components)
+        if validate_args is not False:
+            _check_components(self.components)
+        self.shares = _shares(weights, len(self.components))
+        self.stratified = stratified
+        super().__init__(self.components[0].event_shape[0], validate_args=validate_args)
+
+    def __repr__(self) -> str:
+        return (
+            f"MixtureWeights({len(self.components)} x {type(self.components[0]).__name__}, "
+            f"stratified={self.stratified}, batch_shape={tuple(self.batch_shape)}, "
+            f"event_shape={tuple(self.event_shape)})"
+        )
+
+    # ------------------------------------------------------------------ sampling and density
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+        """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to the components."""
+        shape = Size(sample_shape) + self.batch_shape
+        num = math.prod(shape)
+        # Counts in random order are choices one by one.
+        parts = [part.rsample(Size((count,))) for part, count in zip(self.components, self._counts(num), strict=True)]
+        order = torch.randperm(num, device=parts[0].device)
+        made = _Made(parts, order, [last_made_of(component) for component in self.components])
+        return self._remember(torch.cat(parts)[order].reshape(shape + self.event_shape), made)
+
+    def state(self) -> Any:
+        """See :meth:`FlatDistribution.state`."""
+        return state_of(*self.components)
+
+    def _counts(self, num: int) -> list[int]:
+        """How many of ``num`` draws come from each component."""
+        if self.stratified:  # a comb with random offset over the unit interval
+            comb = (torch.arange(num, dtype=torch.double) + torch.rand((), dtype=torch.double)) / max(num, 1)
+            which = torch.searchsorted(self.shares.cumsum(0)[:-1].contiguous(), comb, right=True)
+        else:
+            which = torch.multinomial(self.shares, num, replacement=True) if num else torch.zeros(0, dtype=torch.long)
+        return torch.bincount(which, minlength=len(self.components)).tolist()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of the whole mixture ``[*sample_shape, *batch_shape]``.
+
+        Raises:
+            ValueError: If the last dimension is not D.
+            RuntimeError: If a component has no density there.
+        """
+        origin = self._recall(value)
+        rows = value.reshape(-1, value.shape[-1])
+        if origin is None:
+            return self._shaped(self._log_mixture(rows, None), value)
+        if origin.live:
+            made: _Made = origin.made_of
+            log_q = self._log_mixture(torch.cat(made.parts), made)[made.order]
+        else:
+            log_q = self.log_prob_of(rows, origin.made_of)
+        return self._shaped(log_q, value)
+
+    def log_prob_of(self, rows: Tensor, made_of: _Made) -> Tensor:
+        """See :meth:`FlatDistribution.log_prob_of`."""
+        sorted_rows = rows[torch.argsort(made_of.order)]
+        parts = list(sorted_rows.split([len(part) for part in made_of.parts]))
+        made = _Made(parts, made_of.order, made_of.noise, fixed=True)
+        return self._log_mixture(sorted_rows, made)[made_of.order]
+
+    def _log_mixture(self, rows: Tensor, made: _Made | None) -> Tensor:
+        """Log-density of rows ``[S, D]``; ``made`` says which of them came from which component, if that is known."""
+        columns: list[Tensor] = []
+        for k, component in enumerate(self.components):
+            own = None if made is None or made.noise[k] is None else made.parts[k]
+            if made is None or own is None or len(own) == 0:
+                columns.append(component.log_prob(rows))
+                continue
+            # The noise behind a component's own draws is known, and need not be searched for.
+            before, after = torch.cat([own[:0], *made.parts[:k]]), torch.cat([*made.parts[k + 1 :], own[:0]])
+            others = torch.cat([before, after])
+            elsewhere = component.log_prob(others) if len(others) else others.sum(-1)
+            here = component.log_prob_of(own, made.noise[k]) if made.fixed else component.log_prob(own)
+            columns.append(torch.cat([elsewhere[: len(before)], here, elsewhere[len(before) :]]))
+        stacked = torch.stack(columns, -1)
+        return torch.logsumexp(stacked + self.shares.log().to(stacked), -1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What draws were made of.
+
+    Attributes:
+        parts: Those of each component.
+        order: Place of each draw among the parts.
+        noise: What the components made their parts of, None for those that keep no memory of it.
+        fixed: Whether the parts are fixed values, whose graph is not that of the draws.
+    """
+
+    parts: list[Tensor]
+    order: Tensor
+    noise: list[Any]
+    fixed: bool = False
+
+
+def _check_components(components: Sequence[Any]) -> None:
+    if not components:
+        raise ArgumentError("components: is empty; pass one distribution or more.")
+    for k, component in enumerate(components):
+        if not isinstance(component, torch.distributions.Distribution):  # Pyro's Normal is no TorchDistribution
+            raise ArgumentTypeError(f"components: number {k} is a {type(component).__name__}; pass distributions.")
+        shape, first = tuple(component.event_shape), tuple(components[0].event_shape)
+        if component.batch_shape or len(shape) != 1 or shape != first:
+            raise ArgumentError(
+                f"components: number {k} has batch shape {tuple(component.batch_shape)} and event shape {shape}; all "
+                "need batch shape () and one event shape (D,). Try .to_event(1)."
+            )
+        if isinstance(component, ImplicitWeights) and not component.estimator.everywhere:
+            raise ArgumentError(
+                f"components: number {k} has the estimator {component.estimator!r}, which gives no differentiable "
+                "density at the draws of the other components. Build its hypernetwork with shared noise and use "
+                "ChangeOfVariables(), or use ImportanceSampled()."
+            )
+
+
+def _shares(weights: Tensor | Sequence[float] | None, num: int) -> Tensor:
+    if weights is None:
+        return torch.full((num,), 1.0 / num, dtype=torch.double)
+    given = torch.as_tensor(weights)
+    if given.requires_grad:
+        raise ArgumentError(
+            "weights: requires a gradient, but a draw does not move with the weights of a mixture, so that none "
+            "arrives there. Pass weights.detach(), and more components where modes differ in weight."
+        )
+    if given.shape != (num,) or not bool((given > 0).all()) or not bool(torch.isfinite(given).all()):
+        raise ArgumentError(f"weights: is {given.tolist()}; pass {num} positive numbers, one per component.")
+    given = given.detach().cpu().double()
+    return given / given.sum()

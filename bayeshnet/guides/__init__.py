@@ -1,0 +1,15 @@
+"""Pyro guides whose draws come from hypernetworks."""
+
+from __future__ import annotations
+
+from bayeshnet.guides.delta import AutoHypernetDelta
+from bayeshnet.guides.hypernet import AutoHypernet
+from bayeshnet.guides.normal import AutoHypernetNormal
+from bayeshnet.guides.warm_start import start_from
+
+__all__ = [
+    "AutoHypernet",
+    "AutoHypernetDelta",
+    "AutoHypernetNormal",
+    "start_from",
+]

@@ -1,0 +1,198 @@
+"""What guides share whose hypernetwork has no noise as input: it outputs the parameters of a distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeshnet.checks import require_flag
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
+from bayeshnet.families._default_hnet import HnetOrBuilder
+from bayeshnet.guides.base import FlatGuide
+from bayeshnet.hnets.chunked_mlp_hnet import ChunkedHMLP
+from bayeshnet.hnets.hnet_interface import HyperNetInterface
+from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
+from bayeshnet.hnets.mlp_hnet import HMLP
+from bayeshnet.layers.batch_norm import BatchNormLayer
+from bayeshnet.mnets.param_table import num_weights
+from bayeshnet.sites.arguments import call_arguments
+from bayeshnet.sites.latents import prior_start
+from bayeshnet.typing import Shapes
+
+__all__ = ["ExplicitHypernet", "default_explicit_hnet"]
+
+# Up to so many outputs the default has a head for each of them, 17 parameters an output; then it is chunked.
+_MAX_FULL = 2**20
+
+
+def default_explicit_hnet(target_shapes: Shapes) -> HyperNetInterface:
+    """The hypernetwork that an explicit guide gets when the user names none: one learned embedding, one condition.
+
+    A small MLP with a head for every output; for more than 2^20 outputs a chunked one, whose number of parameters grows
+    with the square root of the number of outputs.
+
+    Args:
+        target_shapes: Shapes of what is generated.
+
+    Example:
+        >>> default_explicit_hnet([[4, 3], [4]]).num_outputs
+        16
+    """
+    shapes = [list(shape) for shape in target_shapes]
+    size = num_weights(shapes)
+    if size <= _MAX_FULL:
+        return HMLP(shapes, layers=(16,), activation_fn=nn.Tanh(), verbose=False)
+    # The head has 64 weights an output and a chunk has 32 numbers of its own: the sum is least at this size.
+    chunk_size = math.ceil(math.sqrt(size * 32 / 64))
+    return ChunkedHMLP(shapes, chunk_size, 32, True, cond_in_size=0, layers=(64,), verbose=False)
+
+
+class ExplicitHypernet(FlatGuide):
+    """Base of guides that call a hypernetwork without noise, once for all draws.
+
+    A subclass calls :meth:`_build` in its constructor, and makes a distribution of :meth:`outputs`.
+    """
+
+    def _build(
+        self,
+        model: Callable[..., Any],
+        *,
+        example: Any,
+        hnet: HnetOrBuilder | None,
+        cond_id: int | None,
+        copies: int,
+        whiten: bool,
+        init_loc_fn: Callable[..., Any] | None,
+    ) -> Tensor:
+        """Make buffers and hypernetwork.
+
+        Args:
+            model: The Pyro model.
+            example: Its arguments.
+            hnet: A hypernetwork, taken as it is, or a function from target shapes to one; a small MLP by default.
+            cond_id: The condition of a conditional hypernetwork; may be left out if there is only one.
+            copies: How often the shapes of the latents are listed in the targets.
+            whiten: Use the prior's spread as the scale; otherwise 1.
+            init_loc_fn: Where the location comes from; the prior's centre if None.
+
+        Returns:
+            A start ``[D]`` of the whitened location: 0, but N(0, 1) where the prior is a Normal and no start was given.
+
+        Raises:
+            ValueError: If the hypernetwork takes noise, does not produce what is asked for, or lacks the condition.
+            TypeError: If ``hnet`` is none.
+            RuntimeError: If it has batch norm or dropout.
+        """
+        require_flag("whiten", whiten)
+        args, kwargs = call_arguments(example, "example")
+        prior = prior_start(model, self._sites, self._init_loc(), args, kwargs)
+        loc = prior.loc if init_loc_fn is None else self._init_loc()
+        self.register_buffer("loc", loc)
+        self.register_buffer("scale", prior.scale if whiten else torch.ones_like(prior.scale))
+        # Added to what the hypernetwork outputs, so that a chunked one, too, starts where it should.
+        self.register_buffer("offset", loc.new_zeros(copies, self.latent_dim))
+        self.loc: Tensor
+        self.scale: Tensor
+        self.offset: Tensor
+        made = _make_hnet(hnet, self.target_shapes * copies).to(dtype=loc.dtype, device=loc.device)
+        # Registered past PyroModule, which would put the parameters into Pyro's global store at every access.
+        self._modules["hnet"] = made
+        self._cond_id = _check_cond_id(self.hnet, cond_id)
+        return torch.randn_like(loc) * prior.gaussian if init_loc_fn is None else torch.zeros_like(loc)
+
+    # ------------------------------------------------------------------ what there is
+
+    @property
+    def hnet(self) -> Any:
+        """The hypernetwork."""
+        return self._modules["hnet"]
+
+    @property
+    def cond_id(self) -> int | None:
+        """The condition; None if the hypernetwork has none. It may be set to another one.
+
+        Raises:
+            ValueError: On setting, if there is no such condition.
+        """
+        return self._cond_id
+
+    @cond_id.setter
+    def cond_id(self, cond_id: int) -> None:
+        self._cond_id = _check_cond_id(self.hnet, cond_id)
+
+    def learned_modules(self) -> dict[str, nn.Module]:
+        """The hypernetwork."""
+        return {"hnet": self.hnet}
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimiser: what acts on one output at ``lr``, the rest at 0.3 lr."""
+        direct = getattr(self.hnet, "direct_params", None)
+        known = {id(param) for param in (() if direct is None else direct())}
+        fast = [param for param in self.parameters() if id(param) in known]
+        slow = [param for param in self.parameters() if id(param) not in known]
+        return [{"params": fast, "lr": lr}, {"params": slow, "lr": 0.3 * lr}]
+
+    def outputs(self) -> Tensor:
+        """What the hypernetwork gives for the condition, in whitened coordinates, offset added: ``[copies, D]``."""
+        out = self.hnet(cond_id=self._cond_id, ret_format="flattened")
+        return out.reshape(self.offset.shape) + self.offset
+
+    def __repr__(self) -> str:
+        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self._sites)}", f"hnet={type(self.hnet).__name__}"]
+        if self.hnet.num_known_conds > 1:
+            parts.append(f"cond_id={self._cond_id}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _make_hnet(hnet: HnetOrBuilder | None, shapes: list[list[int]]) -> nn.Module:
+    if hnet is None:
+        made: Any = default_explicit_hnet(shapes)
+    elif isinstance(hnet, HyperNetInterface):
+        made = hnet
+    elif callable(hnet) and not isinstance(hnet, nn.Module):
+        made = hnet(shapes)
+    else:
+        made = hnet
+    if not isinstance(made, HyperNetInterface) or not isinstance(made, nn.Module):
+        returned = "returned" if made is not hnet else "is"
+        raise ArgumentTypeError(
+            f"hnet: {returned} a {type(made).__name__}; pass a hypernetwork (an nn.Module with HyperNetInterface), or "
+            "a function from target shapes to one."
+        )
+    if made.num_outputs != num_weights(shapes):
+        raise ArgumentError(
+            f"hnet: produces {made.num_outputs} numbers, but {num_weights(shapes)} are needed; build it from the "
+            f"target shapes {shapes}."
+        )
+    if isinstance(made, HPerturbWrapper) or getattr(made, "uncond_in_size", 0):
+        raise ArgumentError(
+            "hnet: takes noise as its unconditional input, so the weights it makes are random; this guide needs a "
+            "function of the condition alone. Build it with uncond_in_size=0 and cond_in_size > 0 and without a "
+            "perturbation wrapper, or use AutoHypernet."
+        )
+    for name, module in made.named_modules():
+        if isinstance(module, BatchNormLayer | nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage] - torch's common base has no public name
+            kind = "batch norm"
+        elif isinstance(module, nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage] - the same
+            kind = "dropout"
+        else:
+            continue
+        raise DensityError(
+            f"hnet: has {kind} (module {name!r}), so that what it makes is no function of the condition alone. Build "
+            "it with use_batch_norm=False and dropout_rate=-1."
+        )
+    return made
+
+
+def _check_cond_id(hnet: HyperNetInterface, cond_id: int | None) -> int | None:
+    num = hnet.num_known_conds
+    if cond_id is None and num <= 1:
+        return 0 if num else None
+    if isinstance(cond_id, bool) or not isinstance(cond_id, int) or not 0 <= cond_id < num:
+        accepted = f"a number from 0 to {num - 1}" if num else "None: the hypernetwork has no conditions"
+        raise ArgumentError(f"cond_id: is {cond_id!r}; pass {accepted}.")
+    return cond_id

@@ -1,0 +1,215 @@
+"""The data of a fit: one batch or many, and whether they agree with the model's ``dataset_size``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
+
+from bayeshnet.checks import kind_of
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
+from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
+
+__all__ = ["Batches"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What is known of the rows in the data.
+
+    Attributes:
+        total: Their number.
+        accepted: First and last of the sizes that do not contradict it.
+        per_batch: Rows of the largest batch.
+        exact: Whether ``total`` is their number, or there may be more.
+    """
+
+    total: int
+    accepted: tuple[tuple[int, int], ...]
+    per_batch: int
+    exact: bool = True
+
+
+class Batches:
+    """The arguments of the model at each step, again and again.
+
+    A :class:`~bayeshnet.BayesianModel` whose ``dataset_size`` is missing, or not that of the data, is warned about:
+    before the first step where lengths are known, else after the first pass, in which the rows are counted.
+
+    Args:
+        data: One batch (a tuple, a dict or one tensor), or an iterable of them.
+        model: The model.
+
+    Raises:
+        TypeError: If the data are neither.
+    """
+
+    def __init__(self, data: Any, model: Any) -> None:
+        self._single = isinstance(data, Tensor | Mapping | tuple)
+        if not self._single and (not isinstance(data, Iterable) or isinstance(data, str | bytes)):
+            raise ArgumentTypeError(
+                f"data: is {kind_of(data)}; pass the model's arguments as a tuple (x, y), or an iterable of "
+                "batches such as a DataLoader."
+            )
+        if isinstance(data, Iterator):
+            raise ArgumentTypeError(
+                "data: is an iterator, which can be gone through once only; pass a list of batches or a DataLoader."
+            )
+        self._data: Any = data
+        self._model = model if isinstance(model, BayesianModel) else None
+        self._count = self._model is not None
+        self._seen = self._num = self._largest = 0
+
+    def __iter__(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        if self._single:
+            arguments = call_arguments(self._data, "data")
+            while True:
+                yield arguments
+        first = True
+        while True:
+            empty = True
+            for batch in self._data:
+                empty = False
+                arguments = call_arguments(batch, "data")
+                if self._count:
+                    rows = _num_rows(arguments)
+                    self._seen, self._num, self._largest = self._seen + rows, self._num + 1, max(self._largest, rows)
+                yield arguments
+            if empty:
+                raise ArgumentError("data: is an empty iterable; there is no batch to fit to.")
+            if first:
+                first = False
+                self.check_counted_size(whole=True, stacklevel=4)
+
+    # ------------------------------------------------------------------ the size of the data set
+
+    def check_known_size(self, *, steps: int, stacklevel: int) -> None:
+        """Warn before the first step, where the number of rows is known without going through the data.
+
+        Args:
+            steps: Number of steps to come. A single one may be a part of a loop over batches outside.
+            stacklevel: That of the warning, as seen from the caller.
+        """
+        if not self._count:
+            return
+        data, rows = self._data, None
+        if self._single:
+            rows = _rows_of_batches([data])
+        elif isinstance(data, list):
+            rows = _rows_of_batches(data)
+        elif isinstance(data, DataLoader):
+            rows = _rows_of_loader(data)
+        if rows is None and not self._single:
+            return
+        self._count = False
+        one = rows is not None and rows.per_batch == rows.total
+        if rows is not None and not (one and steps == 1):
+            self._compare(rows, stacklevel=stacklevel + 1)
+
+    def check_counted_size(self, *, whole: bool, stacklevel: int) -> None:
+        """Warn after the data were gone through once, or after the last step.
+
+        Args:
+            whole: Whether the rows that were counted are all.
+            stacklevel: That of the warning, as seen from the caller.
+        """
+        size = None if self._model is None else self._model.dataset_size
+        if not self._count or self._num < 2:
+            # A single batch may be a part of a loop over batches outside, or a part of the data as a whole.
+            self._count = self._count and not whole
+            return
+        self._count = False
+        # Rows may have been left out to keep batches equal; batches of random sizes hold more or fewer than there are.
+        accepted = [(self._seen, self._seen + self._largest - 1)]
+        dataset = _length_of_dataset(self._data)
+        if dataset is not None:
+            accepted.append((dataset, dataset))
+        if not whole and size is not None and size > self._seen:
+            return  # the others may come later
+        self._compare(_Rows(self._seen, tuple(accepted), self._largest, exact=False), stacklevel=stacklevel + 1)
+
+    def _compare(self, rows: _Rows, *, stacklevel: int) -> None:
+        size = None if self._model is None else self._model.dataset_size
+        more = "" if rows.exact else " or more"
+        if size is None and rows.per_batch < rows.total:
+            message = (
+                f"The data come in batches of {rows.per_batch} out of {rows.total} rows{more}, and the model has no "
+                "dataset_size: each batch is taken for the whole data set and the prior counts too much. Pass "
+                f"BayesianModel(..., dataset_size={rows.total if rows.exact else '<rows of the whole data set>'})."
+            )
+        elif size is None or any(least <= size <= most for least, most in rows.accepted):
+            return
+        elif size < rows.per_batch:
+            return  # the model refuses such a batch
+        elif rows.per_batch == rows.total:
+            message = (
+                f"The data are one batch of {rows.total} rows, the same at every step, and the model's dataset_size is "
+                f"{size}: these rows count as {size}, and the posterior is too narrow. Pass a DataLoader over all "
+                f"rows or, if these are all, BayesianModel(..., dataset_size={rows.total})."
+            )
+        else:
+            message = (
+                f"The model's dataset_size is {size}, and a pass through the data has {rows.total} rows{more}: the "
+                f"posterior is too {'narrow' if size > rows.total else 'wide'}. Pass BayesianModel(..., "
+                f"dataset_size={rows.total if rows.exact else '<rows of the whole data set>'})."
+            )
+        warnings.warn(message, DatasetSizeWarning, stacklevel=stacklevel + 1)
+
+
+def _num_rows(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
+    """Number of targets; 0 where there are none, which the model itself will say."""
+    _, y = inputs_and_targets(*arguments)
+    return len(y) if isinstance(y, Tensor) and y.dim() > 0 else 0
+
+
+def _rows_of_batches(batches: list[Any]) -> _Rows | None:
+    """Rows of batches in memory; one that comes twice counts once."""
+    known: dict[int, int] = {}
+    for batch in batches:
+        if not isinstance(batch, Tensor | Mapping | tuple | list):
+            return None
+        arguments = call_arguments(batch, "data")
+        known[id(inputs_and_targets(*arguments)[1])] = _num_rows(arguments)
+    total = sum(known.values())
+    return _Rows(total, ((total, total),), max(known.values())) if total else None
+
+
+def _rows_of_loader(loader: DataLoader[Any]) -> _Rows | None:
+    """Rows of a loader, from the lengths of its parts; None where only counting can tell."""
+    dataset, batches = _length_of_dataset(loader), loader.batch_sampler
+    # What else puts batches together may make several rows of an entry.
+    if dataset is None or type(batches) is not BatchSampler or loader.collate_fn is not default_collate:
+        return None
+    sampler = batches.sampler
+    drawn = len(sampler) if isinstance(sampler, Sized) else dataset
+    size = batches.batch_size
+    whole = drawn - drawn % size if batches.drop_last else drawn
+    accepted = [(whole, drawn)]
+    # These may take a part of the rows at each pass, or each row several times.
+    partial = isinstance(sampler, RandomSampler | WeightedRandomSampler | DistributedSampler)
+    total = dataset if partial or drawn > dataset else drawn
+    if not isinstance(sampler, SubsetRandomSampler):
+        accepted.append((dataset, dataset))
+    return _Rows(total, tuple(accepted), min(size, drawn))
+
+
+def _length_of_dataset(data: Any) -> int | None:
+    """Number of rows in the data set behind a loader that puts them into batches."""
+    dataset = getattr(data, "dataset", None)
+    if not isinstance(data, DataLoader) or data.batch_sampler is None or isinstance(dataset, IterableDataset):
+        return None
+    return len(dataset) if isinstance(dataset, Sized) else None

@@ -1,0 +1,289 @@
+"""One step of stochastic variational inference after the other, none of which leaves parameters that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from bayeshnet.errors import BayeshnetError, DensityError, NonFiniteLossError, UsageError
+from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.param_sites import ParamCapture
+from bayeshnet.sites.arguments import check_rows, inputs_and_targets
+from bayeshnet.sites.kept_state import KeptBuffers, restored, tensors_of
+from bayeshnet.training._checks import check_optimizer
+from bayeshnet.training._nonfinite import UNKNOWN_CAUSE, gradient_cause, non_finite_cause
+
+__all__ = ["Trainer"]
+
+# An update can overflow though the gradient is finite. So often a copy is made of what is finite.
+_COPY_EVERY = 100
+
+
+class Trainer:
+    """SVI with one torch optimiser for all parameters.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        elbo: Pyro's ELBO.
+        lr: Learning rate.
+        schedule: Its factor by step.
+        make_optimizer: From parameter groups to an optimiser; Adam by default.
+        clip_norm: Bound on the norm of the gradient.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        elbo: Any,
+        lr: float,
+        schedule: Callable[[int], float],
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None,
+        clip_norm: float | None,
+    ) -> None:
+        self.model, self.guide, self.elbo = model, guide, elbo
+        self.lr, self.schedule, self.clip_norm = lr, schedule, clip_norm
+        self.make_optimizer = make_optimizer or _adam
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.params: dict[int, Tensor] = {}
+        self._buffers = KeptBuffers(model, guide)
+        self._copies: dict[int, Tensor] = {}
+        self._copied_at = 0
+        for part in (model, guide):  # gradients left by earlier work would be added to ours
+            if isinstance(part, nn.Module):
+                _drop_gradients(part.parameters())
+
+    def step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, float]:
+        """Make a step: loss, gradients, and an update if all of them are finite.
+
+        Args:
+            step: Its number.
+            args: Arguments of model and guide.
+            kwargs: Keyword arguments.
+
+        Returns:
+            The loss, and the learning rate.
+
+        Raises:
+            NonFiniteLossError: If loss or gradients are not finite. Parameters, buffers and the optimiser's state are
+                then what they were before the step; where the last update overflowed, those of some steps before.
+        """
+        self._buffers.keep()
+        try:
+            return self._step(step, args, kwargs)
+        except BaseException:
+            self._buffers.restore()
+            _drop_gradients([*tensors_of(self.model, self.guide), *self.params.values()])
+            raise
+
+    def _step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, float]:
+        rng_state = torch.get_rng_state()  # to repeat the step if it fails, for a message that names the site
+        if step % _COPY_EVERY == 0 and self.params:
+            self._copy(step)
+        with ParamCapture(known=step > 0) as capture:
+            try:
+                value = float(self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs))
+            except DensityError as error:
+                self._go_back(step, error)
+                raise
+            except BayeshnetError:
+                raise
+            except (ValueError, RuntimeError, IndexError) as error:
+                self._explain(step, error, args, kwargs, rng_state, capture.params.values())
+                raise
+        new = [param for key, param in capture.params.items() if key not in self.params]
+        if not math.isfinite(value):
+            self._refuse_loss(step, value, args, kwargs, rng_state, new)
+        if new:
+            self._take_in(new)
+            self._copy(step)
+        if self.optimizer is None:
+            raise UsageError("model, guide: neither has a parameter, so there is nothing to optimise.")
+        self._bound_gradients(step, value, args, kwargs, rng_state)
+        factor = self.schedule(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["full_lr"] * factor
+        self.optimizer.step()
+        self._decay(self.optimizer)
+        _drop_gradients(self.params.values())
+        return value, factor * self.lr
+
+    def finish(self, steps: int) -> None:
+        """Refuse parameters that the last update has made NaN or infinite, after so many steps.
+
+        Raises:
+            NonFiniteLossError: If there are any; they are then those of some steps before.
+        """
+        if self._bad_params():
+            self._refuse_params(f"step {steps - 1}:")
+
+    # ------------------------------------------------------------------ gradients and updates
+
+    def _bound_gradients(
+        self, step: int, value: float, args: tuple[Any, ...], kwargs: Mapping[str, Any], rng_state: Tensor
+    ) -> None:
+        """Refuse gradients that are not finite before the optimiser sees them, and bound their norm."""
+        params = self.params.values()
+        gradients = [param.grad for param in params if param.grad is not None]
+        dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+        norm = get_total_norm(dense)
+        if not math.isfinite(norm):
+            # The square of a finite number can overflow.
+            norm = get_total_norm([gradient.double() for gradient in dense])
+            if not math.isfinite(norm):
+                self._refuse_gradients(step, value, args, kwargs, rng_state)
+        if self.clip_norm is not None:
+            clip_grads_with_norm_(params, self.clip_norm, norm)
+
+    @staticmethod
+    @torch.no_grad()
+    def _decay(optimizer: torch.optim.Optimizer) -> None:
+        """Apart from the gradient, whatever the optimiser makes of that."""
+        for group in optimizer.param_groups:
+            if group.get("decay"):
+                factor = max(0.0, 1.0 - group["lr"] * group["decay"])
+                for param in group["params"]:
+                    param.mul_(factor)
+
+    def _take_in(self, params: list[Tensor]) -> None:
+        """Optimise these parameters too: all of them at the first step, rarely one that appears later."""
+        wanted = {id(p) for p in params}
+        grouping = getattr(self.guide, "param_groups", None)
+        groups: list[dict[str, Any]] = []
+        for group in grouping(self.lr) if grouping is not None else ():
+            members = [p for p in group["params"] if id(p) in wanted]
+            if members:
+                groups.append({"lr": self.lr, **group, "params": members})
+        grouped = {id(p) for group in groups for p in group["params"]}
+        others = [p for p in params if id(p) not in grouped]
+        if others:
+            groups.append({"params": others, "lr": self.lr})
+        self.params.update((id(p), p) for p in params)
+        if self.optimizer is None:
+            self.optimizer = check_optimizer(self.make_optimizer(groups))
+        else:
+            for group in groups:
+                self.optimizer.add_param_group(group)
+        for group in self.optimizer.param_groups:
+            group.setdefault("full_lr", group["lr"])
+
+    # ------------------------------------------------------------------ what is not finite
+
+    def _copy(self, step: int) -> None:
+        """Copy the parameters, if they are finite; if not, the loss will say so."""
+        if not self._bad_params():
+            self._copies = {key: param.detach().clone() for key, param in self.params.items()}
+            self._copied_at = step
+
+    def _bad_params(self) -> list[str]:
+        return [name for name, param in self._named().items() if not bool(torch.isfinite(param).all())]
+
+    def _named(self) -> dict[str, Tensor]:
+        """The parameters that are optimised, by the best name there is."""
+        names: dict[int, str] = {}
+        store = pyro.get_param_store()
+        for name in store:
+            names[id(store._params[name])] = name  # pyright: ignore[reportPrivateUsage] - the unconstrained ones
+        for part in (self.model, self.guide):
+            for name, param in part.named_parameters() if isinstance(part, nn.Module) else ():
+                names[id(param)] = name
+        return {names.get(key, f"parameter {i}"): param for i, (key, param) in enumerate(self.params.items())}
+
+    def _refuse_params(self, when: str, error: Exception | None = None) -> None:
+        bad = self._bad_params()
+        self._set_back()
+        shown = ", ".join(map(repr, bad[:4])) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+        raise NonFiniteLossError(
+            f"{when} a parameter is not finite after the last update: lower lr, or bound the gradient with clip_norm. "
+            f"It is {shown}; all parameters were set back to those before step {self._copied_at}."
+        ) from error
+
+    def _go_back(self, step: int, error: DensityError) -> None:
+        """Undo updates after which the guide has no density any more, finite as its parameters may be."""
+        if not self._copies or step == self._copied_at:
+            return  # nothing was updated since
+        self._set_back()
+        raise NonFiniteLossError(
+            f"step {step}: {str(error).splitlines()[0]} All parameters were set back to those before step "
+            f"{self._copied_at}."
+        ) from error
+
+    @torch.no_grad()
+    def _set_back(self) -> None:
+        for key, value in self._copies.items():
+            self.params[key].copy_(value)
+
+    def _refuse_loss(
+        self,
+        step: int,
+        value: float,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        rng_state: Tensor,
+        new: Iterable[Tensor],
+        error: Exception | None = None,
+    ) -> None:
+        _drop_gradients([*self.params.values(), *new])
+        if self._bad_params():
+            self._refuse_params(f"step {step}: the loss is {value};", error)
+        with restored(tensors_of(self.model, self.guide)), pyro.validation_enabled(False):
+            cause = non_finite_cause(self.model, self.guide, args, kwargs, rng_state, new)
+        if cause is None and error is not None:
+            return  # not a matter of NaN: the error's own message says it better
+        raise NonFiniteLossError(f"step {step}: the loss is {value}; {cause or UNKNOWN_CAUSE}") from error
+
+    def _refuse_gradients(
+        self, step: int, value: float, args: tuple[Any, ...], kwargs: Mapping[str, Any], rng_state: Tensor
+    ) -> None:
+        with restored(tensors_of(self.model, self.guide)), pyro.validation_enabled(False):
+            cause = gradient_cause(
+                lambda: self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs), rng_state, self._named()
+            )
+        raise NonFiniteLossError(
+            f"step {step}: the loss is {value:.6g}, but {cause} Nothing was updated: the parameters are those before "
+            "this step."
+        )
+
+    def _explain(
+        self,
+        step: int,
+        error: Exception,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        rng_state: Tensor,
+        new: Iterable[Tensor],
+    ) -> None:
+        """Raise what says better why a step has failed, if anything does: bad data, or a loss that is not finite.
+
+        After the first step the model does not look at values any more, and torch fails on what it would refuse.
+        """
+        x, y = inputs_and_targets(args, kwargs)
+        try:
+            if isinstance(self.model, BayesianModel) and isinstance(y, Tensor):
+                check_rows(self.model, x, y, finite=False)  # of these the loss says more
+        except BayeshnetError as better:
+            raise better from error
+        except Exception:  # the error at hand is the one to see
+            return
+        if isinstance(error, ValueError):  # what Pyro's validation makes of NaN
+            self._refuse_loss(step, math.nan, args, kwargs, rng_state, new, error)
+
+
+def _drop_gradients(params: Iterable[Tensor]) -> None:
+    """Not zeroed but dropped: the next backward pass then writes instead of adding."""
+    for param in params:
+        param.grad = None
+
+
+def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    params = [p for group in groups for p in group["params"]]
+    # The fused kernel takes a tenth of the time for the few small tensors of a guide.
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
+    return torch.optim.Adam(groups, fused=fused)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import genpareto
+
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning
+from bayeshnet.evaluation.psis import fit_generalised_pareto
+from bayeshnet.infer import WeightedDraws, pareto_smooth
+
+
+def exponential(num: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return -torch.log1p(-torch.rand(num, generator=generator, dtype=torch.double))
+
+
+@pytest.mark.parametrize("shape", [-0.4, 0.0, 0.3, 0.8, 1.5])
+def test_fit_agrees_with_maximum_likelihood(shape):
+    """Two estimates from the same 4000 numbers, whose own error is (1 + shape) / sqrt(4000), or less for shape < 0."""
+    x = genpareto.rvs(shape, scale=2.5, size=4000, random_state=1)
+    k, scale = fit_generalised_pareto(torch.as_tensor(x))
+    k_ml, _, scale_ml = genpareto.fit(x, floc=0)
+    error = (1.0 + max(shape, 0.0)) / math.sqrt(4000)
+    assert abs(k - k_ml) < 0.5 * error
+    assert abs(k - shape) < 4 * error
+    # Of the scale the relative error is sqrt(2 (1 + shape)) / sqrt(4000).
+    assert abs(scale / scale_ml - 1) < 0.5 * error
+    assert abs(scale / 2.5 - 1) < 4 * math.sqrt(2 * (1 + shape)) / math.sqrt(4000)
+
+
+def test_fit_to_quantiles_of_a_known_distribution():
+    levels = (np.arange(5000) + 0.5) / 5000
+    for shape in (0.2, 0.7):
+        k, scale = fit_generalised_pareto(torch.as_tensor(genpareto.ppf(levels, shape, scale=3.0)))
+        assert (k, scale) == pytest.approx((shape, 3.0), abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [0.1, 0.4, 0.65, 1.0, 2.0])
+def test_k_hat_of_pareto_weights(shape):
+    """exp(shape * e) with e exponential has a Pareto tail of this shape from the first weight on."""
+    num = 40_000
+    found = pareto_smooth(shape * exponential(num))
+    tail = 3 * math.sqrt(num)
+    assert found.num_tail == tail
+    drawn = (tail * shape + 5.0) / (tail + 10.0)
+    assert abs(found.k_hat - drawn) < 4 * (1 + shape) / math.sqrt(tail)
+
+
+@pytest.mark.parametrize("num", [100, 1000, 5000])
+@pytest.mark.parametrize("shape", [0.2, 0.6, 1.2])
+def test_agrees_with_arviz(num, shape):
+    arviz = pytest.importorskip("arviz")
+    log_weights = shape * exponential(num, seed=num) - 700.0
+    found = pareto_smooth(log_weights)
+    expected, k_hat = arviz.psislw(log_weights.numpy().copy(), normalize=False)
+    assert found.k_hat == pytest.approx(float(k_hat), rel=1e-9)
+    np.testing.assert_allclose(found.log_weights.numpy(), expected, rtol=1e-11)
+
+
+def test_smoothing_keeps_order_body_and_bound():
+    log_weights = 0.9 * exponential(2000)
+    found = pareto_smooth(log_weights)
+    # The largest may tie at the bound.
+    assert (found.log_weights[log_weights.argsort()].diff() >= 0).all()
+    assert found.log_weights.max() <= log_weights.max()
+    changed = found.log_weights != log_weights
+    assert found.num_tail == math.ceil(3 * math.sqrt(2000))
+    assert 0.9 * found.num_tail <= int(changed.sum()) <= found.num_tail
+    assert log_weights[changed].min() > log_weights.sort().values[-found.num_tail - 1]
+
+
+def test_smoothing_brings_the_mean_closer():
+    """Mean squared error of the mean weight over 300 repetitions, shape 0.6: the variance is infinite, the mean 2.5."""
+    raw, smooth = [], []
+    for seed in range(300):
+        log_weights = 0.6 * exponential(500, seed=seed)
+        smooth.append(math.exp(pareto_smooth(log_weights).log_mean.value) - 2.5)
+        raw.append(float(log_weights.exp().mean()) - 2.5)
+    squares = torch.tensor([raw, smooth], dtype=torch.double).square()
+    gain = squares[0] - squares[1]
+    assert gain.mean() > 0
+    assert squares[1].mean() < 0.8 * squares[0].mean()
+
+
+def test_log_mean_and_effective_sample_size():
+    log_weights = torch.tensor([0.0, 0.0, math.log(2.0), -math.inf], dtype=torch.double) + 1000.0
+    found = pareto_smooth(log_weights)
+    assert found.k_hat == math.inf
+    assert found.ess == pytest.approx(16 / 6)
+    w = np.array([1.0, 1.0, 2.0, 0.0])
+    assert found.log_mean == pytest.approx((1000.0, w.std(ddof=1) / 2 / w.mean()), rel=1e-12)
+
+
+def test_weights_without_a_tail():
+    found = pareto_smooth(torch.full((400,), -3.0))
+    assert (found.k_hat, found.num_tail, found.reliable) == (-math.inf, 0, True)
+    assert found.log_mean == pytest.approx((-3.0, 0.0), abs=1e-7)
+    assert found.ess == pytest.approx(400)
+    one = torch.full((400,), -math.inf)
+    one[17] = 2.0
+    assert pareto_smooth(one).k_hat == math.inf
+    assert not pareto_smooth(one).reliable
+
+
+def test_threshold_depends_on_the_number_of_draws():
+    assert pareto_smooth(exponential(100)).threshold == pytest.approx(0.5)
+    assert pareto_smooth(exponential(10_000)).threshold == pytest.approx(0.7)
+
+
+def test_bounds():
+    log_weights = torch.tensor([1.0, 2.0, 4.0, 8.0, 3.0]).double()
+    drawn = WeightedDraws({}, log_weights)
+    assert drawn.elbo == pytest.approx((3.6, float(log_weights.std()) / math.sqrt(5)))
+    assert drawn.iwae(1) == drawn.elbo
+    pairs = torch.logsumexp(torch.tensor([[1.0, 2.0], [4.0, 8.0]]), 1) - math.log(2)
+    assert drawn.iwae(2).value == pytest.approx(float(pairs.mean()))
+    assert drawn.iwae(2).error == pytest.approx(float((pairs[1] - pairs[0]).abs() / 2))
+    assert drawn.iwae().value == pytest.approx(float(torch.logsumexp(log_weights, 0) - math.log(5)))
+    with pytest.raises(ArgumentError, match="num_inner: is 3; pass 1 to 2"):
+        drawn.iwae(3)
+
+
+def test_resampling_follows_the_weights():
+    weights = torch.linspace(1.0, 2.0, 200).double()
+    drawn = WeightedDraws({"z": torch.arange(200)}, weights.log())
+    chosen = drawn.resample(1000)["z"]
+    expected = 1000 * drawn.smoothed.normalised
+    counts = torch.bincount(chosen, minlength=200)
+    # Systematic: no count is off by 1 or more.
+    assert float((counts - expected).abs().max()) < 1.0
+    means = [float(drawn.resample(20)["z"].double().mean()) for _ in range(400)]
+    exact = float((drawn.smoothed.normalised * torch.arange(200)).sum())
+    assert abs(np.mean(means) - exact) < 4 * np.std(means) / math.sqrt(400)
+
+
+def test_resampling_warns_of_weights_that_cannot_be_trusted():
+    drawn = WeightedDraws({"z": torch.arange(500)}, 1.5 * exponential(500))
+    with pytest.warns(BayeshnetWarning, match=r"resampled draws cannot be trusted: k-hat is 1\.\d+ \(above 0.63\)"):
+        drawn.resample(10)
+
+
+def test_errors():
+    with pytest.raises(ArgumentTypeError, match="log_weights: is a list"):
+        pareto_smooth([0.0])
+    with pytest.raises(ArgumentError, match=r"log_weights: has shape \(2, 3\)"):
+        pareto_smooth(torch.zeros(2, 3))
+    with pytest.raises(ArgumentError, match="1 of 3 are NaN or \\+inf"):
+        pareto_smooth(torch.tensor([0.0, math.nan, 1.0]))
+    with pytest.raises(ArgumentError, match="all are -inf"):
+        pareto_smooth(torch.full((3,), -math.inf))
+    with pytest.raises(ArgumentError, match="at least 5 positive"):
+        fit_generalised_pareto(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    with pytest.raises(ArgumentError, match="num_samples: is 0"):
+        WeightedDraws({}, torch.zeros(9)).resample(0)

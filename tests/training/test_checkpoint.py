@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import autoguide
+from pyro.nn import PyroModule
+from torch import nn
+
+from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, load, predict, priors, save
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, UsageError
+from tests.problems import bnn
+
+ROOT = Path(__file__).parents[2]
+
+RELOAD = """
+import torch
+from bayeshnet import AutoHypernet, load, predict
+from tests.problems import bnn
+torch.set_num_threads(1)
+model, args = bnn()
+guide = AutoHypernet(model, example=args)
+load({path!r}, model=model, guide=guide)
+torch.manual_seed(7)
+pred = predict(model, guide, args[0], num_samples=20)
+torch.save((pred.draws, pred.samples), {out!r})
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_process_predicts_the_same_to_the_bit(tmp_path):
+    model, args = bnn()
+    guide = AutoHypernet(model, example=args)
+    fit(model, guide, args, steps=20, progress=False)
+    path = str(tmp_path / "deep" / "run")
+    save(path, model=model, guide=guide)
+    torch.manual_seed(7)
+    pred = predict(model, guide, args[0], num_samples=20)
+    out = str(tmp_path / "out.pt")
+    subprocess.run([sys.executable, "-c", RELOAD.format(path=path, out=out)], check=True, cwd=ROOT)
+    draws, samples = torch.load(out)
+    assert torch.equal(draws, pred.draws)
+    assert torch.equal(samples, pred.samples)
+
+
+def test_files_hold_every_tensor_and_no_pickle(tmp_path):
+    model, args = bnn()
+    guide = AutoHypernet(model, example=args)
+    file = save(tmp_path / "run.safetensors", guide=guide)
+    description = json.loads((tmp_path / "run.json").read_text())
+    assert file == tmp_path / "run.safetensors"
+    assert description["modules"] == {"guide": "AutoHypernet"}
+    assert set(description["tensors"]) == {f"guide.{key}" for key in guide.state_dict()}
+    assert b"pickle" not in file.read_bytes()
+    assert not file.read_bytes().startswith(b"PK")
+
+
+def test_shared_memory_is_copied(tmp_path):
+    net = nn.Linear(3, 3)
+    net.register_buffer("view", net.weight.detach()[0])
+    save(tmp_path / "net", net=net)
+    other = nn.Linear(3, 3)
+    other.register_buffer("view", torch.zeros(3))
+    load(tmp_path / "net", net=other)
+    assert torch.equal(other.weight, net.weight)
+
+
+def test_errors(tmp_path):
+    net = nn.Linear(3, 2)
+    save(tmp_path / "net", net=net)
+    with pytest.raises(ArgumentError, match="modules: none"):
+        save(tmp_path / "net")
+    with pytest.raises(ArgumentTypeError, match="net: is a dict"):
+        save(tmp_path / "net", net={})
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "nothing", net=net)
+    with pytest.raises(CheckpointError, match="no module of this name; it has"):
+        load(tmp_path / "net", guide=net)
+    with pytest.raises(CheckpointError, match="a Linear was saved"):
+        load(tmp_path / "net", net=nn.Conv1d(3, 2, 1))
+    with pytest.raises(CheckpointError, match=r"tensor 'weight' is torch.float32 \(4, 3\)"):
+        load(tmp_path / "net", net=nn.Linear(3, 4))
+    with pytest.raises(CheckpointError, match="torch.float64"):
+        load(tmp_path / "net", net=nn.Linear(3, 2).double())
+    save(tmp_path / "bare", net=nn.Linear(3, 2, bias=False))
+    with pytest.raises(CheckpointError, match="the file lacks"):
+        load(tmp_path / "bare", net=net)
+    (tmp_path / "net.safetensors").write_bytes(b"\x08\x00\x00")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load(tmp_path / "net", net=net)
+    (tmp_path / "net.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load(tmp_path / "net", net=net)
+    (tmp_path / "net.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not a description"):
+        load(tmp_path / "net", net=net)
+
+
+def guides(model):
+    """Pyro's guides that make their parameters at the first call."""
+    both = autoguide.AutoGuideList(model)
+    both.append(autoguide.AutoNormal(poutine.block(model, expose=["0.weight", "0.bias"])))
+    both.append(autoguide.AutoDelta(poutine.block(model, hide=["0.weight", "0.bias"])))
+    kinds = (
+        autoguide.AutoNormal,
+        autoguide.AutoDelta,
+        autoguide.AutoDiagonalNormal,
+        autoguide.AutoMultivariateNormal,
+        autoguide.AutoLowRankMultivariateNormal,
+        autoguide.AutoIAFNormal,
+    )
+    return [both, *(kind(model) for kind in kinds)]
+
+
+@pytest.mark.parametrize("i", range(7))
+def test_guides_that_were_never_called(tmp_path, i):
+    """Before: saving wrote nothing, and loading said "the file lacks [], and has besides [...]"."""
+    model, args = bnn()
+    name = type(guides(model)[i]).__name__
+    with pytest.raises(
+        UsageError, match=rf"guide: is a guide \({name}\) that was never called.*call it once.*then save"
+    ):
+        save(tmp_path / "run", guide=guides(model)[i])
+    guide, other = guides(model)[i], guides(model)[i]
+    guide(*args)
+    save(tmp_path / "run", guide=guide)
+    with pytest.raises(UsageError, match=r"guide: .* never called.*call it once .*guide\(x, y\), then load"):
+        load(tmp_path / "run", guide=other)
+    other(*args)
+    load(tmp_path / "run", guide=other)
+    torch.manual_seed(3)
+    expected = predict(model, guide, args[0], 5).draws
+    torch.manual_seed(3)
+    assert torch.equal(predict(model, other, args[0], 5).draws, expected)
+
+
+def test_a_hand_written_guide_keeps_its_parameters_elsewhere(tmp_path):
+    class Hand(PyroModule):
+        def forward(self):
+            pyro.param("not_here", torch.zeros(()))
+
+    with pytest.raises(UsageError, match=r"guide: is a Hand without parameters .* Pyro's parameter store"):
+        save(tmp_path / "run", guide=Hand())
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [(p, ArgumentError) for p in ("", ".", "..", "folder/", ".safetensors", "run/..", "a\0b")]
+    + [(p, ArgumentTypeError) for p in (None, 3, b"run")],
+)
+def test_paths_that_name_no_file(path, error, tmp_path, monkeypatch):
+    """Before: PosixPath('.') has an empty name; '..' wrote ...safetensors."""
+    monkeypatch.chdir(tmp_path)
+    for act in (save, load):
+        with pytest.raises(error, match="^path: is"):
+            act(path, net=nn.Linear(1, 1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        save(tmp_path / "file" / "run", net=nn.Linear(1, 1))
+    with pytest.raises(OSError, match="cannot be written|too long"):
+        save(tmp_path / ("a" * 300), net=nn.Linear(1, 1))
+    with pytest.raises(ArgumentError, match=r"a.b: has a dot in its name"):
+        save(tmp_path / "run", **{"a.b": nn.Linear(1, 1)})
+
+
+def holder(tensor):
+    module = nn.Module()
+    module.register_buffer("held", tensor)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "match"),
+    [
+        (nn.LazyLinear(3), ArgumentError, r"net: 'weight' has no shape yet \(a lazy module\)"),
+        (nn.Sequential(nn.Linear(2, 2), nn.LazyBatchNorm1d()), ArgumentError, "net: '1.weight' has no shape yet"),
+        (nn.Linear(2, 2, device="meta"), ArgumentError, "net: 'weight' is on the meta device and has no values"),
+        (holder(torch.eye(3).to_sparse()), ArgumentTypeError, "net: 'held' is of layout torch.sparse_coo"),
+        (holder(torch.zeros(3, dtype=torch.complex128)), ArgumentTypeError, "'held' has dtype torch.complex128"),
+    ],
+)
+def test_tensors_that_cannot_be_saved(module, error, match, tmp_path):
+    with pytest.raises(error, match=match):
+        save(tmp_path / "net", net=module)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantised_tensors_cannot_be_saved(tmp_path):
+    held = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
+    with pytest.raises(ArgumentTypeError, match="'held' is quantised"):
+        save(tmp_path / "net", net=holder(held))
+
+
+def test_modules_that_cannot_be_filled(tmp_path):
+    save(tmp_path / "net", net=nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match="net: 'weight' is on the meta device"):
+        load(tmp_path / "net", net=nn.Linear(2, 2, device="meta"))
+    with torch.inference_mode():
+        made = nn.Linear(2, 2)
+        load(tmp_path / "net", net=made)
+    with pytest.raises(UsageError, match="net: 'weight' was made under torch.inference_mode"):
+        load(tmp_path / "net", net=made)
+    (tmp_path / "net.json").write_text('{"format": 1, "modules": 3}')
+    with pytest.raises(CheckpointError, match="not a description"):
+        load(tmp_path / "net", net=nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("make", [lambda m, a: AutoHypernet(m, example=a), lambda m, a: autoguide.AutoNormal(m)])
+def test_a_guide_without_its_model_warns_of_what_that_has_learned(tmp_path, make):
+    """Before, the guide loaded into a fresh model predicted something else without a word."""
+    _, (x, y) = bnn()
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    model = BayesianModel(
+        net, prior=priors.Normal(scale="fan_in", learn=True), likelihood=likelihoods.Normal(scale=0.5, learn=True)
+    )
+    guide = make(model, (x, y))
+    guide(x, y)
+    with pytest.warns(
+        CheckpointWarning, match=r"^guide: is .*'likelihood.log_scale', 'learned_scales.log_factor'.*both"
+    ):
+        save(tmp_path / "guide", guide=guide)
+    save(tmp_path / "both", guide=guide, model=model)  # warnings are errors here
+    fixed, args = bnn()
+    save(tmp_path / "fixed", guide=AutoHypernet(fixed, example=args))
+
+
+def test_model_and_guide_under_each_others_names(tmp_path):
+    """Before, the files were written without a word."""
+    model, args = bnn()
+    guide = AutoHypernet(model, example=args)
+    save(tmp_path / "run", model=model, guide=guide)
+    for do in (save, load):
+        with pytest.raises(ArgumentTypeError, match=r"^model: is a guide \(AutoHypernet\); pass model=model, guide"):
+            do(tmp_path / "run", model=guide, guide=model)
+        with pytest.raises(ArgumentTypeError, match=r"^guide: is a model \(BayesianModel\); pass model=model, guide"):
+            do(tmp_path / "run", guide=model)
+    save(tmp_path / "run", first=guide, second=model)  # names of their own
