@@ -41,7 +41,7 @@ def dense(psi, targets, log_precision, learned, s, o):
 def _either_root(request, monkeypatch):
     """The root of the matrix by either way, whatever the size of its entries."""
     if request.param == "QR":
-        monkeypatch.setattr(conditional_layer, "LARGEST", 0.0)
+        monkeypatch.setattr(linear_gaussian, "LARGEST", 0.0)
         monkeypatch.setattr(_fused_sample, "LARGEST", 0.0)
 
 
