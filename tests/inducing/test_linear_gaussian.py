@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bayeshnet.errors import DensityError
-from bayeshnet.inducing import LayerConditional, _fused_sample
+from bayeshnet.inducing import LayerConditional, _fused_sample, linear_gaussian
 from bayeshnet.inducing._fused_sample import PseudoObservations
 
 # Samples, points, size, outputs, whether each output has prior scales of its own; both sides of points = size.
