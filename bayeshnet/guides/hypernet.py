@@ -16,7 +16,7 @@ from bayeshnet.families._build import BodyOptions, BodyStart, Mixture, build_bod
 from bayeshnet.families._default_hnet import HnetOrBuilder
 from bayeshnet.families.base import Body, HypernetBody
 from bayeshnet.families.unit_body import unit_layout
-from bayeshnet.guides.base import FlatGuide
+from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.inducing.build import Conditional, ConditionalPlan, place_inducing, plan_or_reason
 from bayeshnet.inducing.conditional_weights import ConditionalWeights
@@ -31,7 +31,7 @@ from bayeshnet.sites.latents import PriorStart, prior_start
 __all__ = ["AutoHypernet"]
 
 
-class AutoHypernet(FlatGuide):
+class AutoHypernet(Guide):
     r"""Automatic guide whose draws come from a hypernetwork fed with noise.
 
     All latents of the model, network weights, hierarchical scales or both, are drawn together, in unconstrained
