@@ -16,6 +16,7 @@ from bayeshnet.families._build import BodyOptions, BodyStart, Mixture, build_bod
 from bayeshnet.families._default_hnet import HnetOrBuilder
 from bayeshnet.families.base import Body, HypernetBody
 from bayeshnet.families.unit_body import unit_layout
+from bayeshnet.guides._hooks import finish, prepare
 from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.inducing.build import Conditional, ConditionalPlan, place_inducing, plan_or_reason
@@ -141,8 +142,8 @@ class AutoHypernet(Guide):
         args, kwargs = call_arguments(example, "example")
         start = prior_start(model, self._sites, self._init_loc(), args, kwargs)
         wanted = None if conditional == "auto" and hnet is not None else conditional
-        options_of_plan: Any = {"conditional": wanted, "num_inducing": num_inducing}
-        self._plan, self._why_not = plan_or_reason(model, self._sites, start, args, kwargs, **options_of_plan)
+        given: Any = {"conditional": wanted, "num_inducing": num_inducing}
+        self._plan, self._why_not = plan_or_reason(model, self._sites, start, args, kwargs, **given)
         start = self._placed(start, init_loc_fn, whiten)
         self.register_buffer("loc", start.loc)
         self.register_buffer("scale", start.scale)
@@ -273,11 +274,7 @@ class AutoHypernet(Guide):
         return None if self.body is None else self.body.clip_norm
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameter groups for a torch optimiser: what acts on many weights at once takes smaller steps than ``lr``.
-
-        A generator's hidden layers want smaller steps than parameters of one weight. ``decay`` of a group, where there
-        is one, is that of :func:`~bayeshnet.fit`: its parameters shrink by the factor ``1 - lr * decay`` at each step.
-        """
+        """Parameter groups: what acts on many weights at once, a generator's hidden layers, takes smaller steps."""
         slow = [] if self.body is None else self.body.slow_params()
         known = {id(param) for part in slow for param in part.params}
         fast = [param for param in self.parameters() if id(param) not in known]
@@ -286,6 +283,16 @@ class AutoHypernet(Guide):
             group = {"params": part.params, "lr": part.rate * lr}
             groups.append({**group, "decay": part.decay} if part.decay else group)
         return groups
+
+    def begin_fit(self, model: Callable[..., Any], data: Any) -> None:
+        """As in the base class; and attach the model, and place inducing points that have no rows of their own yet."""
+        prepare(self, model, data)
+        super().begin_fit(model, data)
+
+    def end_fit(self, model: Callable[..., Any], data: Any) -> None:
+        """As in the base class; and calibrate importance resampling, check the density, and warn of what is wrong."""
+        super().end_fit(model, data)
+        finish(self, data)
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Check how far the density of the body can be trusted: folding, or the gap to importance sampling.
