@@ -55,13 +55,13 @@ class AutoHypernet(FlatGuide):
         example: The model's arguments, which the guide is built from: a tuple of positional ones, a mapping of keyword
             ones, or one tensor. With observations, as for training.
         family: What draws the latents that are not conditional: a :class:`~bayeshnet.families.Family` with its
-            settings, such as ``families.Mixture(families.LowRank(rank=20), 8)``, or the short form of one: ``"hypernet"``,
-            ``"block_gaussian"``, ``"mean_field"``, ``"low_rank"``, ``"mixture"``.
+            settings, such as ``families.Mixture(families.LowRank(rank=20), 8)``, or the short form of one:
+            ``"hypernet"``, ``"block_gaussian"``, ``"mean_field"``, ``"low_rank"``, ``"mixture"``.
         hnet: Short for ``family=families.Hypernet(hnet)``: a function from target shapes (a list of lists of int) to a
             hypernetwork, or one with as many outputs.
         conditional: Which linear layers are drawn conditionally: ``"auto"`` (the last one if the model allows it and
-            the family is not one with a hypernetwork of your own), ``"last"``, ``"all"``, names of layers (with the last
-            one among them), or None.
+            the family is not one with a hypernetwork of your own), ``"last"``, ``"all"``, names of layers (with the
+            last one among them), or None.
         num_inducing: Number of inducing points; by default all rows up to 40, then as the square root of their number.
             They start at random rows of ``example``; :meth:`begin_fit` takes them from the data where the example has
             too few.
