@@ -15,8 +15,9 @@ from bayeshnet.errors import UsageError
 from bayeshnet.families.base import Family
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.guides._building import check_start, family_from, family_start, unconditional, whitened
+from bayeshnet.guides._hooks import finish, prepare
 from bayeshnet.guides._old_options import with_old_options
-from bayeshnet.guides.base import FlatGuide
+from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.inducing.build import Conditional, ConditionalPlan, place_inducing, plan_or_reason
 from bayeshnet.inducing.conditional_weights import ConditionalWeights
@@ -30,7 +31,7 @@ from bayeshnet.sites.latents import prior_start
 __all__ = ["AutoHypernet"]
 
 
-class AutoHypernet(FlatGuide):
+class AutoHypernet(Guide):
     r"""Automatic guide whose draws come from a hypernetwork fed with noise.
 
     All latents of the model, network weights, hierarchical scales or both, are drawn together, in unconstrained
@@ -210,6 +211,16 @@ class AutoHypernet(FlatGuide):
         known = {id(param) for group in groups for param in group["params"]}
         others = [param for param in self.parameters() if id(param) not in known]
         return [{"params": others, "lr": lr}, *groups] if others else groups
+
+    def begin_fit(self, model: Callable[..., Any], data: Any) -> None:
+        """As in the base class; and attach the model, and place inducing points that have no rows of their own yet."""
+        prepare(self, model, data)
+        super().begin_fit(model, data)
+
+    def end_fit(self, model: Callable[..., Any], data: Any) -> None:
+        """As in the base class; and calibrate importance resampling, check the density, and warn of what is wrong."""
+        super().end_fit(model, data)
+        finish(self, data)
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Check how far the density of the family can be trusted: folding, or the gap to importance sampling.

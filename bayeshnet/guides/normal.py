@@ -217,7 +217,7 @@ class AutoHypernetNormal(ExplicitHypernet):
 
 
 def _transformed(site: LatentSite, fn: TorchDistribution) -> Tensor:
-    """A constrained latent: drawn unconstrained, with the Jacobian as a site of its own, as in ``FlatGuide``."""
+    """A constrained latent: drawn unconstrained, with the Jacobian as a site of its own, as in ``Guide``."""
     unconstrained = pyro.sample(f"{site.name}_unconstrained", fn, infer={"is_auxiliary": True})
     value = site.constrain(unconstrained)
     jacobian_site(site, unconstrained, value)

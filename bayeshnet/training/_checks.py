@@ -16,7 +16,7 @@ from torch import nn
 
 from bayeshnet.checks import kind_of, require_count, require_positive, shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, VectorisationWarning
-from bayeshnet.guides.base import FlatGuide
+from bayeshnet.guides.base import Guide
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.arguments import refuse_second_data, require_model_and_guide
 from bayeshnet.sites.kept_state import restored
@@ -151,7 +151,7 @@ def _covers_all(model: Any, guide: Any) -> bool:
 
     Of a model in Pyro's handlers some latents may be hidden, and are left to the prior on purpose.
     """
-    own = guide.original_model if isinstance(guide, FlatGuide) else None
+    own = guide.original_model if isinstance(guide, Guide) else None
     return own is model or (isinstance(own, BayesianModel) and isinstance(model, BayesianModel))
 
 
