@@ -17,10 +17,9 @@ from bayeshnet.entropy.path_gradient import PathShare
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.families._block_noise import BlockNoise
 from bayeshnet.families._default_hnet import default_hnet, move_hnet, output_params, unbend
 from bayeshnet.families.base import Family, Start, each_at
-from bayeshnet.families.block_gaussian import BlockGaussianWeights
+from bayeshnet.families.block_gaussian import BlockNoise
 from bayeshnet.families.implicit_weights import ImplicitWeights
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
@@ -213,7 +212,7 @@ class Hypernet(Family, short_form="hypernet"):
         """See :meth:`Family.distribution`."""
         if self.noise is None:
             return self._implicit(0.0 if loc is None else loc, 1.0 if scale is None else scale)
-        return BlockGaussianWeights(*self.noise.params(loc, scale), noise=self._implicit(), validate_args=False)
+        return self.noise.distribution(loc, scale, self._implicit())
 
     def _implicit(self, loc: Tensor | float = 0.0, scale: Tensor | float = 1.0) -> ImplicitWeights:
         # Not validated: it is built at every step, of parts that were checked once.

@@ -12,10 +12,22 @@ from bayeshnet.families.block_gaussian import BlockGaussian
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.families.mixture import Mixture
 
-__all__ = ["old_mixture", "with_old_options"]
+__all__ = ["OldNames", "old_mixture", "with_old_options"]
 
 _OF_HYPERNET = ("noise_dim", "hidden_layers", "noise", "estimator")
 _NAMES = {"units": "block_gaussian"}
+
+
+class OldNames:
+    """Attributes of ``AutoHypernet`` in version 0.1."""
+
+    family: Family | None
+
+    @property
+    def body(self) -> Family | None:
+        """The old name of ``family``."""
+        warn_renamed("AutoHypernet.body", "AutoHypernet.family")
+        return self.family
 
 
 def old_mixture(num_components: int = 4, of: str = "mean_field") -> Mixture:
@@ -88,6 +100,6 @@ def _new_form(name: str) -> str:
         return f"AutoHypernet(family=families.Hypernet({name}=...))"
     return {
         "body": "AutoHypernet(family=...)",
-        "num_components": "AutoHypernet(family=families.Mixture(..., num_components))",
+        "num_components": "AutoHypernet(family=families.BlockGaussian(num_components)), Hypernet or Mixture",
         "num_candidates": "AutoHypernet(num_proposals=...)",
     }[name]

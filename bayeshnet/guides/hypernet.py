@@ -16,7 +16,7 @@ from bayeshnet.families.base import Family
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.guides._building import check_start, family_from, family_start, unconditional, whitened
 from bayeshnet.guides._hooks import finish, prepare
-from bayeshnet.guides._old_options import with_old_options
+from bayeshnet.guides._old_options import OldNames, with_old_options
 from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.inducing.build import Conditional, ConditionalPlan, place_inducing, plan_or_reason
@@ -31,7 +31,7 @@ from bayeshnet.sites.latents import prior_start
 __all__ = ["AutoHypernet"]
 
 
-class AutoHypernet(Guide):
+class AutoHypernet(OldNames, Guide):
     r"""Automatic guide whose draws come from a hypernetwork fed with noise.
 
     All latents of the model, network weights, hierarchical scales or both, are drawn together, in unconstrained
@@ -298,7 +298,7 @@ class AutoHypernet(Guide):
             loc=self.loc,
             scale=self.scale,
             log_precision=plan.log_precision,
-            prior_scale=self._prior_scale(),
+            prior_scale=None if torch.is_grad_enabled() else self._prior_scale(),
             num_candidates=self.num_candidates,
             power=self.candidate_power,
             validate_args=False,
@@ -307,7 +307,7 @@ class AutoHypernet(Guide):
     def _prior_scale(self) -> Tensor | None:
         """Prior standard deviations of the family's latents, whitened, if learning has changed them and they matter."""
         model = self.original_model
-        if torch.is_grad_enabled() or self._plan is None:
+        if self._plan is None:
             return None
         if model is None:  # a copy
             return self.copied_prior_scale
