@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from bayeshnet.deprecation import warn_renamed
 from bayeshnet.errors import ArgumentError
@@ -21,13 +21,11 @@ _NAMES = {"units": "block_gaussian"}
 class OldNames:
     """Attributes of ``AutoHypernet`` in version 0.1."""
 
-    family: Family | None
-
     @property
     def body(self) -> Family | None:
         """The old name of ``family``."""
         warn_renamed("AutoHypernet.body", "AutoHypernet.family")
-        return self.family
+        return cast("Any", self).family
 
 
 def old_mixture(num_components: int = 4, of: str = "mean_field") -> Mixture:
