@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayeshnet.checks import require_flag
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
-from bayeshnet.families._default_hnet import HnetOrBuilder
+from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.chunked_mlp_hnet import ChunkedHMLP
 from bayeshnet.hnets.hnet_interface import HyperNetInterface

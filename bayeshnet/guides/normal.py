@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bayeshnet.checks import require_positive
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.families._default_hnet import HnetOrBuilder
+from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides._explicit import ExplicitHypernet
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.init.gauss_hyperfan import gauss_hyperfan_init

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.families._warm_start import move_body
+from bayeshnet.guides._building import unconditional
 from bayeshnet.guides._explicit import ExplicitHypernet
 from bayeshnet.guides.base import Guide
 from bayeshnet.guides.hypernet import AutoHypernet
@@ -233,10 +233,11 @@ def _moments(draws: Mapping[str, Tensor], sites: Sequence[LatentSite]) -> tuple[
 
 
 def _move_auto(guide: AutoHypernet, mean: Tensor, std: Tensor, draws: Mapping[str, Tensor]) -> None:
-    body = guide.body
-    if body is not None:
-        of_body = guide._of_body  # pyright: ignore[reportPrivateUsage] - of this room
-        move_body(body, of_body((mean - guide.loc) / guide.scale), of_body(std / guide.scale))
+    plan = guide._plan  # pyright: ignore[reportPrivateUsage] - of this room
+    layout = None if plan is None else plan.layout
+    if guide.family is not None:
+        means, stds = (mean - guide.loc) / guide.scale, std / guide.scale
+        guide.family.warm_start(unconditional(means, layout), unconditional(stds, layout))
     inducing, model = guide.inducing, _network_model(guide)
     if inducing is None:
         return
