@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-__all__ = ["array", "number", "span", "value"]
+__all__ = ["array", "number", "span", "value", "with_error"]
 
 # Names of dtypes as equinox and jaxtyping write them.
 _KINDS = (("bfloat", "bf"), ("float", "f"), ("uint", "u"), ("int", "i"), ("complex", "c"))
@@ -58,6 +59,19 @@ def span(t: Tensor, *, digits: int = 3) -> str:
         return "empty"
     low, high = (number(end, digits=digits) for end in t.detach().aminmax())
     return low if low == high else f"{low}..{high}"
+
+
+def with_error(x: float, error: float) -> str:
+    """A number with as many digits as its standard error supports, and the error.
+
+    Example:
+        >>> with_error(-12.3456, 0.0123), with_error(1234567.0, 4321.0), with_error(0.5, 0.0)
+        ('-12.346 ± 0.012', '1234567 ± 4321', '0.5 ± 0')
+    """
+    if not (math.isfinite(x) and math.isfinite(error) and error > 0):
+        return f"{number(x, digits=4)} ± {number(error, digits=2)}"
+    digits = min(10, max(0, 1 - math.floor(math.log10(error))))
+    return f"{x:.{digits}f} ± {error:.{digits}f}"
 
 
 def value(x: Any) -> str:
