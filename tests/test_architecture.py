@@ -13,10 +13,11 @@ PACKAGE = ROOT / "bayeshnet"
 
 # A room imports only rooms before it in this list. It is the table of the design, read from top to bottom.
 ROOMS = (
+    "deprecation",
     "errors",
     "typing",
     "checks",
-    "deprecation",
+    "normal_density",
     "layers",
     "mnets",
     "fans",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
-from bayeshnet.entropy.path_gradient import PathShare
+from bayeshnet.entropy.path_gradient import PathGradient
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentTypeError
@@ -121,7 +121,7 @@ class HypernetBody(Body):
         self.estimator.check(self.sampler)
         wanted = isinstance(self.estimator, ChangeOfVariables) and self.estimator.path_gradients
         if wanted and self.path_gradients and self.sampler.event_dim <= FEW_LATENTS:
-            self.sampler.path_share = PathShare()
+            self.sampler.path_gradient = PathGradient()
 
     @property
     def scores_draws(self) -> bool:
@@ -240,7 +240,7 @@ class MixtureBody(Body):
         self.components = nn.ModuleList(components)
         for part in components:
             if len(components) > 1 and isinstance(part, HypernetBody):
-                part.sampler.path_share = None  # log q of a component enters by its responsibility, which differs
+                part.sampler.path_gradient = None  # log q of a component enters by its responsibility, which differs
         MixtureWeights([part.distribution() for part in components])  # checks them once
 
     def parts(self) -> list[Body]:

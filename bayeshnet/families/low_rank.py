@@ -8,7 +8,8 @@ import torch
 from torch import Size, Tensor
 
 from bayeshnet.errors import ArgumentError, DensityError
-from bayeshnet.families.flat_distribution import FlatDistribution, standard_normal
+from bayeshnet.families.flat_distribution import FlatDistribution
+from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["MultiplicativeLowRank"]
 
@@ -90,5 +91,5 @@ class MultiplicativeLowRank(FlatDistribution):
         scaled = (value - self.loc) * (-self.log_scale).exp()
         inner = torch.linalg.solve(core, (scaled @ self.right).double().unsqueeze(-1)).squeeze(-1)
         noise = scaled - inner.to(scaled.dtype) @ self.left.T
-        log_q = standard_normal(noise) - self.log_scale.sum() - log_det.to(scaled.dtype)
+        log_q = log_standard_normal(noise) - self.log_scale.sum() - log_det.to(scaled.dtype)
         return self._shaped(log_q, value)
