@@ -202,7 +202,7 @@ class HMLP(MLPFeatures):
         if self._bn_refs or self._cond_in_size or self._layout.external or self._spectral_norms is not None:
             return None
         calls: list[tuple[nn.Module, Any]] = [(self, HyperNet.forward)]
-        if type(activation) is nn.Tanh:
+        if isinstance(activation, nn.Tanh) and type(activation) is nn.Tanh:
             calls.append((activation, nn.Tanh.forward))
         elif activation is not torch.tanh:
             return None
