@@ -109,8 +109,8 @@ class SemiImplicit(LogDensity):
         """Measure the self-weight: that of a draw's own noise in the mixture.
 
         ``self_weight`` is its mean over draws, from ``1 / (K + 1)`` (the noise input does not matter) to 1 (nothing
-        else does); above 0.9 the bound is of no use. If ``thorough``, ``entropy_gap`` is H_bound - H_importance in nats,
-        0 or less but for its standard error ``entropy_gap_error``: by so much the ELBO is too low.
+        else does); above 0.9 the bound is of no use. If ``thorough``, ``entropy_gap`` is H_bound - H_importance in
+        nats, 0 or less but for its standard error ``entropy_gap_error``: by so much the ELBO is too low.
         """
         draw = sampler.draw(num_samples)
         components = self._log_components(sampler, draw)
