@@ -13,11 +13,13 @@ PACKAGE = ROOT / "bayeshnet"
 
 # A room imports only rooms before it in this list. It is the table of the design, read from top to bottom.
 ROOMS = (
+    "deprecation",
     "errors",
     "typing",
     "checks",
     "formatting",
     "deprecation",
+    "normal_density",
     "layers",
     "mnets",
     "fans",

@@ -251,23 +251,6 @@ class MLPFeatures(FullHyperNet):
             return None
         return slope + self._kernel(full, len(full) - 1, update=False) if self._linear_skip else slope
 
-    def tanh_layers(self) -> list[Tensor | None] | None:
-        """Weight and bias of each hidden layer, those of the output layer and the skip's weight; None for what is not.
-
-        None altogether unless the network is a chain of plain tanh layers, without conditions, that keeps its weights.
-        """
-        activation = self.activation_fn
-        known = activation is not None and elementwise_derivative(activation) is not None
-        is_tanh = known and (type(activation) is nn.Tanh or activation is torch.tanh)
-        plain = self.has_linear_head and self._spectral_norms is None and not self._cond_in_size
-        if not (is_tanh and plain) or self._layout.external:
-            return None
-        full = self._internal_list()
-        layers: list[Tensor | None] = []
-        for ref, bias_ref in self._fc_refs:
-            layers += [full[ref], None if bias_ref is None else full[bias_ref]]
-        return [*layers, full[-1] if self._linear_skip else None]
-
     def direct_params(self) -> list[Tensor]:
         """The internal parameters that act on one output each: the output layer's bias and the skip's weight."""
         full = dict(zip(self._layout.internal, self._internal_list(), strict=True))

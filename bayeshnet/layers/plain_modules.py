@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as _torch_modules
 
-__all__ = ["has_hooks", "has_own_hooks", "is_plain"]
+__all__ = ["are_plain", "has_hooks", "has_own_hooks", "is_plain"]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -63,3 +63,13 @@ def is_plain(module: nn.Module, forward: Any) -> bool:
         False
     """
     return type(module).forward is forward and "forward" not in module.__dict__ and not has_hooks(module)
+
+
+def are_plain(*calls: tuple[nn.Module, Any]) -> bool:
+    """Whether :func:`is_plain` holds for every pair of a module and the ``forward`` that its class is known to have.
+
+    Example:
+        >>> are_plain((nn.ReLU(), nn.ReLU.forward), (nn.Tanh(), nn.ReLU.forward))
+        False
+    """
+    return all(is_plain(module, forward) for module, forward in calls)
