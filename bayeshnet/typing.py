@@ -1,8 +1,8 @@
 """Type aliases that several packages share.
 
-The aliases of tensors have a shape: one letter is one size throughout a signature, ``*out`` any number of sizes. Type
-checkers read a plain ``Tensor`` and nothing is checked at run time, except where jaxtyping's or this repository's import
-hook asks for it: ``make test-shapes``. jaxtyping itself is optional.
+The aliases of tensors have a shape: a letter is the same size throughout a signature, ``*out`` any number of sizes.
+Type checkers read them as ``Tensor``, and nothing is checked at run time; ``make test-shapes`` does that. Without
+jaxtyping, which is optional, they are ``Tensor`` with a note.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from typing import Annotated as Float
+    from typing import Annotated as Inexact
     from typing import Annotated as Integer
 else:
     try:
-        from jaxtyping import Float, Integer
+        from jaxtyping import Float, Inexact, Integer
     except ImportError:  # the shape is then a note that nobody reads
         from typing import Annotated as Float
+        from typing import Annotated as Inexact
         from typing import Annotated as Integer
 
 __all__ = [
@@ -28,21 +30,24 @@ __all__ = [
     "ClassProbabilities",
     "CondId",
     "FeatureBatch",
+    "HeadWeight",
+    "InputRows",
     "Jacobians",
     "Labels",
     "LogDensities",
     "NestedWeights",
     "NoiseBatch",
     "OutputDraws",
+    "OutputRows",
     "RetFormat",
     "RowDensities",
     "RowValues",
-    "Rows",
     "Scalar",
     "Shape",
     "Shapes",
     "Targets",
     "WeightBatch",
+    "WeightSamples",
     "Weights",
     "WeightsArg",
 ]
@@ -91,8 +96,17 @@ LogDensities: TypeAlias = Float[Tensor, "S"]
 Jacobians: TypeAlias = Float[Tensor, "S n q"]
 """For each sample the derivatives of q values with respect to n inputs, inputs first."""
 
-Rows: TypeAlias = Float[Tensor, "R _"]
-"""R rows of numbers; each is handled by itself."""
+HeadWeight: TypeAlias = Float[Tensor, "D q"]
+"""The weight of a hypernetwork's output layer."""
+
+InputRows: TypeAlias = Float[Tensor, "R n"]
+"""R inputs of a hypernetwork; each is handled by itself."""
+
+OutputRows: TypeAlias = Float[Tensor, "R D"]
+"""What a hypernetwork makes of :data:`InputRows`."""
+
+WeightSamples: TypeAlias = Inexact[Tensor, "S D"] | Sequence[Tensor] | Mapping[str, Tensor]
+"""S samples of all weights, real or complex: a matrix, or ``[S, *shape]`` for each tensor."""
 
 # ---------------------------------------------------------------------- tensors: B rows of data
 

@@ -1,9 +1,9 @@
 """Shapes in annotations, checked while the tests run: ``make test-shapes``.
 
-An import hook decorates every function of the package whose signature names a tensor alias of ``bayeshnet/typing.py``.
-The values are checked when the function has *returned*: a function that refuses a wrong shape with an error of its own
-has done what it should, and the tests of those errors stay valid; one that accepts a shape has to mean it. jaxtyping
-binds the sizes of one call, beartype walks through unions, tuples and lists.
+An import hook decorates every function and dataclass of the package whose annotations name a tensor alias of
+``bayeshnet/typing.py``. The values are checked when the function has *returned*: a function that refuses a wrong shape
+with an error of its own has done what it should, and the tests of those errors stay valid; one that accepts a shape has
+to mean it. jaxtyping binds the sizes of one call, beartype walks through unions, tuples and lists.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ import types
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
 from typing import Any
 
 from beartype.door import is_bearable
 from jaxtyping import AbstractArray, jaxtyped
 from torch import Tensor
-
-SWITCH = "BAYESHNET_CHECK_SHAPES"
-"""The environment variable that ``conftest.py`` looks at."""
 
 
 class ShapeError(BaseException):
@@ -37,18 +35,22 @@ class ShapeError(BaseException):
 def tensor_aliases() -> set[str]:
     """The names of ``bayeshnet/typing.py`` that stand for tensors of a shape, read off its source."""
     (location,) = PathFinder.find_spec("bayeshnet").submodule_search_locations
-    with open(f"{location}/typing.py", encoding="utf-8") as file:
-        tree = ast.parse(file.read())
-    aliases = [node for node in tree.body if isinstance(node, ast.AnnAssign)]
-    return {
-        node.target.id
-        for node in aliases
-        if isinstance(node.value, ast.Subscript) and ast.unparse(node.value.value) in {"Float", "Integer"}
-    }
+    tree = ast.parse(Path(location, "typing.py").read_text(encoding="utf-8"))
+    found = {"Float", "Inexact", "Integer"}
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and _names(ast.unparse(node.value)) & found:
+            found.add(node.target.id)  # an alias of those before it is one too
+    return found
 
 
-def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, followed by a check of its arguments and its result against the annotations that have a shape."""
+def checked(fn: Any) -> Any:
+    """The function, followed by a check of its arguments and its result against the annotations that have a shape.
+
+    Of a dataclass, its ``__init__``.
+    """
+    if isinstance(fn, type):
+        fn.__init__ = checked(fn.__init__)
+        return fn
     signature = inspect.signature(fn)
     check = functools.partial(_check, fn, signature, _Hints(fn))
 
@@ -71,7 +73,8 @@ class _Hints:
 
     def __call__(self) -> dict[str, Any]:
         if self._hints is None:
-            given = {name: text for name, text in self._fn.__annotations__.items() if _names(text) & tensor_aliases()}
+            texts = {name: text for name, text in self._fn.__annotations__.items() if isinstance(text, str)}
+            given = {name: text for name, text in texts.items() if _names(text) & tensor_aliases()}
             self._hints = {name: eval(text, self._fn.__globals__) for name, text in given.items()}
         return self._hints
 
@@ -117,16 +120,24 @@ class _Loader(SourceFileLoader):
         path = self.get_filename(fullname)
         tree, aliases = ast.parse(self.get_data(path), path), tensor_aliases()
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and _annotations(node) & aliases:
-                decorator = ast.parse("__import__('tests.shapes', fromlist=['checked']).checked", mode="eval").body
-                # The last one is called first: it sees the function, before it is a property or a class method.
-                node.decorator_list.append(ast.copy_location(decorator, node))
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or not _annotations(node) & aliases:
+                continue
+            decorator = ast.parse("__import__('tests.shapes', fromlist=['checked']).checked", mode="eval").body
+            # The last one is called first. It sees a function before that is a property, a class when it is complete.
+            place = len(node.decorator_list) if isinstance(node, ast.FunctionDef) else 0
+            node.decorator_list.insert(place, ast.copy_location(decorator, node))
         return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
 
 
-def _annotations(node: ast.FunctionDef) -> set[str]:
-    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    found = [argument.annotation for argument in arguments] + [node.returns]
+def _annotations(node: ast.FunctionDef | ast.ClassDef) -> set[str]:
+    """The names in the annotations of a function, or of a dataclass's fields."""
+    if isinstance(node, ast.FunctionDef):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        found = [*(argument.annotation for argument in arguments), node.returns]
+    elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        found = [field.annotation for field in node.body if isinstance(field, ast.AnnAssign)]
+    else:
+        found = []
     return {name for annotation in found if annotation is not None for name in _names(ast.unparse(annotation))}
 
 
