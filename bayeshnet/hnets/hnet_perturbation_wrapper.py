@@ -15,7 +15,7 @@ from bayeshnet.hnets.arguments import HyperInputs, expand_rows, parse_cond_id
 from bayeshnet.hnets.base import HyperNet
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.mnets.own_lists import kept_params
-from bayeshnet.typing import CondId
+from bayeshnet.typing import CondId, Scalar, Weights
 
 if TYPE_CHECKING:
     from bayeshnet.layers.batch_norm import BatchNormLayer
@@ -240,7 +240,7 @@ class HPerturbWrapper(HyperNet):
         return self._n
 
     @property
-    def sigma(self) -> Tensor:
+    def sigma(self) -> Scalar | Weights:
         """Standard deviation of the perturbation, ``[]`` or ``[D]``, differentiable if it is learned."""
         if self.log_sigma_noise is not None:
             return self.log_sigma_noise.exp()

@@ -15,7 +15,7 @@ from bayeshnet.hnets.arguments import HyperInputs, check_input
 from bayeshnet.hnets.full import FullHyperNet
 from bayeshnet.hnets.jacobian import row_jacobian
 from bayeshnet.layers.plain_modules import has_hooks
-from bayeshnet.typing import Activation, CondId, WeightsArg
+from bayeshnet.typing import Activation, CondId, HeadWeight, Jacobians, NoiseBatch, Weights, WeightsArg
 
 __all__ = ["MLPFeatures"]
 
@@ -144,7 +144,7 @@ class MLPFeatures(FullHyperNet):
                 ) from None
         return torch.cat([uncond_input.expand(*lead, -1), cond.expand(*lead, -1)], dim=-1), full
 
-    def head(self, weights: WeightsArg | None = None, rows: int | None = None) -> tuple[Tensor, Tensor | None]:
+    def head(self, weights: WeightsArg | None = None, rows: int | None = None) -> tuple[HeadWeight, Weights | None]:
         """Weight and bias of the output layer; see :meth:`features`.
 
         Args:
@@ -177,11 +177,11 @@ class MLPFeatures(FullHyperNet):
 
     def feature_jacobian(
         self,
-        uncond_input: Tensor,
+        uncond_input: NoiseBatch,
         cond_input: Tensor | None = None,
         cond_id: CondId | None = None,
         weights: WeightsArg | None = None,
-    ) -> Tensor:
+    ) -> Jacobians:
         """Derivatives of :meth:`features` with respect to the unconditional input, differentiable in turn.
 
         Args:

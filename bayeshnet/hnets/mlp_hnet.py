@@ -22,7 +22,7 @@ from bayeshnet.layers.batch_norm import BatchNormLayer
 from bayeshnet.layers.plain_modules import are_plain
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.param_table import ParamRecord, num_weights
-from bayeshnet.typing import Activation, Shapes
+from bayeshnet.typing import Activation, InputRows, OutputRows, Shapes
 
 __all__ = ["HMLP"]
 
@@ -160,7 +160,7 @@ class HMLP(MLPFeatures):
 
     # ------------------------------------------------------------------ the map
 
-    def generate_rows(self, x: Tensor, weights: Sequence[Tensor], condition: Any = None) -> Tensor:
+    def generate_rows(self, x: InputRows, weights: Sequence[Tensor], condition: Any = None) -> OutputRows:
         """See :meth:`bayeshnet.hnets.full.FullHyperNet.generate_rows`."""
         hidden = self._hidden(x, weights, condition)
         ref, bias_ref = self._fc_refs[-1]

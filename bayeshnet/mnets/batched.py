@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,9 @@ from bayeshnet.mnets.module_mainnet import ModuleMainNet, frozen_hint
 from bayeshnet.mnets.module_state import Snapshot, fresh, restored_on_failure, vectorising, version
 from bayeshnet.mnets.param_table import ParamRecord, num_weights, split_sizes
 from bayeshnet.mnets.weight_rules import functional_calls, needs_functional_calls
+from bayeshnet.typing import WeightSamples
 
 __all__ = ["batched_forward"]
-
-WeightSamples: TypeAlias = "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
 
 # What was learned about a network in one training / evaluation state: whether it can be vectorised. The networks are
 # held weakly, and nothing depends on the entries but speed.
