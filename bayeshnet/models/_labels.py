@@ -14,6 +14,7 @@ class Labels(dist.Categorical):
     """Labels; one that does not exist is named even where Pyro's validation is off.
 
     Example:
+        >>> import torch
         >>> Labels(logits=torch.zeros(2, 3)).log_prob(torch.tensor([0, 2])).exp()
         tensor([0.3333, 0.3333])
     """
@@ -33,6 +34,7 @@ def refuse_labels(y: Tensor, num: int) -> None:
         ArgumentError: If there are others.
 
     Example:
+        >>> import torch
         >>> refuse_labels(torch.tensor([0, 2]), 3)
     """
     bad = (y < 0) | (y >= num)
