@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bayeshnet
-from bayeshnet import likelihoods, priors
+from bayeshnet import families, likelihoods, priors
 
 ROWS, INPUTS, HIDDEN, NOISE, NOISE_DIM = 442, 10, 50, 0.5, 20
 
@@ -40,7 +40,9 @@ def ours(x: Tensor, y: Tensor, num: int, steps: int, *, flat: bool) -> Callable[
     net = nn.Sequential(nn.Linear(INPUTS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
     likelihood = likelihoods.Normal(scale=NOISE)
     model = bayeshnet.BayesianModel(net, prior=priors.Normal(scale="fan_in"), likelihood=likelihood, flat=flat)
-    guide = bayeshnet.AutoHypernet(model, example=(x, y), conditional=None, noise_dim=NOISE_DIM)
+    guide = bayeshnet.AutoHypernet(
+        model, example=(x, y), conditional=None, family=families.Hypernet(noise_dim=NOISE_DIM)
+    )
 
     def run() -> None:
         bayeshnet.fit(model, guide, (x, y), steps=steps, num_particles=num, progress=False)

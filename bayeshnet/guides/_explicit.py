@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bayeshnet.checks import require_flag
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
-from bayeshnet.families._default_hnet import HnetOrBuilder
-from bayeshnet.guides.base import FlatGuide
+from bayeshnet.families.hypernet import HnetOrBuilder
+from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.chunked_mlp_hnet import ChunkedHMLP
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
@@ -51,7 +51,7 @@ def default_explicit_hnet(target_shapes: Shapes) -> HyperNetInterface:
     return ChunkedHMLP(shapes, chunk_size, 32, True, cond_in_size=0, layers=(64,), verbose=False)
 
 
-class ExplicitHypernet(FlatGuide):
+class ExplicitHypernet(Guide):
     """Base of guides that call a hypernetwork without noise, once for all draws.
 
     A subclass calls :meth:`_build` in its constructor, and makes a distribution of :meth:`outputs`.
