@@ -19,7 +19,7 @@ from bayeshnet.hnets.hyperfan import Overrides
 from bayeshnet.hnets.hyperfan_draw import hmlp_hyperfan_init
 from bayeshnet.hnets.mlp_features import MLPFeatures
 from bayeshnet.layers.batch_norm import BatchNormLayer
-from bayeshnet.layers.plain_modules import are_plain
+from bayeshnet.layers.plain_modules import all_plain
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.param_table import ParamRecord, num_weights
 from bayeshnet.typing import Activation, InputRows, OutputRows, Shapes
@@ -212,7 +212,7 @@ class HMLP(MLPFeatures):
             calls.append((dropout, nn.Dropout.forward))
         if wrapper is not None:
             calls.append((wrapper, HyperNet.forward))
-        if not are_plain(*calls):
+        if not all_plain(calls):
             return None
         internal = cast("nn.ParameterList", self._internal_params)  # all are internal
         full = [*cast("dict[str, Tensor]", internal.__dict__["_parameters"]).values()]
