@@ -84,7 +84,7 @@ def _with_error(mean: float, error: float) -> str:
 
 
 def loss_slope(losses: list[float]) -> tuple[float, float]:
-    """Least-squares slope of a series per step, and its standard error.
+    """Return the least-squares slope of a series per step, and its standard error.
 
     Example:
         >>> loss_slope([3.0, 2.0, 1.0])
