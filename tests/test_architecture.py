@@ -16,6 +16,7 @@ ROOMS = (
     "errors",
     "typing",
     "checks",
+    "formatting",
     "deprecation",
     "layers",
     "mnets",

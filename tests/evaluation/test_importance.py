@@ -304,7 +304,7 @@ def test_errors():
     with pytest.raises(ArgumentError, match=r"data: are 30 of 90 rows \(plate 'data'\).*Pass all rows"):
         importance_sample(model, guide, (x, y))
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=10)
-    with pytest.raises(ArgumentTypeError, match="data: is a DataLoader; importance weights need all"):
+    with pytest.raises(ArgumentTypeError, match="data: is a DataLoader, and importance weights need all"):
         importance_sample(model, guide, loader)
     with pytest.raises(ArgumentError, match="data: has no targets"):
         importance_sample(model, guide, (x,))

@@ -8,8 +8,8 @@ import torch
 from scipy.stats import genpareto
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning
+from bayeshnet.evaluation import Estimate, SmoothedWeights, WeightedDraws, pareto_smooth
 from bayeshnet.evaluation.psis import fit_generalised_pareto
-from bayeshnet.infer import WeightedDraws, pareto_smooth
 
 
 def exponential(num: int, seed: int = 0) -> torch.Tensor:
@@ -155,3 +155,17 @@ def test_errors():
         fit_generalised_pareto(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     with pytest.raises(ArgumentError, match="num_samples: is 0"):
         WeightedDraws({}, torch.zeros(9)).resample(0)
+
+
+def test_reprs():
+    assert repr(Estimate(-1.23456, 0.0123)) == "Estimate(-1.235 ± 0.012)"
+    assert repr(Estimate(0.0, math.nan)) == "Estimate(0 ± nan)"
+    log_weights = torch.zeros(100).double()
+    assert repr(pareto_smooth(log_weights)) == "SmoothedWeights(f64[100], k_hat=-inf, ess=100, reliable)"
+    bad = SmoothedWeights(log_weights, 0.9, 20)
+    assert repr(bad) == "SmoothedWeights(f64[100], k_hat=0.9, ess=100, not reliable: k_hat above 0.5)"
+    draws = {f"w{i}": torch.zeros(100, i) for i in range(5)}
+    assert repr(WeightedDraws(draws, log_weights)) == (
+        "WeightedDraws(100 draws of {'w0': f32[100,0], 'w1': f32[100,1], 'w2': f32[100,2], ... 5 sites}, "
+        "elbo=0 ± 0, k_hat=-inf, ess=100)"
+    )
