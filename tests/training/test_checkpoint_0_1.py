@@ -121,7 +121,9 @@ def test_keys_are_renamed_where_they_belong():
     holder = Holder(guide)
     now = holder.state_dict()
     old = {
-        key.replace("guide.family.", "guide.family.").replace("guide.tempering_exponent", "guide.candidate_power"): value
+        key.replace("guide.family.", "guide.family.").replace(
+            "guide.tempering_exponent", "guide.candidate_power"
+        ): value
         for key, value in now.items()
     }
     assert "body.weight" in old

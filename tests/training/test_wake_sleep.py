@@ -67,7 +67,7 @@ def test_finds_the_mean_of_a_gaussian(name):
 
 
 def test_independent_noise_says_what_is_missing():
-    guide = AutoHypernet(target, example=(), noise="independent")
+    guide = AutoHypernet(target, example=(), family=families.Hypernet(noise="independent"))
     with pytest.raises(DensityError, match="value: a gradient of log q at a fixed value was asked for"):
         train(guide, 1)
 
