@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayeshnet import entropy, hnets, init, mnets
+from bayeshnet import entropy, families, hnets, init, mnets
 from bayeshnet.distributions import ImplicitWeights
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.infer import (
@@ -43,6 +43,7 @@ __all__ = [
     "batched_forward",
     "diagnose",
     "entropy",
+    "families",
     "fit",
     "flipout",
     "hnets",

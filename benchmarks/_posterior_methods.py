@@ -317,7 +317,7 @@ def forward(problem: Problem, weights: Tensor, x: Tensor, *, drop: float = 0.0) 
 
 METHODS: Mapping[str, Callable[[Problem], Method]] = {
     "default": _hypernet(),
-    "mf_body": _hypernet(body="mean_field"),
+    "mf_body": _hypernet(family="mean_field"),
     "hyper_plain": _hypernet(conditional=None),
     "AutoNormal": _auto_normal,
     "AutoLowRank": _low_rank,

@@ -5,7 +5,7 @@
   together.
 * Guides: Pyro's ``AutoNormal``, ``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal`` and ``AutoIAFNormal``,
   the last one as the better of two settings and starts by its ELBO; ``hypernet`` is
-  ``AutoHypernet(model, example=())`` and ``mixture`` the same with a mixture of six Gaussians as its body.
+  ``AutoHypernet(model, example=())`` and ``mixture`` the same with a mixture of six Gaussians as its family.
 
 What is reported is the KL of each guide to the posterior, by a histogram of a million draws against the posterior's
 normalised density on the same cells: the same measure for all, which does not ask a guide for its own density.
@@ -41,7 +41,7 @@ from pyro.infer.autoguide import (
 from torch import Tensor
 
 from bayeshnet import AutoHypernet, fit
-from bayeshnet.infer import Mixture
+from bayeshnet.families import Mixture
 
 __all__ = ["METHODS", "Setting", "draw", "fitted", "main"]
 
@@ -76,7 +76,7 @@ METHODS: dict[str, list[Setting]] = {
     "AutoLowRankMultivariateNormal": [Setting(AutoLowRankMultivariateNormal, 0.02, 0.4)],
     "AutoIAFNormal": [Setting(_iaf(1), 0.01), Setting(_iaf(2), 0.003)],
     "hypernet": [Setting(lambda model: AutoHypernet(model, example=()), 0.03)],
-    "mixture": [Setting(lambda model: AutoHypernet(model, example=(), body=Mixture(6, of="low_rank")), 0.03, 0.5)],
+    "mixture": [Setting(lambda model: AutoHypernet(model, example=(), family=Mixture("low_rank", 6)), 0.03, 0.5)],
 }
 
 

@@ -7,7 +7,7 @@ averaged over functions.
 * Problems: files of draws by ``--npz FILE`` (repeatable; the form is that of ``shared/data/nuts``), named by their
   stem, and ``toy2`` (1-30-30-1), ``moons`` (2-50-2), ``moons2`` (2-30-30-2) and ``multi`` (2-50-3), all tanh, whose
   draws the benchmark makes with Pyro's NUTS and keeps in ``--cache``.
-* Methods: ``default`` is ``AutoHypernet(model, example=...)``, ``mf_body`` the same with ``body="mean_field"``,
+* Methods: ``default`` is ``AutoHypernet(model, example=...)``, ``mf_body`` the same with ``family="mean_field"``,
   ``hyper_plain`` with ``conditional=None``; ``AutoNormal``, ``AutoLowRank`` (rank 20) and ``AutoMultivariateNormal``
   (up to 500 weights) are Pyro's; ``ensemble`` is five MAP networks, ``dropout`` has rate 0.05, ``laplace_last`` is a
   MAP network with the Laplace approximation of its last layer.

@@ -42,6 +42,7 @@ from torch import Tensor
 
 from bayeshnet import AutoHypernet, fit
 from bayeshnet.entropy import ChangeOfVariables
+from bayeshnet.families import Hypernet
 
 Model = Callable[[], None]
 
@@ -116,11 +117,11 @@ MODELS: dict[str, Callable[[], Model]] = {
 
 def _at_most_20(model: Model) -> AutoHypernet:
     size = AutoHypernet(model, example=()).latent_dim
-    return AutoHypernet(model, example=(), noise_dim=min(20, size))
+    return AutoHypernet(model, example=(), family=Hypernet(noise_dim=min(20, size)))
 
 
 def _usual_gradient(model: Model) -> AutoHypernet:
-    return AutoHypernet(model, example=(), estimator=ChangeOfVariables(path_gradients=False))
+    return AutoHypernet(model, example=(), family=Hypernet(estimator=ChangeOfVariables(path_gradients=False)))
 
 
 GUIDES: dict[str, Callable[[Model], Any]] = {

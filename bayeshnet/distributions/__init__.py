@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayeshnet.families.block_gaussian import UnitGaussians, UnitLayout
+from bayeshnet.deprecation import renamed_attributes
 from bayeshnet.families.implicit_weights import ImplicitWeights
 from bayeshnet.families.low_rank import MultiplicativeLowRank
 from bayeshnet.families.mixture import MixtureWeights
@@ -18,6 +18,12 @@ __all__ = [
     "LayerConditional",
     "MixtureWeights",
     "MultiplicativeLowRank",
-    "UnitGaussians",
-    "UnitLayout",
 ]
+
+__getattr__ = renamed_attributes(
+    __name__,
+    {
+        "UnitGaussians": "bayeshnet.families.BlockGaussianWeights",
+        "UnitLayout": "bayeshnet.families.BlockLayout",
+    },
+)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias, cast
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from bayeshnet.hnets.hnet_interface import HyperNetInterface
+from bayeshnet.entropy.sampler import NoisySampler
+from bayeshnet.errors import UsageError
+from bayeshnet.families.base import assign
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.hnets.mlp_hnet import HMLP
 from bayeshnet.typing import Shapes
 
-__all__ = ["HnetOrBuilder", "default_hnet", "output_params", "unbend"]
+__all__ = ["default_hnet", "move_hnet", "output_params", "unbend"]
 
 
-HnetOrBuilder: TypeAlias = "HyperNetInterface | Callable[[list[list[int]]], HyperNetInterface]"
-"""A hypernetwork, or a function from target shapes to one."""
+_NUM_NOISE = 4096
+# At most this share of a latent's variance comes from the hypernetwork, the rest from the noise on each weight.
+_SHARE = 0.5
 
 
 def output_params(wrapper: HPerturbWrapper) -> list[nn.Parameter]:
@@ -80,3 +83,69 @@ def default_hnet(
     # injective, and the log-determinant in the ELBO keeps it from folding on the way.
     skip_weight[:noise_dim] = 0.0
     return wrapper.to(dtype=start.dtype, device=start.device)
+
+
+@torch.no_grad()
+def move_hnet(wrapper: HPerturbWrapper, sampler: NoisySampler, mean: Tensor, std: Tensor) -> None:
+    """Give what a hypernetwork draws these means and standard deviations, weight by weight, in place.
+
+    Args:
+        wrapper: The hypernetwork with its perturbation.
+        sampler: The sampler of it.
+        mean: Means ``[n]``; NaN for weights that stay where they are.
+        std: Standard deviations ``[n]``; NaN for those that stay.
+
+    Raises:
+        UsageError: If it has no bias for each weight, or no learned noise scale where a spread is asked for.
+    """
+    generator: Any = sampler.generator
+    if not isinstance(generator, HMLP) or not generator.has_linear_head:
+        raise UsageError(
+            f"guide: the outputs of its hypernetwork, a {type(generator).__name__}, have no bias each, so that it "
+            "cannot be moved. Use an HMLP, the default, or pass init_loc_fn to the guide."
+        )
+    # In table order: the output layer's weight, its bias, the weight of the skip connection.
+    params, direct = list(generator.internal_params or ()), generator.direct_params()
+    places = [i for i, param in enumerate(params) if direct and param is direct[0]]
+    weight, bias = generator.head()
+    if bias is None or not places or direct[0] is not bias or params[places[0] - 1].shape[0] != len(bias):
+        raise UsageError(
+            "guide: the output layer of its hypernetwork has no bias of its own (use_bias=False or external weights), "
+            "so that it cannot be moved."
+        )
+    rows = [params[places[0] - 1], *direct[1:]]
+    noise = torch.randn(_NUM_NOISE, sampler.latent_dim, dtype=bias.dtype, device=bias.device)
+    features = sampler.features(noise)
+    centre = features.mean(0)
+    centred = features - centre
+    of_rows = ((weight @ (centred.t() @ centred / _NUM_NOISE)) * weight).sum(1)  # variance by the hypernetwork
+    shrink = torch.ones_like(bias)
+    if not bool(std.isnan().all()):
+        share = _SHARE * std.square()
+        too_wide = of_rows > share
+        shrink = torch.where(too_wide, (share / of_rows.clamp_min(torch.finfo(bias.dtype).tiny)).sqrt(), shrink)
+        covariance = torch.zeros_like(bias)
+        if sampler.shared:  # the first weights meet the same noise twice
+            n = sampler.latent_dim
+            covariance[:n] = (weight[:n] * (noise.t() @ centred / _NUM_NOISE)).sum(1) * shrink[:n]
+        rest = std.square() - of_rows * shrink.square()
+        _set_sigma(wrapper, (covariance.square() + rest).sqrt() - covariance)
+    old_mean = bias + weight @ centre
+    for param in rows:
+        param.mul_(shrink.unsqueeze(1))
+    shift = shrink * (weight @ centre)
+    bias.copy_(torch.where(mean.isnan(), old_mean, mean) - shift)
+
+
+def _set_sigma(wrapper: Any, sigma: Tensor) -> None:
+    log_sigma = wrapper.log_sigma_noise
+    if log_sigma is None:
+        raise UsageError(
+            "guide: the noise scale of its hypernetwork is fixed, so that it cannot take the spread of draws. Build "
+            "the wrapper with learn_sigma='per_weight', or start from a point."
+        )
+    if log_sigma.dim() == 0:  # one for all: the root of the mean square
+        known = sigma[~sigma.isnan()]
+        log_sigma.fill_(0.5 * math.log(float(known.square().mean())))
+    else:
+        assign(log_sigma, sigma.log())

@@ -1,283 +1,292 @@
-"""The distributions that a guide may draw weights from, as modules that hold what is learned of them."""
+"""What a variational family is: settings that make a trainable distribution over the latents of a model."""
 
 from __future__ import annotations
 
-import math
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from bayeshnet.entropy.change_of_variables import ChangeOfVariables
-from bayeshnet.entropy.linearised import Linearised
-from bayeshnet.entropy.path_gradient import PathShare
-from bayeshnet.entropy.protocol import Diagnosis, LogDensity
-from bayeshnet.entropy.sampler import NoisySampler
-from bayeshnet.errors import ArgumentTypeError
-from bayeshnet.families.implicit_weights import ImplicitWeights
-from bayeshnet.families.low_rank import MultiplicativeLowRank
-from bayeshnet.families.mixture import MixtureWeights
-from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
+from bayeshnet.checks import kind_of
+from bayeshnet.entropy.protocol import Diagnosis
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.families._blocks import BlockLayout
 
-__all__ = [
-    "FEW_LATENTS",
-    "INIT_SCALE",
-    "Body",
-    "HypernetBody",
-    "LowRankBody",
-    "MeanFieldBody",
-    "MixtureBody",
-    "SlowParams",
-]
-
+__all__ = ["INIT_SCALE", "Family", "Start", "assign", "each_at", "family_of", "placed"]
 
 INIT_SCALE = 0.1
-"""Start of the spread of most bodies, in units of the prior's, where nothing else is known."""
-FEW_LATENTS = 64
-"""Up to so many latents can be learned with all that a hypernetwork may do to them."""
+"""Start of the standard deviations in units of the prior's, where the user gives none."""
 
-_CLIP_NORM = 10.0
+# Filled when the classes of this package are made, and not changed after that.
+_SHORT_FORMS: dict[str, type[Family]] = {}
+_MODULE_STATE = frozenset(vars(nn.Module()))
 
 
-class SlowParams(NamedTuple):
-    """Parameters that act on many latents at once and want smaller steps than those of one.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a family starts, in whitened coordinates: every latent has mean 0 and standard deviation 1 under its prior.
 
     Attributes:
-        params: They.
-        rate: Factor of the learning rate.
-        decay: Strength of decoupled weight decay, as ``weight_decay`` of AdamW.
+        shapes: Shapes of the latents that the family draws, n numbers in all.
+        like: A tensor ``[n]`` of the guide's dtype and device.
+        spread: Standard deviations ``[n]`` of the random places where means start: the weights of a network must not
+            all be alike. Zero where a place was asked for, and for latents that need no such start.
+        scale: Start of the standard deviations.
+        apart: Standard deviation of the places of the components of a mixture.
+        blocks: Which latents are weights of the same unit, if layers that are drawn conditionally on inducing points
+            follow; else None.
+        anywhere: Whether the posterior may lie anywhere in the prior: no start was given, and no conditional layer
+            follows.
+        place: Where the means start, instead of at random ``[n]``.
+        num_components: Of a component of a mixture the number of its components; 0 otherwise.
+
+    Example:
+        >>> start = Start([[3, 2], [3]], torch.zeros(9))
+        >>> start.size, start.mean().shape
+        (9, torch.Size([9]))
     """
 
-    params: list[nn.Parameter]
-    rate: float
-    decay: float = 0.0
+    shapes: list[list[int]]
+    like: Tensor
+    spread: Tensor | float = 0.0
+    scale: float = INIT_SCALE
+    apart: float = 1.0
+    blocks: BlockLayout | None = None
+    anywhere: bool = False
+    place: Tensor | None = field(default=None)
+    num_components: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number n of latents."""
+        return len(self.like)
+
+    def mean(self) -> Tensor:
+        """A start of the means ``[n]``; another one at each call where it is random."""
+        return self.noise() * self.spread if self.place is None else self.place.clone()
+
+    def noise(self) -> Tensor:
+        """Standard normal numbers ``[n]``."""
+        return torch.randn_like(self.like)
 
 
-class Body(nn.Module, ABC):
-    """A learned distribution over n whitened latents (prior N(0, I))."""
+class Family(nn.Module, ABC):
+    r"""A variational family: its settings, and, once built, the parameters of one of its members.
+
+    The constructor takes settings alone. A guide calls :meth:`build` with what it knows of the model and gets a copy
+    that has parameters, so that one object can be given to any number of guides, which never share any.
+
+    A new family is a subclass with :meth:`init_parameters` and :meth:`distribution`. What else there is has defaults:
+    all parameters are trained at one learning rate (:meth:`param_groups`), nothing is diagnosed (:meth:`diagnose`), and
+    :func:`~bayeshnet.start_from` is refused (:meth:`warm_start`). The density has to be one of each draw, or
+    :attr:`per_draw` False.
+
+    Latents are whitened (:class:`Start`), and :meth:`distribution` is asked for that of
+    :math:`\mathrm{loc} + \mathrm{scale} \cdot u`; :func:`placed` helps where means and standard deviations are known.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> class Diagonal(Family):
+        ...     def init_parameters(self, start):
+        ...         self.loc = nn.Parameter(start.mean())
+        ...         self.log_scale = nn.Parameter(torch.full_like(start.like, start.scale).log())
+        ...     def distribution(self, loc=None, scale=None):
+        ...         return dist.Normal(*placed(self.loc, self.log_scale.exp(), loc, scale)).to_event(1)
+        >>> from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods
+        >>> model = BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> x, y = torch.randn(20, 3), torch.randn(20, 1)
+        >>> guide = AutoHypernet(model, example=(x, y), family=Diagonal(), conditional=None)
+        >>> guide
+        AutoHypernet(latent_dim=4, sites=2, family=Diagonal())
+        >>> len(fit(model, guide, (x, y), steps=3, progress=False))
+        3
+    """
+
+    def __init_subclass__(cls, *, short_form: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if short_form is not None:
+            _SHORT_FORMS[short_form] = cls
+
+    def build(self, start: Start) -> Self:
+        """Make a trainable member of the family; this object stays as it is.
+
+        Args:
+            start: What is drawn, and from where.
+
+        Returns:
+            A copy of this object with parameters of its own, of dtype and device of ``start.like``.
+
+        Raises:
+            ArgumentError: If the settings do not fit what is drawn.
+            ArgumentTypeError: If a setting makes something of another type than it should.
+        """
+        made = copy.copy(self)
+        # Settings are shared; what a module registers is not.
+        vars(made).update({key: copy.deepcopy(value) for key, value in vars(self).items() if key in _MODULE_STATE})
+        made.init_parameters(start)
+        return made
+
+    @abstractmethod
+    def init_parameters(self, start: Start) -> None:
+        """Make the parameters, on a copy with the settings; called by :meth:`build`."""
 
     @abstractmethod
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> TorchDistribution:
-        """The distribution of ``loc + scale * u``, event shape ``[n]``; of u itself by default."""
+        """Return the distribution of ``loc + scale * u``, event shape ``[n]``; of u itself by default.
 
-    @abstractmethod
+        Args:
+            loc: Offset ``[n]``.
+            scale: Positive factor ``[n]``.
+        """
+
+    def warm_start(self, mean: Tensor, std: Tensor) -> None:
+        """Move to these means and standard deviations, latent by latent, in place.
+
+        Args:
+            mean: Means ``[n]`` in whitened coordinates; NaN for latents that stay where they are.
+            std: Standard deviations ``[n]``; NaN for those that stay.
+
+        Raises:
+            UsageError: If the family cannot be moved.
+        """
+        raise UsageError(
+            f"guide: has the family {type(self).__name__}, which has no warm_start(mean, std); write one, or pass "
+            "init_loc_fn to the guide."
+        )
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return parameter groups for a torch optimiser, each parameter in one of them.
+
+        Args:
+            lr: Learning rate of parameters that act on one latent. What acts on many at once wants smaller steps.
+
+        Returns:
+            Groups with ``params``, ``lr`` and, where they shrink by the factor ``1 - lr * decay`` at each step,
+            ``decay``.
+        """
+        return [{"params": list(self.parameters()), "lr": lr}]
+
+    def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
+        """Check how far the density can be trusted; nothing is found where it is exact by construction.
+
+        Args:
+            num_samples: Number of draws to look at.
+            thorough: Whether to search; else only what costs no more than a few training steps.
+        """
+        return Diagnosis({})
+
     def describe(self) -> str:
-        """What it is, for the guide's repr."""
+        """Return what it is, for the repr of the guide: the settings, and what was chosen where they leave it open."""
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.settings().items())})"
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return the settings to show, by name; public attributes that are neither modules nor tensors by default."""
+        own = {key: value for key, value in vars(self).items() if key not in _MODULE_STATE and not key.startswith("_")}
+        return {k: v for k, v in own.items() if v is not None and not isinstance(v, Tensor | nn.Module)}
+
+    # ------------------------------------------------------------------ what a guide asks for
 
     @property
-    def scores_draws(self) -> bool:
-        """Whether it gives a density of each draw, and not of draws on average only."""
+    def per_draw(self) -> bool:
+        """Whether the density is one of each draw, and not of draws on average only."""
+        return True
+
+    @property
+    def searches(self) -> bool:
+        """Whether the density of a draw takes a search, so that many proposals for one would cost too much."""
+        return False
+
+    @property
+    def draws_all(self) -> bool:
+        """Whether a guide with ``conditional="auto"`` leaves all latents to it, the last layer too."""
+        return False
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether the density anywhere has a formula, without a search for the noise that leads there."""
         return True
 
     @property
     def clip_norm(self) -> float | None:
-        """Bound on the norm of the gradient that it wants, if any."""
+        """Bound on the norm of the gradient that training wants, if any."""
         return None
 
-    @property
-    def searches(self) -> bool:
-        """Whether the density of a draw takes a search, so that many candidates for one would cost too much."""
-        return False
+    def __repr__(self) -> str:
+        return self.describe()
 
-    def slow_params(self) -> list[SlowParams]:
-        """Parameters that act on many latents at once."""
-        return []
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if self._parameters or self._modules or name.startswith("_"):
+                raise
+            raise AttributeError(
+                f"{type(self).__name__}: has no {name!r}, since it is not built yet; pass it to a guide, "
+                "AutoHypernet(model, example=..., family=...), or call build(start)."
+            ) from None
 
-    def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
-        """Check how far the density can be trusted; without findings where it is exact by construction."""
-        return Diagnosis({})
 
-
-class HypernetBody(Body):
-    """A hypernetwork fed with noise.
+def family_of(value: Family | str, argument: str) -> Family:
+    """Return the family that is meant: one itself, or the short form of one with its default settings.
 
     Args:
-        hnet: It, in a perturbation wrapper.
-        estimator: Of log q; by default the one that fits the noise.
+        value: What was given.
+        argument: Its name, for messages.
 
     Raises:
-        TypeError: If ``estimator`` is none.
-        ValueError: If it does not fit the noise.
-        RuntimeError: If the hypernetwork's draws have no density.
-    """
-
-    path_gradients = True
-    """Whether gradients of few latents may go through the draws alone; of many the scores do not agree."""
-
-    def __init__(self, hnet: HPerturbWrapper, estimator: LogDensity | None = None) -> None:
-        super().__init__()
-        self.hnet = hnet
-        self.sampler = NoisySampler(hnet)
-        self.estimator = estimator or (ChangeOfVariables() if self.sampler.shared else Linearised())
-        if not isinstance(self.estimator, LogDensity):
-            raise ArgumentTypeError(
-                f"estimator: is a {type(estimator).__name__}; pass an estimator of bayeshnet.entropy, such as "
-                "ChangeOfVariables()."
-            )
-        self.estimator.check(self.sampler)
-        wanted = isinstance(self.estimator, ChangeOfVariables) and self.estimator.path_gradients
-        if wanted and self.path_gradients and self.sampler.event_dim <= FEW_LATENTS:
-            self.sampler.path_share = PathShare()
-
-    @property
-    def scores_draws(self) -> bool:
-        """See :meth:`Body.scores_draws`."""
-        return self.estimator.per_draw
-
-    @property
-    def clip_norm(self) -> float | None:
-        """See :meth:`Body.clip_norm`: near a fold the gradient of the log-determinant is without bound.
-
-        The more weights meet their noise twice, the likelier is a fold. Where only some of very many do, none was seen.
-        """
-        whole = self.sampler.latent_dim == self.sampler.event_dim
-        return _CLIP_NORM if whole and isinstance(self.estimator, ChangeOfVariables) else None
-
-    def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> ImplicitWeights:
-        """See :meth:`Body.distribution`."""
-        # Not validated: it is built at every step, of parts that were checked once.
-        return ImplicitWeights(
-            self.sampler,
-            estimator=self.estimator,
-            loc=0.0 if loc is None else loc,
-            scale=1.0 if scale is None else scale,
-            validate_args=False,
-        )
-
-    def describe(self) -> str:
-        """See :meth:`Body.describe`."""
-        noise = "shared" if self.sampler.shared else "independent"
-        return (
-            f"hnet={type(self.sampler.generator).__name__}, noise_dim={self.sampler.latent_dim}, noise={noise!r}, "
-            f"estimator={self.estimator!r}"
-        )
-
-    def slow_params(self) -> list[SlowParams]:
-        """See :meth:`Body.slow_params`."""
-        generator = self.sampler.generator
-        direct: Any = getattr(generator, "direct_params", None)
-        one_weight = {id(param) for param in (direct() if direct is not None else ())}
-        return [SlowParams([param for param in generator.internal_params or () if id(param) not in one_weight], 0.3)]
-
-    def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
-        """Folding, or the gap to importance sampling."""
-        return self.distribution().diagnose(num_samples=num_samples, thorough=thorough)
-
-
-class MeanFieldBody(Body):
-    """Independent Gaussians.
-
-    Args:
-        start: Start of the means ``[n]``.
-        start_scale: Start of the standard deviations.
-    """
-
-    def __init__(self, start: Tensor, start_scale: float) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(start.detach().clone())
-        self.log_scale = nn.Parameter(torch.full_like(start, math.log(start_scale)))
-
-    def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> TorchDistribution:
-        """See :meth:`Body.distribution`."""
-        mean, std = _placed(self.loc, loc, scale), self.log_scale.exp()
-        normal = dist.Normal(mean, std if scale is None else scale * std, validate_args=False)
-        return cast("TorchDistribution", normal.to_event(1))
-
-    def describe(self) -> str:
-        """See :meth:`Body.describe`."""
-        return "body='mean_field'"
-
-
-class LowRankBody(Body):
-    """A Gaussian with multiplicative noise of low rank, which starts as the mean-field one.
-
-    Args:
-        start: Start of the means ``[n]``.
-        start_scale: Start of the standard deviations.
-        rank: Number of columns of the two factors.
-    """
-
-    def __init__(self, start: Tensor, start_scale: float, rank: int = 20) -> None:
-        super().__init__()
-        rank = min(rank, start.shape[0])
-        self.loc = nn.Parameter(start.detach().clone())
-        self.log_scale = nn.Parameter(torch.full_like(start, math.log(start_scale)))
-        self.left = nn.Parameter(start.new_zeros(start.shape[0], rank))
-        self.right = nn.Parameter(torch.randn_like(self.left.detach()) / math.sqrt(start.shape[0]))
-
-    def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> MultiplicativeLowRank:
-        """See :meth:`Body.distribution`."""
-        log_scale = self.log_scale if scale is None else self.log_scale + scale.log()
-        mean = _placed(self.loc, loc, scale)
-        return MultiplicativeLowRank(mean, log_scale, self.left, self.right, validate_args=False)
-
-    def describe(self) -> str:
-        """See :meth:`Body.describe`."""
-        return f"body='low_rank', rank={self.left.shape[1]}"
-
-
-class MixtureBody(Body):
-    """A mixture with equal weights, whose draws are shared out evenly among the components.
-
-    Args:
-        components: Bodies over the same latents, K > 0.
-
-    Raises:
-        ValueError: If a component has no density at the draws of the others.
+        ArgumentError: If it is no short form.
+        ArgumentTypeError: If it is of another type.
 
     Example:
-        >>> body = MixtureBody([MeanFieldBody(torch.randn(3), 0.1) for _ in range(4)])
-        >>> body.distribution().rsample((8,)).shape
-        torch.Size([8, 3])
+        >>> family_of("mean_field", "family")
+        MeanField()
     """
-
-    def __init__(self, components: Sequence[Body]) -> None:
-        super().__init__()
-        self.components = nn.ModuleList(components)
-        for part in components:
-            if len(components) > 1 and isinstance(part, HypernetBody):
-                part.sampler.path_share = None  # log q of a component enters by its responsibility, which differs
-        MixtureWeights([part.distribution() for part in components])  # checks them once
-
-    def parts(self) -> list[Body]:
-        """The components."""
-        return cast("list[Body]", list(self.components))
-
-    def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> MixtureWeights:
-        """See :meth:`Body.distribution`."""
-        parts = [part.distribution(loc, scale) for part in self.parts()]
-        return MixtureWeights(parts, stratified=True, validate_args=False)
-
-    def describe(self) -> str:
-        """See :meth:`Body.describe`."""
-        return f"body='mixture', num_components={len(self.components)}, each: {self.parts()[0].describe()}"
-
-    @property
-    def searches(self) -> bool:
-        """See :meth:`Body.searches`; for the noise that would lead a hypernetwork to the draws of the others."""
-        return len(self.components) > 1 and any(isinstance(part, HypernetBody) for part in self.components)
-
-    @property
-    def clip_norm(self) -> float | None:
-        """See :meth:`Body.clip_norm`."""
-        return min((part.clip_norm for part in self.parts() if part.clip_norm is not None), default=None)
-
-    def slow_params(self) -> list[SlowParams]:
-        """See :meth:`Body.slow_params`."""
-        return [group for part in self.parts() for group in part.slow_params()]
-
-    def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
-        """The component in the worst state: the largest of each number, and each advice once."""
-        found = [part.diagnose(num_samples=num_samples, thorough=thorough) for part in self.parts()]
-        values = {name: max(each.values[name] for each in found) for name in found[0].values}
-        advice = {sentence: f"Component {k}: {sentence}" for k, each in enumerate(found) for sentence in each.advice}
-        return Diagnosis(values, list(advice.values()), found[0].category)
+    if isinstance(value, Family):
+        return value
+    names = ", ".join(map(repr, _SHORT_FORMS))
+    if isinstance(value, type) and issubclass(value, Family):
+        raise ArgumentTypeError(f"{argument}: is the class {value.__name__}; pass an object, {value.__name__}(...).")
+    if not isinstance(value, str):
+        raise ArgumentTypeError(f"{argument}: is {kind_of(value)}; pass a family such as LowRank(rank=20), or {names}.")
+    if value not in _SHORT_FORMS:
+        raise ArgumentError(f"{argument}: is {value!r}; pass one of {names}, or a family such as LowRank(rank=20).")
+    return _SHORT_FORMS[value]()
 
 
-def _placed(mean: Tensor, loc: Tensor | None, scale: Tensor | None) -> Tensor:
-    mean = mean if scale is None else scale * mean
-    return mean if loc is None else loc + mean
+def placed(mean: Tensor, std: Tensor, loc: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of ``loc + scale * u`` for those of u.
+
+    Args:
+        mean: Means of u ``[n]``.
+        std: Standard deviations of u ``[n]``.
+        loc: Offset ``[n]``, or None for 0.
+        scale: Factor ``[n]``, or None for 1.
+
+    Example:
+        >>> placed(torch.ones(2), torch.ones(2), torch.zeros(2), torch.full((2,), 3.0))
+        (tensor([3., 3.]), tensor([3., 3.]))
+    """
+    if scale is not None:
+        mean, std = scale * mean, scale * std
+    return (mean if loc is None else loc + mean), std
+
+
+@torch.no_grad()
+def assign(param: Tensor, value: Tensor) -> None:
+    """Write numbers into a parameter where they are not NaN."""
+    param.copy_(torch.where(value.isnan(), param, value))
+
+
+def each_at(groups: Sequence[tuple[list[nn.Parameter], float, float]], rest: list[nn.Parameter], lr: float) -> Any:
+    """Return parameter groups: the rest at ``lr``, the others at a multiple of it and with a decay."""
+    made: list[dict[str, Any]] = [{"params": rest, "lr": lr}] if rest else []
+    for params, rate, decay in groups:
+        group = {"params": params, "lr": rate * lr}
+        made.append({**group, "decay": decay} if decay else group)
+    return made

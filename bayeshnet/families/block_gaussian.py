@@ -1,4 +1,4 @@
-r"""Gaussians over the weights of a network that correlate the weights of each unit.
+r"""Block-diagonal Gaussians over the weights of a network, with one block of covariance for each unit.
 
 What a unit computes depends on its incoming weights and its bias together: a larger slope moves the place where it
 bends unless the bias moves along. A posterior in which all weights are independent cannot follow that. Here each unit
@@ -14,66 +14,19 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError
-from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, standard_normal, state_of
+from bayeshnet.families._blocks import BlockLayout
+from bayeshnet.families.base import Family, Start, assign
+from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, state_of
+from bayeshnet.normal_density import log_standard_normal
 
-__all__ = ["UnitGaussians", "UnitLayout"]
-
-
-@dataclass(frozen=True, slots=True)
-class UnitLayout:
-    """Which entries of a vector belong to the same unit.
-
-    Attributes:
-        order: Where each entry lies when the entries of a unit lie together ``[D]``.
-        blocks: Number of units and of entries of each, for one layer after the other; what follows them, up to D, is
-            independent.
-
-    Example:
-        >>> layout = UnitLayout.of([(3, 2), (3,), (5,)], [(0, 1)])
-        >>> layout.blocks, layout.order.tolist()
-        (((3, 3),), [0, 1, 3, 4, 6, 7, 2, 5, 8, 9, 10, 11, 12, 13])
-    """
-
-    order: Tensor
-    blocks: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(
-        cls, shapes: Sequence[Sequence[int]], layers: Sequence[tuple[int, int | None]], *, largest: int = 16
-    ) -> UnitLayout:
-        """The layout of tensors that lie in the vector one after the other.
-
-        Args:
-            shapes: Their shapes.
-            layers: For each layer of units the places in ``shapes`` of weight ``[units, ...]`` and bias, or None.
-            largest: Entries of larger units stay independent. Their correlations are many numbers, each of which adds
-                its gradient's noise to a weight; on layers of 30 x 31 that cost more than it gave.
-        """
-        sizes = [math.prod(shape) for shape in shapes]
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        parts: list[Tensor] = []
-        blocks: list[tuple[int, int]] = []
-        taken: set[int] = set()
-        for weight, bias in layers:
-            units = shapes[weight][0]
-            size = sizes[weight] // units + (bias is not None)
-            if not 2 <= size <= largest:
-                continue
-            rows = starts[weight] + torch.arange(sizes[weight]).reshape(units, -1)
-            if bias is not None:
-                rows = torch.cat([rows, starts[bias] + torch.arange(units).unsqueeze(1)], dim=1)
-            parts.append(rows.reshape(-1))
-            blocks.append((units, size))
-            taken |= {weight} if bias is None else {weight, bias}
-        rest = [starts[i] + torch.arange(sizes[i]) for i in range(len(sizes)) if i not in taken]
-        place = torch.cat([*parts, *rest])
-        return cls(torch.argsort(place), tuple(blocks))
+__all__ = ["BlockGaussian", "BlockGaussianWeights", "BlockNoise"]
 
 
-class UnitGaussians(FlatDistribution):
+class BlockGaussianWeights(FlatDistribution):
     r"""A mixture of C Gaussians with equal weights, each with one block of covariance per unit.
 
     .. math:: w = \mu_c + \sigma_c \odot T_c e, \quad e \sim N(0, I), \quad T_c = I + \text{strictly lower triangular}
@@ -102,8 +55,8 @@ class UnitGaussians(FlatDistribution):
         ValueError: If shapes do not fit.
 
     Example:
-        >>> layout = UnitLayout.of([(3, 2), (3,)], [(0, 1)])
-        >>> q = UnitGaussians(torch.randn(4, 9), torch.zeros(4, 9), [torch.zeros(4, 3, 3, 3)], layout)
+        >>> layout = BlockLayout.of([(3, 2), (3,)], [(0, 1)])
+        >>> q = BlockGaussianWeights(torch.randn(4, 9), torch.zeros(4, 9), [torch.zeros(4, 3, 3, 3)], layout)
         >>> w = q.rsample((8,))
         >>> w.shape, q.log_prob(w).shape
         (torch.Size([8, 9]), torch.Size([8]))
@@ -114,7 +67,7 @@ class UnitGaussians(FlatDistribution):
         loc: Tensor,
         log_scale: Tensor,
         factors: Sequence[Tensor],
-        layout: UnitLayout,
+        layout: BlockLayout,
         *,
         noise: TorchDistribution | None = None,
         validate_args: bool | None = None,
@@ -176,9 +129,9 @@ class UnitGaussians(FlatDistribution):
         made: _Made = origin.made_of
         if made.chosen is None:
             return self._shaped(self._log_noise(made.drawn) - self.log_scale.sum(), value)
-        log_q = self._average(standard_normal(self._residuals(made.ordered)))
+        log_q = self._average(log_standard_normal(self._residuals(made.ordered)))
         if self.noise is not None:
-            log_q = log_q + (self._log_noise(made.drawn) - standard_normal(made.drawn)).index_select(0, made.chosen)
+            log_q = log_q + (self._log_noise(made.drawn) - log_standard_normal(made.drawn)).index_select(0, made.chosen)
         return self._shaped(log_q, value)
 
     def log_prob_of(self, rows: Tensor, made_of: _Made) -> Tensor:
@@ -194,7 +147,7 @@ class UnitGaussians(FlatDistribution):
         return self._average(self._log_noise(self._residuals(_by_unit(rows, self.layout))))
 
     def _log_noise(self, noise: Tensor) -> Tensor:
-        return standard_normal(noise) if self.noise is None else self.noise.log_prob(noise)
+        return log_standard_normal(noise) if self.noise is None else self.noise.log_prob(noise)
 
     def _residuals(self, rows: Tensor) -> Tensor:
         """The noise ``[C, S, D]`` that leads each component to rows ``[S, D]``."""
@@ -205,6 +158,97 @@ class UnitGaussians(FlatDistribution):
         """Log-density ``[S]`` of the mixture, of that of the components' noise ``[C, S]``."""
         log_q = log_noise - self.log_scale.sum(1, keepdim=True)
         return log_q.squeeze(0) if len(self.loc) == 1 else log_q.logsumexp(0) - math.log(len(self.loc))
+
+
+class BlockNoise(nn.Module):
+    """Means, scales and the correlations within units, for each of C components; without correlations at the start.
+
+    Args:
+        starts: Start of the means ``[n]`` of each component.
+        start_scale: Start of the standard deviations.
+        layout: Which latents belong to the same unit.
+    """
+
+    def __init__(self, starts: Sequence[Tensor], start_scale: float, layout: BlockLayout) -> None:
+        super().__init__()
+        first = starts[0]
+        self.blocks = layout.blocks
+        self.register_buffer("order", layout.order.to(first.device))
+        self.register_buffer("place", torch.argsort(self.order))
+        self.order: Tensor
+        self.place: Tensor
+        self.loc = nn.Parameter(torch.stack([start.detach()[self.place] for start in starts]))
+        self.log_scale = nn.Parameter(torch.full_like(self.loc, math.log(start_scale)))
+        self.factors = nn.ParameterList(
+            first.new_zeros(len(starts), units, size, size) for units, size in layout.blocks
+        )
+
+    def distribution(
+        self, loc: Tensor | None, scale: Tensor | None, noise: TorchDistribution | None = None
+    ) -> BlockGaussianWeights:
+        """Return the distribution of ``loc + scale * u``, with standard normal or other noise in place of e."""
+        means, log_scale = self.loc, self.log_scale
+        if scale is not None:
+            by_unit = scale.expand(means.shape[1])[self.place]
+            means, log_scale = means * by_unit, log_scale + by_unit.log()
+        if loc is not None:
+            means = means + loc.expand(means.shape[1])[self.place]
+        layout = BlockLayout(self.order, self.blocks)
+        return BlockGaussianWeights(means, log_scale, list(self.factors), layout, noise=noise, validate_args=False)
+
+    @classmethod
+    def start(cls, start: Start, num_components: int) -> BlockNoise:
+        """Return the noise of so many components, which start in different places."""
+        starts = [start.mean() for _ in range(num_components)]
+        if not bool(torch.as_tensor(start.spread).any()):  # all in the place that was asked for
+            starts = [starts[0], *(each + start.apart * start.noise() for each in starts[1:])]
+        return cls(starts, start.scale, start.blocks or BlockLayout.of(start.shapes, []))
+
+    @torch.no_grad()
+    def warm_start(self, mean: Tensor, std: Tensor) -> None:
+        """Give each component these means and standard deviations, without correlations; NaN leaves what is there."""
+        for factor in self.factors:
+            factor.zero_()
+        for k in range(len(self.loc)):
+            assign(self.loc[k], mean[self.place])
+            assign(self.log_scale[k], std.log()[self.place])
+
+
+class BlockGaussian(Family, short_form="block_gaussian"):
+    """Family of mixtures of Gaussians with one block of covariance for each unit of the network.
+
+    Args:
+        num_components: Number of components; 4 by default, and 1 inside of a :class:`Mixture`.
+
+    Raises:
+        ArgumentError: If ``num_components`` is not positive.
+        ArgumentTypeError: If it is no whole number.
+
+    Example:
+        >>> family = BlockGaussian(num_components=2)
+        >>> family.build(Start([[3, 2]], torch.zeros(6))).distribution().rsample((5,)).shape
+        torch.Size([5, 6])
+    """
+
+    def __init__(self, num_components: int | None = None) -> None:
+        super().__init__()
+        if num_components is not None:
+            require_count("num_components", num_components)
+        self.num_components = num_components
+
+    def init_parameters(self, start: Start) -> None:
+        """See :meth:`Family.init_parameters`."""
+        default = 1 if start.num_components else 4
+        self.num_components = self.num_components or default
+        self.noise = BlockNoise.start(start, self.num_components)
+
+    def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> BlockGaussianWeights:
+        """See :meth:`Family.distribution`."""
+        return self.noise.distribution(loc, scale)
+
+    def warm_start(self, mean: Tensor, std: Tensor) -> None:
+        """See :meth:`Family.warm_start`; correlations start anew."""
+        self.noise.warm_start(mean, std)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +268,12 @@ class _Made:
     noise: Any
 
 
-def _by_unit(rows: Tensor, layout: UnitLayout) -> Tensor:
+def _by_unit(rows: Tensor, layout: BlockLayout) -> Tensor:
     """Rows ``[S, D]`` with their entries ordered by unit."""
     return rows[:, torch.argsort(layout.order)]
 
 
-def _split(entries: Tensor, layout: UnitLayout) -> tuple[list[Tensor], Tensor]:
+def _split(entries: Tensor, layout: BlockLayout) -> tuple[list[Tensor], Tensor]:
     """Layers ``[C, units, k, S]`` of ``[C, S, D]``, and the entries that belong to none."""
     sizes = [units * size for units, size in layout.blocks]
     *layers, rest = entries.split([*sizes, entries.shape[-1] - sum(sizes)], dim=-1)
@@ -239,14 +283,14 @@ def _split(entries: Tensor, layout: UnitLayout) -> tuple[list[Tensor], Tensor]:
     return shaped, rest
 
 
-def _mixed(factors: Sequence[Tensor], layout: UnitLayout, noise: Tensor) -> Tensor:
+def _mixed(factors: Sequence[Tensor], layout: BlockLayout, noise: Tensor) -> Tensor:
     """``T e`` of ``[C, S, D]``."""
     layers, rest = _split(noise, layout)
     mixed = [e + factor.tril(-1) @ e for factor, e in zip(factors, layers, strict=True)]
     return torch.cat([*(e.permute(0, 3, 1, 2).flatten(2) for e in mixed), rest], dim=-1)
 
 
-def _unmixed(factors: Sequence[Tensor], layout: UnitLayout, residual: Tensor) -> list[Tensor]:
+def _unmixed(factors: Sequence[Tensor], layout: BlockLayout, residual: Tensor) -> list[Tensor]:
     """``T^-1 r`` of ``[C, S, D]``, in parts ``[C, S, *]``."""
     layers, rest = _split(residual, layout)
     solved = [
@@ -257,7 +301,7 @@ def _unmixed(factors: Sequence[Tensor], layout: UnitLayout, residual: Tensor) ->
     return [*(part.permute(0, 3, 1, 2).flatten(2) for part in solved), rest]
 
 
-def _check(loc: Tensor, log_scale: Tensor, factors: Sequence[Tensor], layout: UnitLayout) -> None:
+def _check(loc: Tensor, log_scale: Tensor, factors: Sequence[Tensor], layout: BlockLayout) -> None:
     if loc.dim() != 2 or loc.shape[1] != len(layout.order) or log_scale.shape != loc.shape:
         raise ArgumentError(
             f"loc, log_scale: have shapes {tuple(loc.shape)} and {tuple(log_scale.shape)}; both have to be "

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, DensityError
-from bayeshnet.families.flat_distribution import FlatDistribution, standard_normal
+from bayeshnet.families.base import Family, Start, assign
+from bayeshnet.families.flat_distribution import FlatDistribution
+from bayeshnet.normal_density import log_standard_normal
 
-__all__ = ["MultiplicativeLowRank"]
+__all__ = ["LowRank", "MultiplicativeLowRank"]
 
 
 class MultiplicativeLowRank(FlatDistribution):
@@ -90,5 +94,49 @@ class MultiplicativeLowRank(FlatDistribution):
         scaled = (value - self.loc) * (-self.log_scale).exp()
         inner = torch.linalg.solve(core, (scaled @ self.right).double().unsqueeze(-1)).squeeze(-1)
         noise = scaled - inner.to(scaled.dtype) @ self.left.T
-        log_q = standard_normal(noise) - self.log_scale.sum() - log_det.to(scaled.dtype)
+        log_q = log_standard_normal(noise) - self.log_scale.sum() - log_det.to(scaled.dtype)
         return self._shaped(log_q, value)
+
+
+class LowRank(Family, short_form="low_rank"):
+    """Family of Gaussians with multiplicative noise of low rank; it starts as the mean-field one.
+
+    Args:
+        rank: Number of columns of the two factors, at most that of the latents.
+
+    Raises:
+        ArgumentError: If ``rank`` is not positive.
+        ArgumentTypeError: If it is no whole number.
+
+    Example:
+        >>> LowRank(rank=2).build(Start([[3, 2]], torch.zeros(6))).distribution().rsample((5,)).shape
+        torch.Size([5, 6])
+    """
+
+    def __init__(self, rank: int = 20) -> None:
+        super().__init__()
+        require_count("rank", rank)
+        self.rank = rank
+
+    def init_parameters(self, start: Start) -> None:
+        """See :meth:`Family.init_parameters`."""
+        self.rank = min(self.rank, start.size)
+        self.loc = nn.Parameter(start.mean())
+        self.log_scale = nn.Parameter(torch.full_like(start.like, math.log(start.scale)))
+        self.left = nn.Parameter(start.like.new_zeros(start.size, self.rank))
+        self.right = nn.Parameter(torch.randn_like(self.left.detach()) / math.sqrt(start.size))
+
+    def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> MultiplicativeLowRank:
+        """See :meth:`Family.distribution`."""
+        mean, log_scale = self.loc, self.log_scale
+        if scale is not None:
+            mean, log_scale = scale * mean, log_scale + scale.log()
+        mean = mean if loc is None else loc + mean
+        return MultiplicativeLowRank(mean, log_scale, self.left, self.right, validate_args=False)
+
+    def warm_start(self, mean: Tensor, std: Tensor) -> None:
+        """See :meth:`Family.warm_start`; correlations stay."""
+        assign(self.loc, mean)
+        with torch.no_grad():
+            own = self.distribution().variance.sqrt()
+        assign(self.log_scale, self.log_scale + (std / own).log())

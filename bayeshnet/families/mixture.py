@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
+from bayeshnet.checks import require_count
+from bayeshnet.entropy.protocol import Diagnosis
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.families.base import INIT_SCALE, Family, Start, family_of
 from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, state_of
 from bayeshnet.families.implicit_weights import ImplicitWeights
 
-__all__ = ["MixtureWeights"]
+__all__ = ["Mixture", "MixtureWeights"]
 
 
 class MixtureWeights(FlatDistribution):
@@ -142,6 +145,104 @@ class MixtureWeights(FlatDistribution):
             columns.append(torch.cat([elsewhere[: len(before)], here, elsewhere[len(before) :]]))
         stacked = torch.stack(columns, -1)
         return torch.logsumexp(stacked + self.shares.log().to(stacked), -1)
+
+
+class Mixture(Family, short_form="mixture"):
+    """Family of mixtures with equal weights, whose draws are shared out evenly among the components.
+
+    The components start at draws from the prior, in pairs around its centre.
+
+    Args:
+        of: What each component is: a family, or the short form of one (``"low_rank"``). A step with K hypernetworks
+            searches for the noise that would lead each of them to the draws of the others, and takes many times as
+            long.
+        num_components: Number K of components.
+
+    Raises:
+        ArgumentError: If ``num_components`` is not positive, or ``of`` is no short form.
+        ArgumentTypeError: If an argument is of another type.
+
+    Example:
+        >>> family = Mixture("mean_field", 3)
+        >>> family
+        Mixture(MeanField(), 3)
+        >>> family.build(Start([[3, 2]], torch.zeros(6))).distribution().rsample((8,)).shape
+        torch.Size([8, 6])
+    """
+
+    def __init__(self, of: Family | str = "mean_field", num_components: int = 4) -> None:
+        super().__init__()
+        require_count("num_components", num_components)
+        self.num_components = num_components
+        self._of: tuple[Family, ...] = (family_of(of, "of"),)  # in a tuple: no submodule
+
+    def init_parameters(self, start: Start) -> None:
+        """See :meth:`Family.init_parameters`."""
+        num, of = self.num_components, self.of
+        parts: list[Family] = []
+        while len(parts) < num:
+            place = start.apart * start.noise()
+            # In pairs around the centre of the prior: no half of the space is left without a component.
+            both = (replace(start, place=centre, num_components=num) for centre in (place, -place))
+            parts.extend(of.build(each) for each in both)
+        self.components = nn.ModuleList(parts[:num])
+        self._of = ()
+        MixtureWeights([part.distribution() for part in self.parts()])  # checks them once
+
+    @property
+    def of(self) -> Family:
+        """What each component is."""
+        return self._of[0] if self._of else self.parts()[0]
+
+    def parts(self) -> list[Family]:
+        """Return the components, built."""
+        return cast("list[Family]", list(self.components))
+
+    def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> MixtureWeights:
+        """See :meth:`Family.distribution`."""
+        parts = [part.distribution(loc, scale) for part in self.parts()]
+        return MixtureWeights(parts, stratified=True, validate_args=False)
+
+    def warm_start(self, mean: Tensor, std: Tensor) -> None:
+        """See :meth:`Family.warm_start`: half of the variance lies between the components, which else stay alike."""
+        apart = torch.where(std.isnan(), INIT_SCALE, std * math.sqrt(0.5))
+        for part in self.parts():
+            part.warm_start(mean + apart * torch.randn_like(mean), std * math.sqrt(0.5))
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """See :meth:`Family.param_groups`."""
+        return [group for part in self.parts() for group in part.param_groups(lr)]
+
+    def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
+        """Return the component in the worst state: the largest of each number, and each advice once."""
+        found = [part.diagnose(num_samples=num_samples, thorough=thorough) for part in self.parts()]
+        values = {name: max(each.values[name] for each in found) for name in found[0].values}
+        advice = {sentence: f"Component {k}: {sentence}" for k, each in enumerate(found) for sentence in each.advice}
+        return Diagnosis(values, list(advice.values()), found[0].category)
+
+    def describe(self) -> str:
+        """See :meth:`Family.describe`."""
+        return f"Mixture({self.of.describe()}, {self.num_components})"
+
+    @property
+    def per_draw(self) -> bool:
+        """See :meth:`Family.per_draw`."""
+        return all(part.per_draw for part in self.parts())
+
+    @property
+    def searches(self) -> bool:
+        """See :meth:`Family.searches`; for the noise that would lead a hypernetwork to the draws of the others."""
+        return self.num_components > 1 and not all(part.closed_form for part in self.parts())
+
+    @property
+    def closed_form(self) -> bool:
+        """See :meth:`Family.closed_form`."""
+        return all(part.closed_form for part in self.parts())
+
+    @property
+    def clip_norm(self) -> float | None:
+        """See :meth:`Family.clip_norm`."""
+        return min((part.clip_norm for part in self.parts() if part.clip_norm is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)

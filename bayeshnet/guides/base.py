@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bayeshnet.checks import require_count, require_trainable
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
+from bayeshnet.guides._decay import GroupDecay
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.sites.arguments import call_arguments, call_error, nan_data_error, refuse_nan_data, require_targets
@@ -27,12 +28,12 @@ from bayeshnet.sites.latents import CheckedInit, LatentSite, jacobian_site, late
 from bayeshnet.sites.one_thread import one_thread
 from bayeshnet.sites.quantiles import sample_quantiles
 
-__all__ = ["FlatGuide", "with_model"]
+__all__ = ["Guide", "with_model"]
 
 
 def with_model(guide: Any, model: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
     """Let a guide of this package go by the model that it is used with; any other guide is left alone."""
-    return guide.attached(model) if isinstance(guide, FlatGuide) else contextlib.nullcontext()
+    return guide.attached(model) if isinstance(guide, Guide) else contextlib.nullcontext()
 
 
 def _is_no_site(msg: Any) -> bool:
@@ -52,7 +53,7 @@ def _without_graph(value: Any) -> Any:
     return made
 
 
-class FlatGuide(AutoContinuous):
+class Guide(AutoContinuous):
     """Base of the guides: built at once from an example, right under every ELBO of Pyro.
 
     A subclass implements :meth:`get_posterior`, and :meth:`learned_modules` if it has parameters.
@@ -130,6 +131,66 @@ class FlatGuide(AutoContinuous):
         """The modules whose parameters are announced to Pyro, by name."""
         return {}
 
+    # ------------------------------------------------------------------ hooks of a training loop
+
+    def begin_fit(self, model: Callable[..., Any], data: Any) -> None:
+        """Prepare the guide for a fit; :func:`~bayeshnet.fit` calls this before its first step.
+
+        A training loop of your own calls it as well. From then on the parameters of groups with a ``"decay"`` (see
+        :meth:`param_groups`) shrink by the factor ``1 - lr * decay`` after each step of any optimiser that has them,
+        until :meth:`end_fit` or :meth:`cancel_fit`. A second call begins anew.
+
+        Args:
+            model: The model that the guide is fitted to.
+            data: The data as for :func:`~bayeshnet.fit`: the model's arguments, or an iterable of batches.
+
+        Example:
+            >>> import pyro, torch
+            >>> from pyro.infer import SVI, Trace_ELBO
+            >>> from bayeshnet import AutoHypernet
+            >>> model = lambda: pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            >>> guide = AutoHypernet(model, example=())
+            >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+            >>> guide.begin_fit(model, ())
+            >>> losses = [svi.step() for _ in range(3)]
+            >>> guide.end_fit(model, ())
+        """
+        self.cancel_fit()
+        self._decay = GroupDecay(self.param_groups(1.0))
+
+    def end_fit(self, model: Callable[..., Any], data: Any) -> None:
+        """Finish a fit; :func:`~bayeshnet.fit` calls this after its last step. See :meth:`begin_fit`.
+
+        Args:
+            model: The model that the guide was fitted to.
+            data: The data.
+        """
+        self.cancel_fit()
+
+    def cancel_fit(self) -> None:
+        """Undo what :meth:`begin_fit` has set up, where a fit fails and :meth:`end_fit` has nothing to finish."""
+        if self._decay is not None:
+            self._decay.remove()
+            self._decay = None
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimiser: all parameters that require a gradient, at this learning rate.
+
+        A subclass may divide them. A group with a ``"decay"`` has decoupled weight decay, with any optimiser, between
+        :meth:`begin_fit` and :meth:`end_fit`.
+
+        Args:
+            lr: Learning rate.
+        """
+        return [{"params": [param for param in self.parameters() if param.requires_grad], "lr": lr}]
+
+    @property
+    def clip_norm(self) -> float | None:
+        """Bound on the norm of the gradient that :func:`~bayeshnet.fit` keeps by default; None for no bound."""
+        return None
+
+    _decay: GroupDecay | None = None
+
     # ------------------------------------------------------------------ what there is
 
     @property
@@ -182,7 +243,7 @@ class FlatGuide(AutoContinuous):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy without the model, as for every guide of Pyro; theirs takes it from the original as well.
-        return {**self.__dict__, "_model": None, "master": None, "_original": None}
+        return {**self.__dict__, "_model": None, "master": None, "_original": None, "_decay": None}
 
     # ------------------------------------------------------------------ the guide
 

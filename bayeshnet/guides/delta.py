@@ -13,7 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from bayeshnet.errors import ArgumentError
-from bayeshnet.families._default_hnet import HnetOrBuilder
+from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides._explicit import ExplicitHypernet
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.models.param_sites import emit_param_sites

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -12,26 +12,26 @@ from torch import Tensor, nn
 from bayeshnet.checks import require_count
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.errors import UsageError
-from bayeshnet.families._build import BodyOptions, BodyStart, Mixture, build_body
-from bayeshnet.families._default_hnet import HnetOrBuilder
-from bayeshnet.families.base import Body, HypernetBody
-from bayeshnet.families.unit_body import unit_layout
-from bayeshnet.guides.base import FlatGuide
+from bayeshnet.families.base import Family
+from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
+from bayeshnet.guides._building import check_start, family_from, family_start, unconditional, whitened
+from bayeshnet.guides._hooks import finish, prepare
+from bayeshnet.guides._old_options import OldNames, with_old_options
+from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.inducing.build import Conditional, ConditionalPlan, place_inducing, plan_or_reason
 from bayeshnet.inducing.conditional_weights import ConditionalWeights
 from bayeshnet.inducing.layers import InducingLayers
 from bayeshnet.inducing.resampling import best_power, checked_num_candidates, score_candidates
-from bayeshnet.mnets.param_table import num_weights
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.arguments import call_arguments, check_rows
 from bayeshnet.sites.kept_state import restored
-from bayeshnet.sites.latents import PriorStart, prior_start
+from bayeshnet.sites.latents import prior_start
 
 __all__ = ["AutoHypernet"]
 
 
-class AutoHypernet(FlatGuide):
+class AutoHypernet(OldNames, Guide):
     r"""Automatic guide whose draws come from a hypernetwork fed with noise.
 
     All latents of the model, network weights, hierarchical scales or both, are drawn together, in unconstrained
@@ -55,40 +55,27 @@ class AutoHypernet(FlatGuide):
         model: Any Pyro model whose latents are continuous; a :class:`~bayeshnet.BayesianModel`, for instance.
         example: The model's arguments, which the guide is built from: a tuple of positional ones, a mapping of keyword
             ones, or one tensor. With observations, as for training.
-        hnet: A function from target shapes (a list of lists of int) to a hypernetwork, or one with as many outputs.
-            Without a perturbation wrapper it gets one with a learned scale per weight. By default an MLP with tanh
-            layers and a linear part, which starts injective.
-        body: What draws the latents that are not conditional: ``"hypernet"`` (beside conditional layers its noise is
-            correlated within each unit), ``"units"`` (a mixture of such noises without a hypernetwork),
-            ``"mean_field"`` (independent Gaussians), ``"low_rank"``
-            (:class:`~bayeshnet.distributions.MultiplicativeLowRank`), ``"mixture"`` (of independent Gaussians), or a
-            :class:`~bayeshnet.infer.Mixture` of any of them.
-        num_components: Number of components of ``body="units"`` and ``body="mixture"``, 4 by default; of
-            ``body="hypernet"`` beside conditional layers, 1 by default: places and shapes of noise that one
-            hypernetwork bends, see :class:`~bayeshnet.distributions.UnitGaussians`.
-        conditional: Which linear layers are drawn conditionally: ``"auto"`` (the last one if the model allows it and no
-            ``hnet`` is given), ``"last"``, ``"all"``, names of layers (with the last one among them), or None.
+        family: What draws the latents that are not conditional: a :class:`~bayeshnet.families.Family` with its
+            settings, such as ``families.Mixture(families.LowRank(rank=20), 8)``, or the short form of one:
+            ``"hypernet"``, ``"block_gaussian"``, ``"mean_field"``, ``"low_rank"``, ``"mixture"``.
+        hnet: Short for ``family=families.Hypernet(hnet)``: a function from target shapes (a list of lists of int) to a
+            hypernetwork, or one with as many outputs.
+        conditional: Which linear layers are drawn conditionally: ``"auto"`` (the last one if the model allows it and
+            the family is not one with a hypernetwork of your own), ``"last"``, ``"all"``, names of layers (with the
+            last one among them), or None.
         num_inducing: Number of inducing points; by default all rows up to 40, then as the square root of their number.
-            They start at random rows of ``example``; :func:`~bayeshnet.fit` takes them from its data where the example
-            has too few.
-        num_candidates: A draw without gradient is chosen from so many, by how well each explains the inducing points'
-            targets; see :class:`~bayeshnet.distributions.ConditionalWeights`. 4 to 32 by default, as their cost
-            allows (with a mixture of hypernetworks 1); 1 leaves it out. Training draws are single ones.
-        noise_dim: Number n of noise inputs; by default D for up to 64 latents, which then may have any correlations;
-            with more latents, with independent noise and in a mixture ``min(20, D)``, beside conditional layers
-            ``min(4, D)``. Not with ``hnet``.
-        hidden_layers: Widths of the default hypernetwork. Not with ``hnet``.
-        noise: Kind of the perturbation: ``"shared"`` (exact density where the sampler does not fold; default of the
-            default hypernetwork) or ``"independent"`` (linearised density; default of a network from ``hnet``, which
-            may fold). Not with an ``hnet`` that has a perturbation wrapper.
-        estimator: An estimator of log q that fits the noise; by default
-            :class:`~bayeshnet.entropy.ChangeOfVariables` or :class:`~bayeshnet.entropy.Linearised`.
+            They start at random rows of ``example``; :meth:`begin_fit` takes them from the data where the example has
+            too few.
+        num_proposals: A draw without gradient is resampled from so many proposals, by how well each explains the
+            inducing points' targets; see :class:`~bayeshnet.inducing.ConditionalWeights`. 4 to 32 by default, as their
+            cost allows (with a mixture of hypernetworks 1); 1 leaves it out. Training draws are single ones.
         init_loc_fn: One of Pyro's per-site initialisation functions for the location. By default weights with a Normal
             prior start at ``0.3`` of its scale around its mean, at random, and other latents at their prior median.
-        init_scale: Start of the noise scale, in units of the prior's spread: 0.1 by default. The default hypernetwork
-            of 4 latents or fewer starts at 0.5 and at the centre of the prior, to find all modes, unless this or
-            ``init_loc_fn`` is given.
+        init_scale: Start of the standard deviations, in units of the prior's spread: 0.1 by default. The default
+            hypernetwork of 4 latents or fewer starts at 0.5 and at the centre of the prior, to find all modes, unless
+            this or ``init_loc_fn`` is given.
         whiten: Use the prior's spread as the scale; otherwise 1.
+        renamed: Old names of options, which go in the next version.
 
     Raises:
         ValueError: If latents are discrete or absent, ``noise_dim`` exceeds their number, the data hold NaN or
@@ -112,51 +99,42 @@ class AutoHypernet(FlatGuide):
         model: Callable[..., Any],
         *,
         example: Any,
+        family: Family | str = "hypernet",
         hnet: HnetOrBuilder | None = None,
-        body: Literal["units", "hypernet", "mean_field", "low_rank", "mixture"] | Mixture = "hypernet",
-        num_components: int | None = None,
         conditional: Conditional = "auto",
         num_inducing: int | None = None,
-        num_candidates: int | None = None,
-        noise_dim: int | None = None,
-        hidden_layers: Sequence[int] | None = None,
-        noise: Literal["shared", "independent"] | None = None,
-        estimator: LogDensity | None = None,
+        num_proposals: int | None = None,
         init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float | None = None,
         whiten: bool = True,
+        **renamed: Any,
     ) -> None:
-        options = BodyOptions(
-            body=body,
-            num_components=num_components,
-            hnet=hnet,
-            noise=noise,
-            noise_dim=noise_dim,
-            hidden_layers=hidden_layers,
-            estimator=estimator,
-            init_scale=init_scale,
-        )
-        options.check(whiten=whiten)
+        if renamed:
+            family, hnet, num_proposals = with_old_options(family, hnet, num_proposals, renamed)
+        chosen = family_from(family, hnet)
+        check_start(init_scale=init_scale, whiten=whiten)
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
         args, kwargs = call_arguments(example, "example")
-        start = prior_start(model, self._sites, self._init_loc(), args, kwargs)
-        wanted = None if conditional == "auto" and hnet is not None else conditional
-        options_of_plan: Any = {"conditional": wanted, "num_inducing": num_inducing}
-        self._plan, self._why_not = plan_or_reason(model, self._sites, start, args, kwargs, **options_of_plan)
-        start = self._placed(start, init_loc_fn, whiten)
-        self.register_buffer("loc", start.loc)
-        self.register_buffer("scale", start.scale)
+        prior = prior_start(model, self._sites, self._init_loc(), args, kwargs)
+        wanted = None if conditional == "auto" and chosen.draws_all else conditional
+        options: Any = {"conditional": wanted, "num_inducing": num_inducing}
+        self._plan, self._why_not = plan_or_reason(model, self._sites, prior, args, kwargs, **options)
+        layout = None if self._plan is None else self._plan.layout
+        init_loc = None if init_loc_fn is None else self._init_loc()
+        whitening = whitened(prior, layout, init_loc=init_loc, whiten=whiten)
+        self.register_buffer("loc", whitening.loc)
+        self.register_buffer("scale", whitening.scale)
         self.loc: Tensor
         self.scale: Tensor
-        made = self._body(options, start, init_loc_fn)
+        start = family_start(model, whitening, layout, self.target_shapes, init_loc is not None, init_scale)
         # Registered past PyroModule, which would put the parameters into Pyro's global store at every access.
-        self._modules["body"] = made
+        self._modules["family"] = None if start.size == 0 else chosen.build(start)
         self._modules["inducing"] = None if self._plan is None else self._plan.inducing
         enough = self._plan is None or self._plan.num_rows >= self._plan.inducing.num_inducing
         # A buffer, so that a guide that was trained, saved and loaded keeps its points in a further fit.
         self.register_buffer("inducing_placed", torch.tensor(enough, device=self.loc.device))
         self.inducing_placed: Tensor
-        self.num_candidates = num_candidates
+        self.num_candidates = num_proposals
         # Noise that is inferred decides among candidates as much as their fit does; what fits is known after calibrate.
         certain = self._plan is None or self._plan.log_precision is None
         self.register_buffer("candidate_power", torch.full_like(self.loc[0], float(certain)))
@@ -165,64 +143,16 @@ class AutoHypernet(FlatGuide):
         self.register_buffer("copied_prior_scale", None, persistent=False)
         self.copied_prior_scale: Tensor | None
 
-    # ------------------------------------------------------------------ building
-
-    def _placed(self, start: PriorStart, init_loc_fn: Callable[..., Any] | None, whiten: bool) -> PriorStart:
-        """Location and scale of the guide; conditional layers keep those of their prior."""
-        loc = start.loc if init_loc_fn is None else self._init_loc()
-        scale = start.scale if whiten else torch.ones_like(start.scale)
-        if self._plan is not None:
-            layout = self._plan.layout
-            flags = [torch.full((size,), i in layout.conditional) for i, size in enumerate(layout.sizes)]
-            conditional = torch.cat(flags).to(loc.device)
-            loc, scale = torch.where(conditional, start.loc, loc), torch.where(conditional, start.scale, scale)
-        return PriorStart(loc, scale, start.gaussian)
-
-    def _body(self, options: BodyOptions, start: PriorStart, init_loc_fn: Callable[..., Any] | None) -> Body | None:
-        """What draws the latents that are not conditional; None if all are."""
-        shapes = self._body_shapes()
-        size = num_weights(shapes)
-        if size == 0:
-            return None
-        # A conditional layer can make use of many different features from the beginning.
-        spread = 0.3 if self._plan is None else 1.0
-        like = self._of_body(start.loc)
-        jitter = spread * self._of_body(start.gaussian).to(like) if init_loc_fn is None else torch.zeros_like(like)
-        # The components of a mixture look for modes all over the prior, or around the place that was asked for.
-        apart = 1.0 if init_loc_fn is None else options.scale
-        anywhere = self._plan is None and init_loc_fn is None
-        units = None
-        if self._plan is not None and isinstance(self.original_model, BayesianModel):
-            layout = self._plan.layout
-            units = unit_layout(self.original_model.net.param_table, layout.conditional, layout.rest)
-        return build_body(options, BodyStart(shapes, like, jitter, apart, units, anywhere))
-
-    def _body_shapes(self) -> list[list[int]]:
-        """Shapes of the latents that the body draws."""
-        if self._plan is None:
-            return self.target_shapes
-        layout = self._plan.layout
-        shapes = [list(shape) for i, shape in enumerate(layout.shapes) if i not in layout.conditional]
-        return [*shapes, [layout.rest]] if layout.rest else shapes
-
-    def _of_body(self, flat: Tensor) -> Tensor:
-        """The entries of a vector of all latents that the body draws."""
-        if self._plan is None:
-            return flat
-        layout = self._plan.layout
-        parts = flat.split(layout.sizes)
-        return torch.cat([part for i, part in enumerate(parts) if i not in layout.conditional])
-
     # ------------------------------------------------------------------ what there is
 
     def learned_modules(self) -> dict[str, nn.Module]:
-        """Body and inducing points."""
-        return {name: module for name in ("body", "inducing") if (module := self._modules[name]) is not None}
+        """Family and inducing points."""
+        return {name: module for name in ("family", "inducing") if (module := self._modules[name]) is not None}
 
     @property
-    def body(self) -> Body | None:
-        """What draws the latents that are not conditional; None if all are."""
-        return self._modules["body"]  # pyright: ignore[reportReturnType]
+    def family(self) -> Family | None:
+        """What draws the latents that are not conditional, built; None if all are conditional."""
+        return self._modules["family"]  # pyright: ignore[reportReturnType]
 
     @property
     def inducing(self) -> InducingLayers | None:
@@ -234,17 +164,16 @@ class AutoHypernet(FlatGuide):
         """The hypernetwork with its perturbation noise.
 
         Raises:
-            RuntimeError: If the body is none.
+            UsageError: If the family has none.
         """
-        body = self.body
-        if not isinstance(body, HypernetBody):
-            raise UsageError("hnet: the guide's body is no hypernetwork; build it with body='hypernet'.")
-        return body.hnet
+        if not isinstance(self.family, Hypernet):
+            raise UsageError(f"hnet: the guide's family is {self.family}; build it with family='hypernet'.")
+        return self.family.hnet
 
     def __repr__(self) -> str:
         parts = [f"latent_dim={self.latent_dim}", f"sites={len(self._sites)}"]
-        if self.body is not None:
-            parts.append(self.body.describe())
+        if self.family is not None:
+            parts.append(f"family={self.family.describe()}")
         if self._plan is not None:
             names = ", ".join(self._plan.names)
             parts.append(f"conditional=[{names}], num_inducing={self._plan.inducing.num_inducing}")
@@ -255,8 +184,8 @@ class AutoHypernet(FlatGuide):
 
     @property
     def estimator(self) -> LogDensity | None:
-        """The estimator of the body's log q; None where it is exact."""
-        return self.body.estimator if isinstance(self.body, HypernetBody) else None
+        """The estimator of log q of the family; None where it is exact."""
+        return self.family.estimator if isinstance(self.family, Hypernet) else None
 
     @property
     def num_candidates(self) -> int:
@@ -265,12 +194,12 @@ class AutoHypernet(FlatGuide):
 
     @num_candidates.setter
     def num_candidates(self, number: int | None) -> None:
-        vars(self)["num_candidates"] = checked_num_candidates(number, self._plan, self.body)
+        vars(self)["num_candidates"] = checked_num_candidates(number, self._plan, self.family)
 
     @property
     def clip_norm(self) -> float | None:
         """Bound on the norm of the gradient that :func:`~bayeshnet.fit` keeps where it is given none; None for none."""
-        return None if self.body is None else self.body.clip_norm
+        return None if self.family is None else self.family.clip_norm
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimiser: what acts on many weights at once takes smaller steps than ``lr``.
@@ -278,22 +207,30 @@ class AutoHypernet(FlatGuide):
         A generator's hidden layers want smaller steps than parameters of one weight. ``decay`` of a group, where there
         is one, is that of :func:`~bayeshnet.fit`: its parameters shrink by the factor ``1 - lr * decay`` at each step.
         """
-        slow = [] if self.body is None else self.body.slow_params()
-        known = {id(param) for part in slow for param in part.params}
-        fast = [param for param in self.parameters() if id(param) not in known]
-        groups: list[dict[str, Any]] = [{"params": fast, "lr": lr}]
-        for part in slow:
-            group = {"params": part.params, "lr": part.rate * lr}
-            groups.append({**group, "decay": part.decay} if part.decay else group)
-        return groups
+        groups = [] if self.family is None else self.family.param_groups(lr)
+        known = {id(param) for group in groups for param in group["params"]}
+        others = [param for param in self.parameters() if id(param) not in known]
+        return [{"params": others, "lr": lr}, *groups] if others else groups
+
+    def begin_fit(self, model: Callable[..., Any], data: Any) -> None:
+        """As in the base class; and attach the model, and place inducing points that have no rows of their own yet."""
+        prepare(self, model, data)
+        super().begin_fit(model, data)
+
+    def end_fit(self, model: Callable[..., Any], data: Any) -> None:
+        """As in the base class; and calibrate importance resampling, check the density, and warn of what is wrong."""
+        super().end_fit(model, data)
+        finish(self, data)
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
-        """Check how far the density of the body can be trusted: folding, or the gap to importance sampling.
+        """Check how far the density of the family can be trusted: folding, or the gap to importance sampling.
 
         Everything else in the guide is exact.
         """
         require_count("num_samples", num_samples, least=2)
-        return Diagnosis({}) if self.body is None else self.body.diagnose(num_samples=num_samples, thorough=thorough)
+        if self.family is None:
+            return Diagnosis({})
+        return self.family.diagnose(num_samples=num_samples, thorough=thorough)
 
     def place_inducing(self, x: Tensor, y: Tensor) -> None:
         """Move the inducing points to random rows of these data, in place.
@@ -350,27 +287,27 @@ class AutoHypernet(FlatGuide):
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
         """The distribution over all latents, flattened and unconstrained: a draw is ``[D]``."""
-        body, inducing = self.body, self.inducing
-        if body is not None and (inducing is None or self._plan is None):
-            return body.distribution(self.loc, self.scale)
+        family, inducing = self.family, self.inducing
+        if family is not None and (inducing is None or self._plan is None):
+            return family.distribution(self.loc, self.scale)
         plan = cast("ConditionalPlan", self._plan)
         return ConditionalWeights(
-            None if body is None else body.distribution(),
+            None if family is None else family.distribution(),
             cast("InducingLayers", inducing),
             plan.layout,
             loc=self.loc,
             scale=self.scale,
             log_precision=plan.log_precision,
-            prior_scale=self._prior_scale(),
+            prior_scale=None if torch.is_grad_enabled() else self._prior_scale(),
             num_candidates=self.num_candidates,
             power=self.candidate_power,
             validate_args=False,
         )
 
     def _prior_scale(self) -> Tensor | None:
-        """Prior standard deviations of the body's latents, whitened, if learning has changed them and they matter."""
+        """Prior standard deviations of the family's latents, whitened, if learning has changed them and they matter."""
         model = self.original_model
-        if torch.is_grad_enabled() or self._plan is None:
+        if self._plan is None:
             return None
         if model is None:  # a copy
             return self.copied_prior_scale
@@ -378,7 +315,7 @@ class AutoHypernet(FlatGuide):
             return None
         priors: Any = model.weight_priors()
         learned = torch.cat([prior.stddev.reshape(-1) for prior in priors.values()])
-        return self._of_body(torch.cat([learned, self.scale[len(learned) :]]) / self.scale)
+        return unconditional(torch.cat([learned, self.scale[len(learned) :]]) / self.scale, self._plan.layout)
 
     @torch.no_grad()
     def __getstate__(self) -> dict[str, Any]:

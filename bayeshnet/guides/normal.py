@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bayeshnet.checks import require_positive
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.families._default_hnet import HnetOrBuilder
+from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides._explicit import ExplicitHypernet
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.init.gauss_hyperfan import gauss_hyperfan_init
@@ -217,7 +217,7 @@ class AutoHypernetNormal(ExplicitHypernet):
 
 
 def _transformed(site: LatentSite, fn: TorchDistribution) -> Tensor:
-    """A constrained latent: drawn unconstrained, with the Jacobian as a site of its own, as in ``FlatGuide``."""
+    """A constrained latent: drawn unconstrained, with the Jacobian as a site of its own, as in ``Guide``."""
     unconstrained = pyro.sample(f"{site.name}_unconstrained", fn, infer={"is_auxiliary": True})
     value = site.constrain(unconstrained)
     jacobian_site(site, unconstrained, value)

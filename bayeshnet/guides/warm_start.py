@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.families._warm_start import move_body
+from bayeshnet.guides._building import unconditional
 from bayeshnet.guides._explicit import ExplicitHypernet
-from bayeshnet.guides.base import FlatGuide
+from bayeshnet.guides.base import Guide
 from bayeshnet.guides.hypernet import AutoHypernet
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import LinearStep
@@ -33,7 +33,7 @@ Source: TypeAlias = "nn.Module | Mapping[str, Tensor] | Callable[..., Any]"
 
 
 @torch.no_grad()
-def start_from(guide: FlatGuide, source: Source, *, num_samples: int = 200) -> None:
+def start_from(guide: Guide, source: Source, *, num_samples: int = 200) -> None:
     """Move a guide to where something else already is, in place.
 
     The guide's location becomes the weights given, or the mean of the draws given; with draws its spread becomes
@@ -74,7 +74,7 @@ def start_from(guide: FlatGuide, source: Source, *, num_samples: int = 200) -> N
         >>> bool((guide.median()["0.weight"] - net[0].weight).abs().max() < 0.1)
         True
     """
-    if not isinstance(guide, FlatGuide):
+    if not isinstance(guide, Guide):
         raise ArgumentTypeError(
             f"guide: is a {type(guide).__name__}; pass an AutoHypernet, AutoHypernetNormal or AutoHypernetDelta."
         )
@@ -93,7 +93,7 @@ def start_from(guide: FlatGuide, source: Source, *, num_samples: int = 200) -> N
 # ---------------------------------------------------------------------- what is given
 
 
-def _values(guide: FlatGuide, source: Source, sites: Sequence[LatentSite], num_samples: int) -> dict[str, Tensor]:
+def _values(guide: Guide, source: Source, sites: Sequence[LatentSite], num_samples: int) -> dict[str, Tensor]:
     """Values or draws by name."""
     if isinstance(source, BayesianModel):
         raise ArgumentTypeError(
@@ -102,7 +102,7 @@ def _values(guide: FlatGuide, source: Source, sites: Sequence[LatentSite], num_s
     if isinstance(source, Mapping):
         return _without_buffers(guide, dict(source))
     own = getattr(source, "sample_posterior", None)
-    if own is not None and isinstance(source, FlatGuide):
+    if own is not None and isinstance(source, Guide):
         return own(num_samples)
     if isinstance(source, nn.Module) and not hasattr(source, "_pyro_name"):
         net: Any = source if isinstance(source, MainNetInterface) else ModuleMainNet(source)
@@ -124,13 +124,13 @@ def _values(guide: FlatGuide, source: Source, sites: Sequence[LatentSite], num_s
     return {name: v.reshape((num_samples, *shapes[name])) for name, v in found.items() if name in shapes}
 
 
-def _network_model(guide: FlatGuide) -> BayesianModel | None:
+def _network_model(guide: Guide) -> BayesianModel | None:
     """The guide's model if it is one of a network, out of the handlers that others put around it."""
     model = None if guide.original_model is None else unwrap(guide.original_model)
     return model if isinstance(model, BayesianModel) else None
 
 
-def _without_buffers(guide: FlatGuide, values: dict[str, Any]) -> dict[str, Tensor]:
+def _without_buffers(guide: Guide, values: dict[str, Any]) -> dict[str, Tensor]:
     """Values without the buffers that a state dict of the model's network lists, and what is frozen in the model."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
@@ -143,14 +143,14 @@ def _without_buffers(guide: FlatGuide, values: dict[str, Any]) -> dict[str, Tens
     return {name: value for name, value in values.items() if name.removeprefix("module.") not in buffers}
 
 
-def _shapes(guide: FlatGuide) -> dict[str, tuple[int, ...]]:
+def _shapes(guide: Guide) -> dict[str, tuple[int, ...]]:
     """Shape of the value of each latent site."""
     trace: Any = guide.prototype_trace
     nodes = nodes_of(trace)
     return {site.name: tuple(nodes[site.name]["value"].shape) for site in guide._sites}  # pyright: ignore[reportPrivateUsage]
 
 
-def _draws(guide: FlatGuide, sites: Sequence[LatentSite], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _draws(guide: Guide, sites: Sequence[LatentSite], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Draws ``[S, *shape]`` of each site that is given; S is 1 for a point."""
     shapes, parts = _shapes(guide), _parts_of_flat(guide)
     names = [name for site in sites for name in (parts if site.name == "weights" and parts else (site.name,))]
@@ -190,7 +190,7 @@ def _draws(guide: FlatGuide, sites: Sequence[LatentSite], values: Mapping[str, T
     return found
 
 
-def _parts_of_flat(guide: FlatGuide) -> dict[str, tuple[int, ...]]:
+def _parts_of_flat(guide: Guide) -> dict[str, tuple[int, ...]]:
     """The network's parameters that the one site of a flat model consists of."""
     model = _network_model(guide)
     if model is None or not model.flat:
@@ -233,10 +233,11 @@ def _moments(draws: Mapping[str, Tensor], sites: Sequence[LatentSite]) -> tuple[
 
 
 def _move_auto(guide: AutoHypernet, mean: Tensor, std: Tensor, draws: Mapping[str, Tensor]) -> None:
-    body = guide.body
-    if body is not None:
-        of_body = guide._of_body  # pyright: ignore[reportPrivateUsage] - of this room
-        move_body(body, of_body((mean - guide.loc) / guide.scale), of_body(std / guide.scale))
+    plan = guide._plan  # pyright: ignore[reportPrivateUsage] - of this room
+    layout = None if plan is None else plan.layout
+    if guide.family is not None:
+        means, stds = (mean - guide.loc) / guide.scale, std / guide.scale
+        guide.family.warm_start(unconditional(means, layout), unconditional(stds, layout))
     inducing, model = guide.inducing, _network_model(guide)
     if inducing is None:
         return

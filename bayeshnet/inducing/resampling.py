@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError
-from bayeshnet.families.base import Body
+from bayeshnet.families.base import Family
 from bayeshnet.inducing.build import ConditionalPlan
 from bayeshnet.inducing.conditional_weights import ConditionalWeights
 from bayeshnet.models.bayesian_model import BayesianModel
@@ -51,13 +51,13 @@ def default_num_candidates(plan: ConditionalPlan) -> int:
     return 2 ** math.floor(math.log2(min(32.0, max(4.0, _OPERATIONS / cost))))
 
 
-def checked_num_candidates(given: int | None, plan: ConditionalPlan | None, body: Body | None) -> int:
+def checked_num_candidates(given: int | None, plan: ConditionalPlan | None, family: Family | None) -> int:
     """The number of candidates of a draw; 1 where there is nothing that could choose among them.
 
     Args:
         given: What the user asks for, if anything.
         plan: The conditional layers, if there are any.
-        body: What draws the other latents, if there are any.
+        family: What draws the other latents, if there are any.
 
     Raises:
         ValueError: If more than one is asked for where nothing could choose, or the number is not positive.
@@ -65,8 +65,8 @@ def checked_num_candidates(given: int | None, plan: ConditionalPlan | None, body
     """
     if given is not None:
         require_count("num_candidates", given)
-    if plan is not None and body is not None and plan.ranks_candidates and body.scores_draws:
-        default = 1 if body.searches else default_num_candidates(plan)
+    if plan is not None and family is not None and plan.ranks_candidates and family.per_draw:
+        default = 1 if family.searches else default_num_candidates(plan)
         return default if given is None else given
     if given not in (None, 1):
         raise ArgumentError(

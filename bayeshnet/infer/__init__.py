@@ -9,7 +9,7 @@ from bayeshnet.evaluation._predict import posterior_draws, predict
 from bayeshnet.evaluation.importance import importance_sample, log_evidence
 from bayeshnet.evaluation.prediction import Prediction
 from bayeshnet.evaluation.psis import Estimate, SmoothedWeights, WeightedDraws, pareto_smooth
-from bayeshnet.families._build import Mixture
+from bayeshnet.guides._old_options import old_mixture as Mixture
 from bayeshnet.guides.delta import AutoHypernetDelta
 from bayeshnet.guides.hypernet import AutoHypernet
 from bayeshnet.guides.normal import AutoHypernetNormal

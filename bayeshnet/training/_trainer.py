@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from bayeshnet.errors import BayeshnetError, DensityError, NonFiniteLossError, UsageError
+from bayeshnet.guides import GroupDecay
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import ParamCapture
 from bayeshnet.sites.arguments import check_rows, inputs_and_targets
 from bayeshnet.sites.kept_state import KeptBuffers, restored, tensors_of
 from bayeshnet.training._checks import check_optimizer
 from bayeshnet.training._nonfinite import UNKNOWN_CAUSE, gradient_cause, non_finite_cause
+from bayeshnet.training._schedule import LearningRates, Schedule
 
 __all__ = ["Trainer"]
 
@@ -33,7 +35,7 @@ class Trainer:
         guide: Its guide.
         elbo: Pyro's ELBO.
         lr: Learning rate.
-        schedule: Its factor by step.
+        schedule: Its factor by step, or a scheduler; see :class:`LearningRates`.
         make_optimizer: From parameter groups to an optimiser; Adam by default.
         clip_norm: Bound on the norm of the gradient.
     """
@@ -44,15 +46,17 @@ class Trainer:
         guide: Callable[..., Any],
         elbo: Any,
         lr: float,
-        schedule: Callable[[int], float],
+        schedule: Schedule,
         make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None,
         clip_norm: float | None,
     ) -> None:
         self.model, self.guide, self.elbo = model, guide, elbo
-        self.lr, self.schedule, self.clip_norm = lr, schedule, clip_norm
+        self.lr, self.rates, self.clip_norm = lr, LearningRates(schedule), clip_norm
         self.make_optimizer = make_optimizer or _adam
         self.optimizer: torch.optim.Optimizer | None = None
         self.params: dict[int, Tensor] = {}
+        # A guide without hooks of its own has nobody else to see to the decay of its groups.
+        self._decays: list[GroupDecay] | None = None if hasattr(guide, "begin_fit") else []
         self._buffers = KeptBuffers(model, guide)
         self._copies: dict[int, Tensor] = {}
         self._copied_at = 0
@@ -77,11 +81,13 @@ class Trainer:
         """
         self._buffers.keep()
         try:
-            return self._step(step, args, kwargs)
+            value, rate = self._step(step, args, kwargs)
         except BaseException:
             self._buffers.restore()
             _drop_gradients([*tensors_of(self.model, self.guide), *self.params.values()])
             raise
+        self.rates.advance(value, step)
+        return value, rate
 
     def _step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, float]:
         rng_state = torch.get_rng_state()  # to repeat the step if it fails, for a message that names the site
@@ -102,18 +108,15 @@ class Trainer:
         if not math.isfinite(value):
             self._refuse_loss(step, value, args, kwargs, rng_state, new)
         if new:
-            self._take_in(new)
+            self._take_in(new, step)
             self._copy(step)
         if self.optimizer is None:
             raise UsageError("model, guide: neither has a parameter, so there is nothing to optimise.")
         self._bound_gradients(step, value, args, kwargs, rng_state)
-        factor = self.schedule(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["full_lr"] * factor
+        rate = self.rates.set(self.optimizer, step)
         self.optimizer.step()
-        self._decay(self.optimizer)
         _drop_gradients(self.params.values())
-        return value, factor * self.lr
+        return value, rate
 
     def finish(self, steps: int) -> None:
         """Refuse parameters that the last update has made NaN or infinite, after so many steps.
@@ -123,6 +126,11 @@ class Trainer:
         """
         if self._bad_params():
             self._refuse_params(f"step {steps - 1}:")
+
+    def close(self) -> None:
+        """End the decay; the optimiser may be in use elsewhere."""
+        for decay in self._decays or ():
+            decay.remove()
 
     # ------------------------------------------------------------------ gradients and updates
 
@@ -142,18 +150,10 @@ class Trainer:
         if self.clip_norm is not None:
             clip_grads_with_norm_(params, self.clip_norm, norm)
 
-    @staticmethod
-    @torch.no_grad()
-    def _decay(optimizer: torch.optim.Optimizer) -> None:
-        """Apart from the gradient, whatever the optimiser makes of that."""
-        for group in optimizer.param_groups:
-            if group.get("decay"):
-                factor = max(0.0, 1.0 - group["lr"] * group["decay"])
-                for param in group["params"]:
-                    param.mul_(factor)
-
-    def _take_in(self, params: list[Tensor]) -> None:
+    def _take_in(self, params: list[Tensor], step: int) -> None:
         """Optimise these parameters too: all of them at the first step, rarely one that appears later."""
+        if self.optimizer is not None:
+            self.rates.refuse_new(list(self._named(params)), step)
         wanted = {id(p) for p in params}
         grouping = getattr(self.guide, "param_groups", None)
         groups: list[dict[str, Any]] = []
@@ -171,8 +171,8 @@ class Trainer:
         else:
             for group in groups:
                 self.optimizer.add_param_group(group)
-        for group in self.optimizer.param_groups:
-            group.setdefault("full_lr", group["lr"])
+        if self._decays is not None:
+            self._decays.append(GroupDecay(groups))
 
     # ------------------------------------------------------------------ what is not finite
 
@@ -185,8 +185,8 @@ class Trainer:
     def _bad_params(self) -> list[str]:
         return [name for name, param in self._named().items() if not bool(torch.isfinite(param).all())]
 
-    def _named(self) -> dict[str, Tensor]:
-        """The parameters that are optimised, by the best name there is."""
+    def _named(self, params: Iterable[Tensor] | None = None) -> dict[str, Tensor]:
+        """Parameters by the best name there is; those that are optimised by default."""
         names: dict[int, str] = {}
         store = pyro.get_param_store()
         for name in store:
@@ -194,7 +194,8 @@ class Trainer:
         for part in (self.model, self.guide):
             for name, param in part.named_parameters() if isinstance(part, nn.Module) else ():
                 names[id(param)] = name
-        return {names.get(key, f"parameter {i}"): param for i, (key, param) in enumerate(self.params.items())}
+        params = self.params.values() if params is None else params
+        return {names.get(id(param), f"parameter {i}"): param for i, param in enumerate(params)}
 
     def _refuse_params(self, when: str, error: Exception | None = None) -> None:
         bad = self._bad_params()

@@ -1,0 +1,352 @@
+r"""Hypernetworks fed with noise, with a density."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from bayeshnet.checks import kind_of, require_count
+from bayeshnet.entropy.change_of_variables import ChangeOfVariables
+from bayeshnet.entropy.linearised import Linearised
+from bayeshnet.entropy.path_gradient import PathGradient
+from bayeshnet.entropy.protocol import Diagnosis, LogDensity
+from bayeshnet.entropy.sampler import NoisySampler
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.families._default_hnet import default_hnet, move_hnet, output_params, unbend
+from bayeshnet.families.base import Family, Start, each_at
+from bayeshnet.families.block_gaussian import BlockNoise
+from bayeshnet.families.implicit_weights import ImplicitWeights
+from bayeshnet.hnets.hnet_interface import HyperNetInterface
+from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
+from bayeshnet.mnets.param_table import num_weights
+
+__all__ = ["HnetOrBuilder", "Hypernet"]
+
+HnetOrBuilder: TypeAlias = "HyperNetInterface | Callable[[list[list[int]]], HyperNetInterface]"
+"""A hypernetwork, or a function from target shapes to one."""
+
+# Few latents can start all over the prior: whoever starts narrow finds one of several modes. With many latents draws
+# from the prior fit nothing, and no gradient is of use.
+_WIDE_UP_TO, _WIDE = 4, 0.5
+# As many noise inputs as latents: on logistic regressions of 30 and 64 weights that gained 2 and 12 nats over 20
+# inputs, for 1.2 and 2 times the time. With many more each step learns too little of a D x D matrix. Path gradients
+# serve the same few; of many latents the scores do not agree.
+_FEW = 64
+_NOISE_DIM = 20
+_CLIP_NORM = 10.0
+# Beside noise of blocks: factor of the learning rate of the hypernetwork, and the decay of its output layer. At fit's
+# rate of 0.01 what no gradient holds up falls to 1/e in 130 steps.
+_RATE, _RATE_BESIDE_BLOCKS, _DECAY = 0.3, 0.05, 15.0
+
+
+class Hypernet(Family, short_form="hypernet"):
+    r"""Family of the distributions that a hypernetwork makes of noise.
+
+    .. math:: u = h(z) + \sigma e
+
+    with standard normal z and e, of which z is a part of e where the noise is shared. Beside layers that are drawn
+    conditionally on inducing points the default hypernetwork bends noise that is correlated within each unit of the
+    network,
+
+    .. math:: u = \mu + \sigma \odot T (h(z) + e)
+
+    with block-diagonal T, as in :class:`BlockGaussian`.
+
+    Args:
+        hnet: A function from target shapes (a list of lists of int) to a hypernetwork, or one with as many outputs,
+            which is then used as it is. Without a perturbation wrapper it gets one with a learned scale per weight. By
+            default an MLP with tanh layers and a linear part, which starts injective.
+        noise_dim: Number n of noise inputs of the default hypernetwork. By default D for up to 64 latents, which then
+            may have any correlations; with more latents, with independent noise and in a mixture ``min(20, D)``, beside
+            conditional layers ``min(4, D)``.
+        hidden_layers: Widths of the default hypernetwork; (64, 64) by default, (32, 32) beside conditional layers.
+        noise: ``"shared"`` (exact density where the sampler is injective; default of the default hypernetwork) or
+            ``"independent"`` (linearised density; default of a network from ``hnet``, which need not be injective).
+        estimator: An estimator of log q that fits the noise; by default
+            :class:`~bayeshnet.entropy.ChangeOfVariables` or :class:`~bayeshnet.entropy.Linearised`.
+        num_components: Number of components of the noise beside conditional layers: places and shapes that the one
+            hypernetwork bends, see :class:`BlockGaussianWeights`; 1 by default.
+
+    Raises:
+        ArgumentError: If arguments exclude each other or are out of range.
+        ArgumentTypeError: If one is of another type.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP
+        >>> family = Hypernet(hnet=lambda shapes: HMLP(shapes, uncond_in_size=3, cond_in_size=0, verbose=False))
+        >>> family.build(Start([[3, 2]], torch.zeros(6)))
+        Hypernet(hnet=HMLP, noise_dim=3, noise='independent', estimator=Linearised(form='density'))
+    """
+
+    def __init__(
+        self,
+        hnet: HnetOrBuilder | None = None,
+        *,
+        noise_dim: int | None = None,
+        hidden_layers: Sequence[int] | None = None,
+        noise: Literal["shared", "independent"] | None = None,
+        estimator: LogDensity | None = None,
+        num_components: int | None = None,
+    ) -> None:
+        super().__init__()
+        of_default = {"noise_dim": noise_dim, "hidden_layers": hidden_layers, "num_components": num_components}
+        for name, value in of_default.items() if hnet is not None else ():
+            if value is not None:
+                raise ArgumentError(
+                    f"hnet, {name}: both were given, and {name} describes the default hypernetwork; build yours with "
+                    "it inside the function hnet."
+                )
+        if noise not in (None, "shared", "independent"):
+            raise ArgumentError(f"noise: is {noise!r}; pass 'shared' or 'independent'.")
+        if estimator is not None and not isinstance(estimator, LogDensity):
+            raise ArgumentTypeError(
+                f"estimator: is {kind_of(estimator)}; pass an estimator of bayeshnet.entropy, such as "
+                "ChangeOfVariables()."
+            )
+        if num_components is not None:
+            require_count("num_components", num_components)
+        if hidden_layers is not None:
+            if not isinstance(hidden_layers, Sequence):
+                raise ArgumentTypeError(
+                    f"hidden_layers: is {hidden_layers!r}; pass a list of widths, such as [32, 32]."
+                )
+            for width in hidden_layers:
+                require_count("hidden_layers", width)
+        # Together in a tuple, so that neither becomes a submodule before the family is built.
+        self._given: tuple[HnetOrBuilder | None, LogDensity | None] | None = (hnet, estimator)
+        self._noise_dim, self._hidden_layers = noise_dim, hidden_layers
+        self._noise: Literal["shared", "independent"] | None = noise
+        self._num_components = num_components
+
+    # ------------------------------------------------------------------ building
+
+    def init_parameters(self, start: Start) -> None:
+        """See :meth:`Family.init_parameters`."""
+        if self._given is None:
+            raise UsageError("family: is a Hypernet that is built already; pass a new Hypernet(...) to each guide.")
+        given, estimator = self._given
+        # Not kept: a function inside of the guide could not be pickled.
+        self._given = None
+        blocks = start.blocks if given is None and not start.num_components else None
+        if self._num_components is not None and blocks is None:
+            raise ArgumentError(
+                f"num_components: is {self._num_components}, and is the number of components of the noise beside "
+                "conditional layers, which there are none of here; pass family=Mixture('hypernet', num_components)."
+            )
+        if start.num_components and self._noise == "independent":
+            raise ArgumentError(
+                "noise: is 'independent', and the hypernetworks of a mixture need a density at each other's draws, "
+                "which independent noise does not give; leave out noise."
+            )
+        noise: BlockNoise | None = None
+        if given is not None:
+            hnet = self._wrapped(given, start).to(dtype=start.like.dtype, device=start.like.device)
+        elif blocks is not None:
+            hnet = self._default(start, 4, (32, 32), torch.zeros_like(start.like), None)
+            noise = BlockNoise.start(start, self._num_components or 1)
+        else:
+            wide = start.anywhere and start.size <= _WIDE_UP_TO and not start.num_components
+            whole = not start.num_components and start.size <= _FEW and self._noise != "independent"
+            mean = torch.zeros_like(start.like) if wide else start.mean()
+            noise_dim = start.size if whole else _NOISE_DIM
+            hnet = self._default(start, noise_dim, (64, 64), mean, _WIDE if wide else start.scale)
+        self.hnet = hnet
+        self.noise = noise
+        self.sampler = NoisySampler(hnet)
+        if estimator is None:
+            # Missing a root costs no more than log K nats of the density of a mixture of K, and one more start costs
+            # time at every step.
+            exact = ChangeOfVariables(num_starts=2) if start.num_components else ChangeOfVariables()
+            estimator = exact if self.sampler.shared or start.num_components else Linearised()
+        self.estimator = estimator
+        self.estimator.check(self.sampler)
+        # Beside noise of blocks the hypernetwork is a small part; and log q of a component of a mixture enters by its
+        # responsibility, which differs from draw to draw.
+        alone = noise is None and start.num_components <= 1
+        if alone and start.size <= _FEW and isinstance(estimator, ChangeOfVariables) and estimator.path_gradients:
+            self.sampler.path_gradient = PathGradient()
+
+    def _default(
+        self, start: Start, noise_dim: int, hidden_layers: tuple[int, ...], mean: Tensor, scale: float | None
+    ) -> HPerturbWrapper:
+        given, most = self._noise_dim, min(noise_dim, start.size)
+        whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+        if given is not None and (not whole or not 1 <= given <= start.size):
+            raise ArgumentError(
+                f"noise_dim: is {given!r}, and the hypernetwork draws {start.size} latents; pass 1 to {start.size}, or "
+                f"leave it out for {most}."
+            )
+        return default_hnet(
+            start.shapes,
+            noise_dim=most if given is None else int(given),
+            hidden_layers=hidden_layers if self._hidden_layers is None else self._hidden_layers,
+            noise=self._noise or "shared",
+            start=mean,
+            start_scale=scale,
+        )
+
+    def _wrapped(self, given: HnetOrBuilder, start: Start) -> HPerturbWrapper:
+        """The user's hypernetwork, checked, in a perturbation wrapper."""
+        hnet = _made(given, start)
+        if isinstance(hnet, HPerturbWrapper):
+            if self._noise is not None:
+                raise ArgumentError(
+                    "hnet, noise: both were given, and the hypernetwork has a perturbation wrapper; choose the noise "
+                    "there."
+                )
+            return hnet
+        # A constant one (a container of plain tensors) uses no entry of the noise twice: the density is exact.
+        constant = getattr(hnet, "uncond_in_size", None) == 0
+        fitting: Literal["shared", "independent"] = "shared" if start.num_components or constant else "independent"
+        noise = self._noise or fitting
+        return HPerturbWrapper(hnet, sigma_noise=start.scale, noise=noise, learn_sigma="per_weight", verbose=False)
+
+    # ------------------------------------------------------------------ the distribution
+
+    def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> TorchDistribution:
+        """See :meth:`Family.distribution`."""
+        if self.noise is None:
+            return self._implicit(0.0 if loc is None else loc, 1.0 if scale is None else scale)
+        return self.noise.distribution(loc, scale, self._implicit())
+
+    def _implicit(self, loc: Tensor | float = 0.0, scale: Tensor | float = 1.0) -> ImplicitWeights:
+        # Not validated: it is built at every step, of parts that were checked once.
+        return ImplicitWeights(self.sampler, estimator=self.estimator, loc=loc, scale=scale, validate_args=False)
+
+    def warm_start(self, mean: Tensor, std: Tensor) -> None:
+        """See :meth:`Family.warm_start`.
+
+        What moves is the bias of the output layer and the noise scale; the rows of the output layer shrink where they
+        alone would spread more than half of the variance asked for. Beside noise of blocks the noise takes mean and
+        standard deviation, and what correlates and bends it starts anew.
+
+        Raises:
+            UsageError: If the hypernetwork has no bias for each latent, or no learned noise scale where a spread is
+                asked for.
+        """
+        if self.noise is None:
+            move_hnet(self.hnet, self.sampler, mean, std)
+        else:
+            unbend(self.hnet)
+            self.noise.warm_start(mean, std)
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """See :meth:`Family.param_groups`: the hypernetwork acts on many latents at once and takes smaller steps.
+
+        Beside noise of blocks all of it does, since it bends noise that has the right place and scale without it, and
+        its output layer decays: of its thousands of weights each follows the noise of its gradient and adds a little to
+        the spread of what is drawn; what the data do not ask for again and again is taken back.
+        """
+        internal = list(self.hnet.internal_params or ())
+        if self.noise is not None:
+            outputs = output_params(self.hnet)
+            hidden = _without(internal, outputs)
+            slow = [(hidden, _RATE_BESIDE_BLOCKS, 0.0), (outputs, _RATE_BESIDE_BLOCKS, _DECAY)]
+        else:
+            direct: Any = getattr(self.sampler.generator, "direct_params", None)
+            generator: Any = self.sampler.generator
+            slow = [(_without(generator.internal_params or (), direct() if direct is not None else ()), _RATE, 0.0)]
+        known = [param for params, _, _ in slow for param in params]
+        return each_at(slow, _without(self.parameters(), known), lr)
+
+    def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
+        """Check the hypernetwork; noise of blocks behind it is a linear map, which is injective and exact."""
+        return self._implicit().diagnose(num_samples=num_samples, thorough=thorough)
+
+    def describe(self) -> str:
+        """See :meth:`Family.describe`."""
+        if "hnet" not in self._modules:
+            return super().describe()
+        parts = [
+            f"hnet={type(self.sampler.generator).__name__}",
+            f"noise_dim={self.sampler.latent_dim}",
+            f"noise={'shared' if self.sampler.shared else 'independent'!r}",
+            f"estimator={self.estimator!r}",
+        ]
+        if self.noise is not None:
+            num = len(self.noise.loc)
+            parts += ["correlated within units", *([f"num_components={num}"] if num > 1 else [])]
+        return f"Hypernet({', '.join(parts)})"
+
+    def settings(self) -> Mapping[str, Any]:
+        """See :meth:`Family.settings`; those that are not the default."""
+        hnet, estimator = self._given or (None, None)
+        given = {
+            "hnet": getattr(hnet, "__name__", type(hnet).__name__) if hnet is not None else None,
+            "noise_dim": self._noise_dim,
+            "hidden_layers": self._hidden_layers,
+            "noise": self._noise,
+            "estimator": estimator,
+            "num_components": self._num_components,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+    # ------------------------------------------------------------------ what a guide asks for
+
+    @property
+    def per_draw(self) -> bool:
+        """See :meth:`Family.per_draw`."""
+        return self.estimator.per_draw
+
+    @property
+    def draws_all(self) -> bool:
+        """See :meth:`Family.draws_all`: a hypernetwork of the user's own is meant for all latents."""
+        return self._given is not None and self._given[0] is not None
+
+    @property
+    def closed_form(self) -> bool:
+        """See :meth:`Family.closed_form`."""
+        return False
+
+    @property
+    def clip_norm(self) -> float | None:
+        """See :meth:`Family.clip_norm`: near a fold the gradient of the log-determinant is without bound.
+
+        The more latents meet their noise twice, the likelier is a fold. Where only some of very many do, none was seen.
+        """
+        whole = self.sampler.latent_dim == self.sampler.event_dim
+        return _CLIP_NORM if whole and isinstance(self.estimator, ChangeOfVariables) else None
+
+
+def _without(params: Any, others: Any) -> list[nn.Parameter]:
+    known = {id(param) for param in others}
+    return [param for param in params if id(param) not in known]
+
+
+def _made(given: HnetOrBuilder, start: Start) -> HyperNetInterface:
+    """The hypernetwork that was given or is made by the function that was given.
+
+    Raises:
+        ArgumentError: If it does not fit the latents.
+        ArgumentTypeError: If it is none.
+    """
+    itself = isinstance(given, HyperNetInterface)
+    if itself and start.num_components:
+        raise ArgumentError(
+            "hnet: is one hypernetwork, and each component of a mixture needs its own; pass a function from target "
+            "shapes to one."
+        )
+    if not itself and (not callable(given) or isinstance(given, nn.Module)):
+        raise ArgumentTypeError(
+            f"hnet: is {kind_of(given)}; pass a function from target shapes to a hypernetwork, or one itself."
+        )
+    hnet: object = given if itself else given(start.shapes)
+    if not isinstance(hnet, HyperNetInterface):
+        raise ArgumentTypeError(f"hnet: returned {kind_of(hnet)}; return a hypernetwork (HyperNetInterface).")
+    if getattr(hnet, "cond_in_size", None) or hnet.num_known_conds:
+        raise ArgumentError(
+            f"hnet: this {type(hnet).__name__} needs a condition, and the guide feeds it with noise alone; build it "
+            "with uncond_in_size=8, cond_in_size=0, such as hnet=lambda shapes: HMLP(shapes, uncond_in_size=8, "
+            "cond_in_size=0). AutoHypernetNormal and AutoHypernetDelta take conditions."
+        )
+    if hnet.num_outputs != num_weights(start.shapes):
+        raise ArgumentError(
+            f"hnet: produces {hnet.num_outputs} numbers, and the latents that it draws are "
+            f"{num_weights(start.shapes)}; build it from the target shapes that it is called with."
+        )
+    return hnet

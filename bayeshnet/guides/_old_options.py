@@ -1,0 +1,103 @@
+"""Options of version 0.1, which work for one version more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from bayeshnet.deprecation import warn_renamed
+from bayeshnet.errors import ArgumentError
+from bayeshnet.families.base import Family
+from bayeshnet.families.block_gaussian import BlockGaussian
+from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
+from bayeshnet.families.mixture import Mixture
+
+__all__ = ["OldNames", "old_mixture", "with_old_options"]
+
+_OF_HYPERNET = ("noise_dim", "hidden_layers", "noise", "estimator")
+_NAMES = {"units": "block_gaussian"}
+
+
+class OldNames:
+    """Attributes of ``AutoHypernet`` in version 0.1."""
+
+    @property
+    def body(self) -> Family | None:
+        """The old name of ``family``."""
+        warn_renamed("AutoHypernet.body", "AutoHypernet.family")
+        return cast("Any", self).family
+
+
+def old_mixture(num_components: int = 4, of: str = "mean_field") -> Mixture:
+    """Make a mixture by the arguments of version 0.1; use ``families.Mixture(of, num_components)``.
+
+    Args:
+        num_components: Number of components.
+        of: The short form of what each is.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     old_mixture(2, of="low_rank")
+        Mixture(LowRank(rank=20), 2)
+    """
+    warn_renamed("Mixture(num_components, of=...)", "bayeshnet.families.Mixture(of, num_components)")
+    return Mixture(_NAMES.get(of, of), num_components)
+
+
+def with_old_options(
+    family: Family | str, hnet: HnetOrBuilder | None, num_proposals: int | None, old: Mapping[str, Any]
+) -> tuple[Family | str, HnetOrBuilder | None, int | None]:
+    """Return family, hnet and number of proposals as meant by options of version 0.1.
+
+    Raises:
+        TypeError: If an option has never been one.
+        ArgumentError: If options exclude each other.
+    """
+    known = ("body", "num_components", "num_candidates", *_OF_HYPERNET)
+    for name in old:
+        if name not in known:
+            raise TypeError(f"AutoHypernet.__init__() got an unexpected keyword argument {name!r}")
+        warn_renamed(f"AutoHypernet({name}=...)", _new_form(name), stacklevel=3)
+    given = {name: value for name, value in old.items() if value is not None}
+    if "num_candidates" in given:
+        num_proposals = given.pop("num_candidates")
+    if not given:
+        return family, hnet, num_proposals
+    if family != "hypernet":
+        raise ArgumentError(
+            f"family, {next(iter(given))}: both were given, and the latter is an old option; leave it out and pass "
+            "its value to the family."
+        )
+    body, num = given.pop("body", "hypernet"), given.pop("num_components", None)
+    made: Family | str
+    if body == "hypernet":
+        options: Any = {**given, **({} if num is None else {"num_components": num})}
+        made, hnet = (Hypernet(hnet, **options) if options else "hypernet"), None if options else hnet
+        return made, hnet, num_proposals
+    if isinstance(body, Mixture) and isinstance(body.of, Hypernet) and given:
+        made = Mixture(Hypernet(**given), body.num_components)
+    elif given:
+        raise ArgumentError(
+            f"body, {next(iter(given))}: the latter belongs to a hypernetwork; leave out body={body!r}."
+        )
+    elif num is None:
+        made = _NAMES.get(body, body) if isinstance(body, str) else body
+    elif body == "units":
+        made = BlockGaussian(num)
+    elif body == "mixture":
+        made = Mixture(num_components=num)
+    else:
+        raise ArgumentError(f"num_components: belongs to a mixture, not to body={body!r}; leave it out.")
+    return made, hnet, num_proposals
+
+
+def _new_form(name: str) -> str:
+    if name in _OF_HYPERNET:
+        return f"AutoHypernet(family=families.Hypernet({name}=...))"
+    return {
+        "body": "AutoHypernet(family=...)",
+        "num_components": "AutoHypernet(family=families.BlockGaussian(num_components)), Hypernet or Mixture",
+        "num_candidates": "AutoHypernet(num_proposals=...)",
+    }[name]
