@@ -19,7 +19,7 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides._explicit import ExplicitHypernet
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
-from bayeshnet.init.gauss_hyperfan import gauss_hyperfan_init
+from bayeshnet.init import gauss_hyperfan_init
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.sites.latents import LatentSite, jacobian_site
 
