@@ -38,6 +38,14 @@ def fused_mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
     """Draw ``num`` samples, with the log-determinant of their map under gradients; None where this does not apply.
 
     The samples are those of :meth:`~bayeshnet.entropy.sampler.NoisySampler.draw` with the same random numbers.
+
+    Example:
+        >>> from bayeshnet.hnets import HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> sampler = NoisySampler(HPerturbWrapper(hnet))
+        >>> sign, log_abs_det = fused_mlp_draw(sampler, 5).log_det
+        >>> log_abs_det.shape
+        torch.Size([5])
     """
     layers = _tanh_layers(sampler) if sampler.shared and sampler.latent_dim else None
     if layers is None or not ordinary_rules_apply(cast("Tensor", layers[0]).device):
@@ -51,7 +59,15 @@ def fused_mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
 
 
 def tanh_jacobian(sampler: NoisySampler, z: Tensor) -> Tensor | None:
-    """Compute ``sampler.jacobian(z, rows=n)`` for n noise inputs by the plain formula; None where it does not apply."""
+    """Compute ``sampler.jacobian(z, rows=n)`` for n noise inputs by the plain formula; None where it does not apply.
+
+    Example:
+        >>> from bayeshnet.hnets import HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> sampler, z = NoisySampler(HPerturbWrapper(hnet)), torch.randn(5, 2)
+        >>> torch.equal(tanh_jacobian(sampler, z), sampler.jacobian(z, rows=2))
+        True
+    """
     layers = _tanh_layers(sampler)
     if layers is None:
         return None
