@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.checks import kind_of
 from bayeshnet.entropy.path_gradient import PathGradient
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
@@ -78,7 +79,7 @@ class NoisySampler:
     ) -> None:
         if not isinstance(hnet, HPerturbWrapper):
             raise ArgumentTypeError(
-                f"hnet: is a {type(hnet).__name__}, whose outputs fill only a surface in weight space and have no "
+                f"hnet: is {kind_of(hnet)}, whose outputs fill only a surface in weight space and have no "
                 "density; wrap it: HPerturbWrapper(hnet, learn_sigma='per_weight')."
             )
         if hnet.input_handler is not None or hnet.output_handler is not None:

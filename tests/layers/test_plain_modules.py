@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as modules
 
-from bayeshnet.layers.plain_modules import has_hooks, has_own_hooks, is_plain
+from bayeshnet.layers.plain_modules import are_plain, has_hooks, has_own_hooks, is_plain
 
 GLOBAL = {
     "forward": lambda: modules.register_module_forward_hook(lambda m, args, out: None),
@@ -62,6 +62,17 @@ def test_forward_that_was_replaced(monkeypatch):
     assert not is_plain(layer, original)
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: x)
     assert not is_plain(nn.Linear(2, 1), original)
+
+
+def test_all_of_several_modules_have_to_be_plain():
+    layer, activation = nn.Linear(2, 1), nn.Tanh()
+    calls = [(layer, nn.Linear.forward), (activation, nn.Tanh.forward)]
+    assert are_plain()
+    assert are_plain(*calls)
+    for module in (layer, activation):
+        handle = module.register_forward_hook(lambda m, args, out: None)
+        assert not are_plain(*calls)
+        handle.remove()
 
 
 def test_it_costs_microseconds():
