@@ -145,10 +145,10 @@ class ChangeOfVariables(LogDensity):
         advice: list[str] = []
         if values["sign_mismatch"] > 0 or values.get("entropy_excess", 0.0) > 0.05:
             advice.append(
-                f"The sampler is not injective, so its density is not exact and the ELBO is too high: "
-                f"{', '.join(found)}. Clip "
-                "gradients, which grow without bound near a fold (fit(..., clip_norm=1.0)), learn the noise scale per "
-                "weight, start it larger, train longer, or use independent noise (noise='independent')."
+                "The sampler folds: it is not injective, so its density is not exact and the ELBO is too high: "
+                f"{', '.join(found)}. Clip gradients, which grow without bound near a fold (fit(..., clip_norm=1.0)), "
+                "learn the noise scale per weight, start it larger, train longer, or use independent noise "
+                "(noise='independent')."
             )
         if thorough:
             known = has_full_support(sampler)
