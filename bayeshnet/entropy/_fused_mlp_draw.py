@@ -1,6 +1,8 @@
 r"""A draw of a tanh MLP with shared noise and the log-determinant of its map, with their gradient in closed form.
 
-GAIN
+Gain: the general form takes 1.4 (1.2) times as long for draw, density and backward pass of 1 (16) samples of 601
+weights, 1.1 (1.03) times for a whole training step, and 1.0 to 1.2 times for 100 predictions. Medians of 15 and more
+alternating pairs, one thread: ``python benchmarks/svi_step.py --fused``.
 
 For ``w = h(z_{1:n}) + \sigma z`` with tanh layers, what :class:`~bayeshnet.entropy.ChangeOfVariables` computes in one
 pass for the draw and another for its density is done in one here, in fewer operations. With :math:`h_0 = z_{1:n}`,
