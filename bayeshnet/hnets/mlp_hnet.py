@@ -27,6 +27,8 @@ from bayeshnet.typing import Activation, InputRows, OutputRows, Shapes
 __all__ = ["HMLP"]
 
 _LOGGER = logging.getLogger(__name__)
+# As torch defines them, whoever replaces them later.
+_TANH_FORWARD, _DROPOUT_FORWARD = nn.Tanh.forward, nn.Dropout.forward
 
 
 class HMLP(MLPFeatures):
@@ -203,13 +205,13 @@ class HMLP(MLPFeatures):
             return None
         calls: list[tuple[nn.Module, Any]] = [(self, HyperNet.forward)]
         if isinstance(activation, nn.Tanh) and type(activation) is nn.Tanh:
-            calls.append((activation, nn.Tanh.forward))
+            calls.append((activation, _TANH_FORWARD))
         elif activation is not torch.tanh:
             return None
         if dropout is not None:
             if dropout.p != 0:
                 return None
-            calls.append((dropout, nn.Dropout.forward))
+            calls.append((dropout, _DROPOUT_FORWARD))
         if wrapper is not None:
             calls.append((wrapper, HyperNet.forward))
         if not all_plain(calls):
