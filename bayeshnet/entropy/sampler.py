@@ -25,7 +25,7 @@ from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.hnets.jacobian import row_jacobian
 from bayeshnet.hnets.linear_head import LinearHeadHyperNet
 from bayeshnet.layers.batch_norm import BatchNormLayer
-from bayeshnet.layers.module_versions import module_state, places_of
+from bayeshnet.layers.module_versions import places_of
 from bayeshnet.layers.plain_modules import has_own_hooks
 
 __all__ = ["Draw", "NoisySampler"]
@@ -90,7 +90,8 @@ class NoisySampler:
         self.event_dim = hnet.num_outputs
         self.latent_dim = hnet.hnet_uncond_in_size or 0
         self._density_checked = False
-        self._places = places_of(hnet)
+        self.places = places_of(hnet)
+        """Where the hypernetwork keeps its parameters; see :mod:`bayeshnet.layers.module_versions`."""
         self._check_wrapper()
         generator = self.generator
         self._may_have_head = generator if isinstance(generator, LinearHeadHyperNet) else None
@@ -126,11 +127,6 @@ class NoisySampler:
         learned = self.hnet.log_sigma_noise
         log_sigma = self.hnet.sigma.log() if learned is None else learned
         return log_sigma.expand(self.event_dim)[:count]
-
-    def state(self) -> tuple[Any, ...]:
-        """Changes whenever the sampler's parameters do; of a hypernetwork whose modules stay what they are."""
-        given = None if self.cond_input is None else self.cond_input._version
-        return (*module_state(self._places), given)
 
     def parameters(self) -> list[Tensor]:
         """What may be learned of the distribution: the hypernetwork's parameters, and a conditional input."""

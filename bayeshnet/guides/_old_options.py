@@ -1,9 +1,11 @@
-"""Options of version 0.1, which work for one version more."""
+"""Options and attributes of version 0.1, which work for one version more."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from bayeshnet.deprecation import warn_renamed
 from bayeshnet.errors import ArgumentError
@@ -12,10 +14,34 @@ from bayeshnet.families.block_gaussian import BlockGaussian
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.families.mixture import Mixture
 
-__all__ = ["old_mixture", "with_old_options"]
+__all__ = ["OldAttributes", "old_mixture", "with_old_options"]
 
 _OF_HYPERNET = ("noise_dim", "hidden_layers", "noise", "estimator")
 _NAMES = {"units": "block_gaussian"}
+
+
+class OldAttributes:
+    """Attributes of ``AutoHypernet`` by their old names."""
+
+    num_proposals: int
+    tempering_exponent: Tensor
+
+    @property
+    def num_candidates(self) -> int:
+        """The old name of ``num_proposals``."""
+        warn_renamed("AutoHypernet.num_candidates", "AutoHypernet.num_proposals")
+        return self.num_proposals
+
+    @num_candidates.setter
+    def num_candidates(self, number: int) -> None:
+        warn_renamed("AutoHypernet.num_candidates", "AutoHypernet.num_proposals")
+        self.num_proposals = number
+
+    @property
+    def candidate_power(self) -> Tensor:
+        """The old name of ``tempering_exponent``."""
+        warn_renamed("AutoHypernet.candidate_power", "AutoHypernet.tempering_exponent")
+        return self.tempering_exponent
 
 
 def old_mixture(num_components: int = 4, of: str = "mean_field") -> Mixture:

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from bayeshnet.inducing.linear_gaussian import LARGEST, LayerConditional
-from bayeshnet.layers.torch_modes import own_gradients_apply
 
 __all__ = ["PseudoObservations"]
 
@@ -48,7 +47,7 @@ class PseudoObservations:
         >>> known = {"targets": torch.randn(10, 2), "log_precision": torch.zeros(10), "prior_scale": torch.ones(1, 5)}
         >>> numbers = {name: value.double() for name, value in (known | free).items()}
         >>> observed = PseudoObservations(torch.randn(3, 10, 4), bias=True, **numbers)
-        >>> weights, log_prob = observed.rsample()
+        >>> weights, log_prob = observed.rsample(fused=True)
         >>> weights.shape, log_prob.shape
         (torch.Size([3, 5, 2]), torch.Size([3]))
     """
@@ -67,7 +66,7 @@ class PseudoObservations:
         """The Gaussian over the weights, made once.
 
         Raises:
-            RuntimeError: If features or precisions are NaN or infinite.
+            DensityError: If features or precisions are NaN or infinite.
         """
         if self._made is None:
             self._made = LayerConditional.of(
@@ -86,15 +85,18 @@ class PseudoObservations:
         features = self.features.to(self.offset.dtype)
         return torch.nn.functional.pad(features, (0, 1), value=1.0) if self.bias else features
 
-    def rsample(self) -> tuple[Tensor, Tensor]:
+    def rsample(self, *, fused: bool) -> tuple[Tensor, Tensor]:
         """Draw weights ``[S, q, out]`` with their log-density ``[S]``.
 
+        Args:
+            fused: Whether a function with a gradient of our own may be used; see
+                :func:`~bayeshnet.layers.torch_modes.own_gradients_apply`.
+
         Raises:
-            RuntimeError: If features or precisions are NaN or infinite.
+            DensityError: If features or precisions are NaN or infinite.
         """
         # One matrix for all outputs, and a prior that is not learned, is what the function below covers.
-        several = len(self.prior_scale) > 1 or self.prior_scale.requires_grad
-        if several or not own_gradients_apply(self.features.device):
+        if not fused or len(self.prior_scale) > 1 or self.prior_scale.requires_grad:
             return self.conditional().rsample()
         with torch.no_grad():
             parts = _Parts.of(self)

@@ -252,7 +252,7 @@ def _prepare(model: Callable[..., Any], guide: Any, data: Any) -> None:
 
 def _calibrate(guide: Any, data: Any) -> None:
     """Let a guide that chooses among candidates find out how far to trust what it chooses by."""
-    if not isinstance(guide, AutoHypernet) or guide.num_candidates == 1 or guide.inducing is None:
+    if not isinstance(guide, AutoHypernet) or guide.num_proposals == 1 or guide.inducing is None:
         return
     with torch.random.fork_rng(devices=[]):  # the caller's stream goes on as if nothing had been drawn, or shuffled
         rows = first_rows(data, CALIBRATION_ROWS)
