@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from bayeshnet.entropy.diagnosis import Diagnosis
 from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.sampler import Draw, NoisySampler
-from bayeshnet.errors import ArgumentError, BayeshnetWarning
+from bayeshnet.errors import ArgumentError
 
-__all__ = ["Diagnosis", "LogDensity"]
+__all__ = ["BOUND_THE_GRADIENT", "Diagnosis", "LogDensity"]
 
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What a check of an estimator found.
-
-    Attributes:
-        values: Numbers by name.
-        advice: One sentence per problem: what was found and what to do; empty if none was found.
-        category: The warning class that fits the problems.
-    """
-
-    values: dict[str, float]
-    advice: list[str] = field(default_factory=list[str])
-    category: type[BayeshnetWarning] = BayeshnetWarning
-
-    @property
-    def healthy(self) -> bool:
-        """Whether no problem was found."""
-        return not self.advice
+BOUND_THE_GRADIENT = "bound the norm of the gradient (fit(..., clip_norm=1.0))"
+"""What helps where a step goes too far, for messages."""
 
 
 class LogDensity(ABC):
@@ -123,6 +106,7 @@ class LogDensity(ABC):
                 f"build the wrapper with HPerturbWrapper(..., noise={self.noise!r}) or choose another estimator."
             )
         sampler.check_density()
+        sampler.checked_by = self
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from bayeshnet.evaluation._diagnose import Report, diagnose
+from bayeshnet.deprecation import renamed_attributes
+from bayeshnet.entropy.diagnosis import Diagnosis
+from bayeshnet.evaluation._diagnose import diagnose
 from bayeshnet.evaluation._predict import posterior_draws, predict
 from bayeshnet.evaluation.importance import importance_sample, log_evidence
 from bayeshnet.evaluation.prediction import Prediction
 from bayeshnet.evaluation.psis import Estimate, SmoothedWeights, WeightedDraws, pareto_smooth
 
 __all__ = [
+    "Diagnosis",
     "Estimate",
     "Prediction",
-    "Report",
     "SmoothedWeights",
     "WeightedDraws",
     "diagnose",
@@ -21,3 +23,5 @@ __all__ = [
     "posterior_draws",
     "predict",
 ]
+
+__getattr__ = renamed_attributes(__name__, {"Report": "bayeshnet.evaluation.Diagnosis"})

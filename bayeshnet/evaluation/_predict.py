@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from pyro.infer import Predictive
-from torch import Tensor
+from torch import Size, Tensor
 
-from bayeshnet.checks import require_count, require_flag
+from bayeshnet.checks import kind_of, require_count, require_flag
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.evaluation.prediction import Prediction
 from bayeshnet.guides.base import with_model
@@ -53,10 +53,10 @@ def predict(
         The prediction: draws, mean, std, intervals, epistemic and aleatoric parts.
 
     Raises:
-        TypeError: If ``model`` is not a :class:`~bayeshnet.BayesianModel`, or an argument is of another type.
-        ValueError: If a number is not positive, draws lack a site or have another shape than the model's, or inputs,
+        ArgumentTypeError: If ``model`` is not a :class:`~bayeshnet.BayesianModel`, or an argument is of another type.
+        ArgumentError: If a number is not positive, draws lack a site or have another shape than the model's, or inputs,
             draws or outputs are NaN.
-        RuntimeError: If another thread is in a fit.
+        UsageError: If another thread is in a fit.
 
     Example:
         >>> from bayeshnet import AutoHypernet, likelihoods
@@ -66,99 +66,139 @@ def predict(
         >>> predict(model, guide, x, num_samples=10).draws.shape
         torch.Size([10, 8])
     """
-    if not isinstance(model, BayesianModel):
-        raise ArgumentTypeError(
-            f"model: is a {type(model).__name__}; predict evaluates a BayesianModel. For any other Pyro model use "
-            "pyro.infer.Predictive(model, guide=guide, num_samples=..., parallel=True)."
-        )
-    if not isinstance(guide, Mapping):
-        if not callable(guide):
-            raise ArgumentTypeError(
-                f"guide: is a {type(guide).__name__}; pass a fitted guide, or draws [S, *shape] by site in a dict."
-            )
-        require_model_and_guide(model, guide)
-    _check_inputs(x)
-    if isinstance(num_samples, Tensor) and num_samples.dim():
-        raise ArgumentTypeError("num_samples: is a tensor; predict takes no targets, predict(model, guide, x).")
-    require_count("num_samples", num_samples)
-    require_flag("parallel", parallel)
-    if batch_size is not None:
-        require_count("batch_size", batch_size, advice=", or None for all at once")
+    _check_arguments(model, guide, x, num_samples, batch_size, parallel)
     with one_thread("predict"), evaluating(model):
-        draws = (
-            guide if isinstance(guide, Mapping) else posterior_draws(model, guide, x, num_samples, parallel=parallel)
-        )
-        draws = _checked_draws(model, draws)
-        parts = [model.conditional(part, draws) for part in _parts(x, batch_size)]
-        f = torch.cat([part[0] for part in parts], dim=1)
-        conditional = parts[0][1] if len(parts) == 1 else model.conditional_of(f, draws)
+        given = guide if isinstance(guide, Mapping) else _drawn(model, guide, x, num_samples, parallel)
+        draws = _checked_draws(model, given)
+        if batch_size is None or batch_size >= (x[0] if isinstance(x, tuple) else x).shape[0]:
+            f, conditional = model.conditional(x, draws)
+        else:
+            f = torch.cat([model.conditional(part, draws)[0] for part in _parts(x, batch_size)], dim=1)
+            conditional = model.conditional_of(f, draws)
         return Prediction(f, conditional.sample(), conditional)
 
 
 def posterior_draws(
     model: BayesianModel, guide: Callable[..., Any], x: Any, num_samples: int, *, parallel: bool = True
 ) -> dict[str, Tensor]:
-    """Draws of every latent site from any guide: ``[num_samples, *shape]`` by site name."""
+    """Draws of every latent site from any guide.
+
+    Args:
+        model: The Bayesian network.
+        guide: A fitted guide, any of Pyro's.
+        x: Inputs, for guides that are called with them.
+        num_samples: Number S of draws.
+        parallel: Make them in one vectorised call; False for a guide that cannot be vectorised.
+
+    Returns:
+        ``[S, *shape]`` by site name.
+
+    Raises:
+        ArgumentError: If the guide gives no draws of one of the model's sites, or of another shape.
+        UsageError: If another thread is in a fit.
+
+    Example:
+        >>> from bayeshnet import AutoHypernet, likelihoods
+        >>> x, y = torch.randn(8, 2), torch.randn(8)
+        >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.5))
+        >>> draws = posterior_draws(model, AutoHypernet(model, example=(x, y)), x, 10)
+        >>> {name: tuple(value.shape) for name, value in draws.items()}
+        {'weight': (10, 1, 2), 'bias': (10, 1)}
+    """
+    with one_thread("posterior_draws"):
+        return _checked_draws(model, _drawn(model, guide, x, num_samples, parallel))
+
+
+def _drawn(model: BayesianModel, guide: Callable[..., Any], x: Any, num_samples: int, parallel: bool) -> Any:
     own = getattr(guide, "sample_posterior", None)
-    with with_model(guide, model), one_thread("posterior_draws"):
+    with with_model(guide, model):
         if own is not None:
             return own(num_samples)
         sites = tuple(model.latent_shapes)
-        drawn = Predictive(guide, num_samples=num_samples, return_sites=sites, parallel=parallel)(x)
-    return _checked_draws(model, drawn)
+        return Predictive(guide, num_samples=num_samples, return_sites=sites, parallel=parallel)(x)
 
 
-def _checked_draws(model: BayesianModel, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _checked_draws(model: BayesianModel, draws: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Draws ``[S, *shape]`` of the model's sites; dimensions of size 1, the place of plates, may be between.
+
+    Raises:
+        ArgumentError: If a site is missing or has another shape, or numbers of draws differ.
+        ArgumentTypeError: If draws are no tensor.
+    """
+    found: dict[str, Tensor] = {}
     shapes = model.latent_shapes
-    missing = [name for name in shapes if name not in draws]
-    if missing:
-        raise ArgumentError(
-            f"guide: gives no draws of the model's sites {missing}; it gives {list(draws)}. Was it made for this model?"
-        )
-    found = {name: _checked_draw(name, draws[name], tuple(shape)) for name, shape in shapes.items()}
-    numbers = {name: len(value) for name, value in found.items()}
-    if len(set(numbers.values())) > 1:
-        raise ArgumentError(f"guide: gives different numbers of draws, {numbers}; pass as many of each site.")
+    num: int | None = None
+    for name, shape in shapes.items():
+        value = draws.get(name)
+        if not isinstance(value, Tensor):
+            raise _not_drawn(shapes, draws, name)
+        given, start = value.shape, value.dim() - len(shape)
+        if start < 1 or given[start:] != shape or not given[0] or value.numel() != given[0] * shape.numel():
+            raise _wrong_shape(name, tuple(given), tuple(shape))
+        num = given[0] if num is None else num
+        if given[0] != num:
+            numbers = {site: len(draws[site]) for site in shapes if site in draws}
+            raise ArgumentError(f"guide: gives different numbers of draws, {numbers}; pass as many of each site.")
+        found[name] = value.reshape((num, *shape))
     return found
 
 
-def _checked_draw(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
-    """Draws ``[S, *shape]`` of a site; dimensions of size 1, the place of plates, may be between."""
-    if not isinstance(value, Tensor):
-        raise ArgumentTypeError(f"guide: gives a {type(value).__name__} for {name!r}; pass draws as a tensor.")
-    given, start = tuple(value.shape), value.dim() - len(shape)
-    if start < 1 or given[start:] != shape or any(size != 1 for size in given[1:start]) or not len(value):
-        wanted = ", ".join(["S", *map(str, shape)])
-        chains = start == 2 and given[start:] == shape
-        advice = "Draws of several chains: take get_samples() without group_by_chain." if chains else ""
-        raise ArgumentError(
-            f"guide: its draws of {name!r} have shape {given}; the model needs [{wanted}], S draws. "
-            f"{advice or 'Was it made for this model?'}"
+def _not_drawn(shapes: Mapping[str, Size], draws: Mapping[str, Any], name: str) -> Exception:
+    missing = [site for site in shapes if site not in draws]
+    if not missing:
+        return ArgumentTypeError(f"guide: gives {kind_of(draws[name])} for {name!r}; pass draws as a tensor.")
+    return ArgumentError(
+        f"guide: gives no draws of the model's sites {missing}, only of {list(draws)}; pass a guide made for this "
+        "model."
+    )
+
+
+def _wrong_shape(name: str, given: tuple[int, ...], shape: tuple[int, ...]) -> ArgumentError:
+    chains = len(given) == len(shape) + 2 and given[2:] == shape
+    fix = (
+        "S draws; of several chains take get_samples() without group_by_chain"
+        if chains
+        else "S draws of a guide made for this model"
+    )
+    wanted = ", ".join(["S", *map(str, shape)])
+    return ArgumentError(f"guide: its draws of {name!r} have shape {given}; pass [{wanted}], {fix}.")
+
+
+def _check_arguments(model: Any, guide: Any, x: Any, num_samples: Any, batch_size: Any, parallel: Any) -> None:
+    if not isinstance(model, BayesianModel):
+        raise ArgumentTypeError(
+            f"model: is {kind_of(model)}; pass a BayesianModel. For any other Pyro model use "
+            "pyro.infer.Predictive(model, guide=guide, num_samples=..., parallel=True)."
         )
-    return value.reshape((len(value), *shape))
-
-
-def _check_inputs(x: Any) -> None:
+    if not isinstance(guide, Mapping):
+        if not callable(guide):
+            raise ArgumentTypeError(
+                f"guide: is {kind_of(guide)}; pass a fitted guide, or draws [S, *shape] by site in a dict."
+            )
+        require_model_and_guide(model, guide)
     first: Any = x[0] if isinstance(x, tuple) and x else x
     if not hasattr(first, "shape"):
-        what = f"is a {type(x).__name__}" + ("" if first is x else f" that begins with a {type(first).__name__}")
+        what = f"is {kind_of(x)}" + ("" if first is x else f" that begins with {kind_of(first)}")
         raise ArgumentTypeError(
             f"x: {what}; pass a tensor of inputs [B, ...], or a tuple of the network's arguments. Of a DataLoader take "
             "all inputs, torch.cat([x for x, _ in loader])."
         )
     if not len(first.shape):
         raise ArgumentError("x: is a single number; pass a tensor of inputs [B, ...].")
+    if isinstance(num_samples, Tensor) and num_samples.dim():
+        raise ArgumentTypeError("num_samples: is a tensor; pass a number: predict(model, guide, x) takes no targets.")
+    require_count("num_samples", num_samples)
+    require_flag("parallel", parallel)
+    if batch_size is not None:
+        require_count("batch_size", batch_size, advice=", or None for all at once")
 
 
-def _parts(x: Any, batch_size: int | None) -> Iterator[Any]:
+def _parts(x: Any, batch_size: int) -> Iterator[Any]:
     first = x[0] if isinstance(x, tuple) else x
     rows = first.shape[0]
-    if batch_size is None or batch_size >= rows:
-        yield x
-        return
     if isinstance(first, Tensor) and first.layout != torch.strided:
         raise ArgumentTypeError(
-            f"x: is a tensor of layout {first.layout}, which cannot be cut; pass x.to_dense(), or batch_size=None."
+            f"x: is a tensor of layout {first.layout}, which cannot be sliced; pass x.to_dense(), or batch_size=None."
         )
     for start in range(0, rows, batch_size):
         chosen = slice(start, start + batch_size)

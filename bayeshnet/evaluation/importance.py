@@ -10,8 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bayeshnet.checks import require_count
-from bayeshnet.entropy.protocol import LogDensity
+from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, DensityError, UsageError
 from bayeshnet.evaluation.psis import Estimate, WeightedDraws
 from bayeshnet.guides.base import with_model
@@ -40,9 +39,10 @@ def importance_sample(
 ) -> WeightedDraws:
     """Draw from a guide, and weight each draw by ``p(data, z) / q(z)``.
 
-    log p is the sum over all sites of the model, log q over all sites of the guide, auxiliary ones too. Draws are made
-    and scored in vectorised calls of up to 256. Before that the model is tried on a few draws; if it fails, or gives
-    them other densities than one by one, all are scored one by one. The trial leaves the caller's random numbers alone.
+    log p is the sum over all sites of the model, log q over all sites of the guide, including auxiliary ones. Draws are
+    made and scored in vectorised calls of up to 256. First a vectorised trial of a few draws is made: if the model
+    fails, or gives other densities than one by one, all draws are scored one by one. The trial leaves the caller's
+    random numbers alone.
 
     A model that is a module is put into evaluation mode for the call; afterwards each of its submodules is in the mode
     it was in.
@@ -54,11 +54,11 @@ def importance_sample(
         num_samples: Number S of draws.
 
     Raises:
-        ValueError: If the data are a minibatch or hold NaN, the latents of guide and model differ, or ``num_samples``
-            is below 2.
-        TypeError: If an argument is of another type.
-        RuntimeError: If the guide is a point, has no density per draw, or a weight is NaN or +inf; or another thread
-            is in a fit.
+        ArgumentError: If the data are a minibatch or hold NaN, the latents of guide and model differ, or
+            ``num_samples`` is below 2.
+        ArgumentTypeError: If an argument is of another type.
+        DensityError: If the guide has no density of a single draw.
+        UsageError: If the guide is a point, or a weight is NaN or +inf; or another thread is in a fit.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -121,9 +121,9 @@ def log_evidence(
         Value and standard error in nats.
 
     Raises:
-        ValueError: As for :func:`importance_sample`, or if ``method`` is unknown.
-        TypeError: As for :func:`importance_sample`.
-        RuntimeError: As for :func:`importance_sample`.
+        ArgumentError: As for :func:`importance_sample`, or if ``method`` is unknown.
+        ArgumentTypeError: As for :func:`importance_sample`.
+        UsageError: As for :func:`importance_sample`.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -144,7 +144,7 @@ def log_evidence(
 
 
 def _pair(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
-    """Model and guide, run once; what is wrong with the data is said."""
+    """Model and guide, run once; errors that come from the data say so."""
     try:
         return Pair(model, guide, args, kwargs)
     except BayeshnetError:
@@ -164,7 +164,7 @@ def _pair(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any,
 def _all_data(model: Callable[..., Any], data: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if not isinstance(data, Tensor | Mapping | tuple):
         raise ArgumentTypeError(
-            f"data: is a {type(data).__name__}; importance weights need all observations at once. Pass the model's "
+            f"data: is {kind_of(data)}, and importance weights need all observations at once; pass the model's "
             "arguments as a tuple (x, y), a dict or a tensor; of a loader, its whole data set."
         )
     args, kwargs = call_arguments(data, "data")
@@ -174,7 +174,7 @@ def _all_data(model: Callable[..., Any], data: Any) -> tuple[tuple[Any, ...], di
 
 def _require_density(guide: Any) -> None:
     estimator = getattr(guide, "estimator", None)
-    if isinstance(estimator, LogDensity) and not estimator.per_draw:
+    if not getattr(estimator, "per_draw", True):
         raise DensityError(
             f"guide: its estimator {estimator!r} gives no density of a draw, so there are no importance weights. Build "
             "the guide with ChangeOfVariables() for shared noise or Linearised() for independent noise."

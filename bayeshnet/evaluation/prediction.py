@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import numbers
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.formatting import array, span
 from bayeshnet.sites.quantiles import sample_quantiles
 
 __all__ = ["Prediction"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
-    """What S sampled networks say about B inputs.
+    """The predictive distribution at B inputs, by S sampled networks.
 
     Attributes:
         draws: Outputs of the sampled networks ``[S, B, ...]``: function values, or logits.
@@ -32,11 +35,27 @@ class Prediction:
         >>> pred = Prediction(f, f, dist.Normal(f, 1.0))
         >>> pred.mean, pred.epistemic, pred.aleatoric
         (tensor([1.]), tensor([1.]), tensor([1.]))
+        >>> pred
+        Prediction(2 draws at 1 input, draws=f32[2,1], mean=1, std=1.41, likelihood=Normal)
     """
 
     draws: Tensor
     samples: Tensor
     conditional: TorchDistributionMixin
+
+    @torch.no_grad()
+    def __repr__(self) -> str:
+        num, rows = self.draws.shape[:2]
+        size = f"{num} draw{'s' * (num != 1)} at {rows} input{'s' * (rows != 1)}"
+        ranges: list[str] = []
+        for name in ("probs", "entropy") if self.is_classification else ("mean", "std"):
+            with suppress(NotImplementedError):  # a distribution without a variance
+                ranges.append(f"{name}={span(getattr(self, name))}")
+        noise: Any = self.conditional
+        while isinstance(noise, torch.distributions.Independent):
+            noise = noise.base_dist
+        kind = next(cls.__name__ for cls in type(noise).__mro__ if not cls.__name__.startswith("_"))
+        return f"Prediction({', '.join([size, f'draws={array(self.draws)}', *ranges, f'likelihood={kind}'])})"
 
     @property
     def is_classification(self) -> bool:
@@ -48,10 +67,10 @@ class Prediction:
         """Probability of each class ``[B, ..., C]``, averaged over the sampled networks.
 
         Raises:
-            RuntimeError: For a regression.
+            UsageError: For a regression.
         """
         if not self.is_classification:
-            raise UsageError("probs: a regression has no class probabilities; use mean, std or interval().")
+            raise UsageError("probs: is for classifications; use mean, std or interval().")
         return self.draws.softmax(-1).mean(0)
 
     @property
@@ -64,15 +83,19 @@ class Prediction:
         """Predictive standard deviation ``[B, ...]``: ``std^2 = epistemic^2 + aleatoric^2``.
 
         Raises:
-            RuntimeError: For a classification.
+            UsageError: For a classification.
         """
         if self.is_classification:
-            raise UsageError("std: labels have none; use entropy, epistemic and aleatoric, in nats.")
+            raise UsageError("std: is for regressions; use entropy, epistemic and aleatoric, in nats.")
         return (self.epistemic.square() + self.aleatoric.square()).sqrt()
 
     @property
     def entropy(self) -> Tensor:
-        """Entropy of the averaged class probabilities, in nats: ``entropy = epistemic + aleatoric``."""
+        """Entropy of the averaged class probabilities, in nats: ``entropy = epistemic + aleatoric``.
+
+        Raises:
+            UsageError: For a regression.
+        """
         return _entropy(self.probs)
 
     @property
@@ -110,9 +133,9 @@ class Prediction:
             Lower and upper end ``[B, ...]``, quantiles of the draws.
 
         Raises:
-            ValueError: If an argument is out of range.
-            TypeError: If ``level`` is no number.
-            RuntimeError: For a classification.
+            ArgumentError: If an argument is out of range.
+            ArgumentTypeError: If ``level`` is not a number.
+            UsageError: For a classification.
         """
         if not isinstance(level, numbers.Real) and not (isinstance(level, Tensor) and level.numel() == 1):
             raise ArgumentTypeError(f"level: is {level!r}; pass a number between 0 and 1, such as 0.9.")
@@ -121,7 +144,7 @@ class Prediction:
         if kind not in ("observation", "function"):
             raise ArgumentError(f"kind: is {kind!r}; pass 'observation' or 'function'.")
         if self.is_classification:
-            raise UsageError("interval: labels have no intervals; use probs.")
+            raise UsageError("interval: is for regressions; use probs.")
         values = self.samples if kind == "observation" else self.draws
         low, high = sample_quantiles(values, torch.tensor([0.5 - level / 2, 0.5 + level / 2]))
         return low, high
@@ -133,19 +156,19 @@ class Prediction:
             y: Observations ``[B, ...]``, of the shape seen in training.
 
         Raises:
-            ValueError: If the shape differs, or observations are NaN or labels that do not exist.
-            TypeError: If ``y`` is no tensor, or holds no numbers of the kind that is predicted.
+            ArgumentError: If the shape differs, or observations are NaN or labels that do not exist.
+            ArgumentTypeError: If ``y`` is not a tensor, or of another kind of numbers than is predicted.
         """
         if not isinstance(y, Tensor):
-            raise ArgumentTypeError(f"y: is a {type(y).__name__}; pass a tensor, torch.as_tensor(y).")
+            raise ArgumentTypeError(f"y: is {kind_of(y)}; pass a tensor, torch.as_tensor(y).")
         if y.is_complex() or (y.is_floating_point() if self.is_classification else y.dtype == torch.bool):
             wanted = "integer labels" if self.is_classification else "real numbers"
             raise ArgumentTypeError(f"y: has dtype {y.dtype}; pass {wanted}.")
         expected = self.conditional.batch_shape[1:] + self.conditional.event_shape
         if y.shape != expected:
-            raise ArgumentError(f"y: has shape {tuple(y.shape)}, the prediction is for {tuple(expected)}.")
+            raise ArgumentError(f"y: has shape {tuple(y.shape)}; pass {tuple(expected)}, that of the prediction.")
         if bool(torch.isnan(y).any()):
-            raise ArgumentError(f"y: {int(torch.isnan(y).sum())} of {y.numel()} entries are NaN; leave those rows out.")
+            raise ArgumentError(f"y: {int(torch.isnan(y).sum())} of {y.numel()} entries are NaN; drop those rows.")
         log_prob = self.conditional.log_prob(y)
         return torch.logsumexp(log_prob, 0) - math.log(log_prob.shape[0])
 

@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance sampling: steadier weights, if they can be trusted, and draws chosen by them."""
+"""Pareto-smoothed importance sampling: steadier importance weights, if they can be trusted, and resampling by them."""
 
 from __future__ import annotations
 
@@ -12,43 +12,66 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bayeshnet.checks import require_count
+from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning
+from bayeshnet.formatting import array, number, with_error
 
 __all__ = ["Estimate", "SmoothedWeights", "WeightedDraws", "fit_generalised_pareto", "pareto_smooth"]
 
 # A tail of fewer weights says nothing about its shape.
 _FEWEST_TAIL = 5
-# The shape is drawn towards 1/2 as by so many further observations (Vehtari et al., appendix G).
+# The shape is shrunk towards 1/2 as by so many further observations (Vehtari et al., appendix G).
 _PRIOR_COUNT, _PRIOR_SHAPE = 10.0, 0.5
+_MOST_SITES = 3  # in a repr
 
 
 class Estimate(NamedTuple):
-    """A number found by Monte Carlo.
+    """A Monte Carlo estimate.
 
     Attributes:
-        value: The number.
+        value: The estimate.
         error: Its standard error.
+
+    Example:
+        >>> estimate = Estimate(-12.3456, 0.0123)
+        >>> estimate
+        Estimate(-12.346 ± 0.012)
+        >>> value, error = estimate
     """
 
     value: float
     error: float
 
+    def __repr__(self) -> str:
+        return f"Estimate({with_error(self.value, self.error)})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class SmoothedWeights:
-    """Importance weights whose largest were replaced by what a fitted tail expects.
+    """Importance weights, the largest of which are replaced by quantiles of a fitted tail.
 
     Attributes:
         log_weights: Smoothed log weights ``[S]`` in float64, in the order and on the scale of those given.
         k_hat: Shape of the tail: moments of the weights up to order ``1 / k_hat`` are finite. -inf if the weights have
             no tail, inf if it is too short for a fit (the weights are then left as they are).
         num_tail: Number of weights in the tail.
+
+    Example:
+        >>> weights = pareto_smooth(torch.linspace(-1.0, 1.0, 100))
+        >>> weights.reliable, bool(weights.normalised.sum().isclose(torch.ones(()).double()))
+        (True, True)
+        >>> weights
+        SmoothedWeights(f64[100], k_hat=..., ess=..., reliable)
     """
 
     log_weights: Tensor
     k_hat: float
     num_tail: int
+
+    def __repr__(self) -> str:
+        k_hat, ess = number(self.k_hat, digits=3), number(self.ess, digits=4)
+        verdict = "reliable" if self.reliable else f"not reliable: k_hat above {number(self.threshold, digits=2)}"
+        return f"SmoothedWeights({array(self.log_weights)}, k_hat={k_hat}, ess={ess}, {verdict})"
 
     @property
     def normalised(self) -> Tensor:
@@ -57,7 +80,7 @@ class SmoothedWeights:
 
     @property
     def ess(self) -> float:
-        """Effective sample size, ``1 / sum w^2`` of the normalised weights: 1 to S."""
+        """Effective sample size of the importance weights, ``1 / sum w^2`` of the normalised ones: 1 to S."""
         return float(1.0 / self.normalised.square().sum())
 
     @property
@@ -84,9 +107,9 @@ class SmoothedWeights:
         return Estimate(float(value), float(relative.sqrt()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightedDraws:
-    """Draws of a guide, with what the model thinks of them.
+    """Draws of a guide with their importance weights.
 
     Attributes:
         draws: ``[S, *shape]`` by latent site of the model.
@@ -96,10 +119,21 @@ class WeightedDraws:
         >>> w = WeightedDraws({"mu": torch.zeros(100)}, torch.linspace(-1.0, 1.0, 100).double())
         >>> round(w.elbo.value, 6), w.iwae().value > w.elbo.value
         (0.0, True)
+        >>> w
+        WeightedDraws(100 draws of {'mu': f32[100]}, elbo=... ± 0.059, k_hat=..., ess=...)
     """
 
     draws: Mapping[str, Tensor]
     log_weights: Tensor
+
+    def __repr__(self) -> str:
+        listed = [f"{name!r}: {array(value)}" for name, value in list(self.draws.items())[:_MOST_SITES]]
+        listed += [f"... {len(self.draws)} sites"] if len(self.draws) > _MOST_SITES else []
+        k_hat, ess = number(self.smoothed.k_hat, digits=3), number(self.smoothed.ess, digits=4)
+        return (
+            f"WeightedDraws({len(self.log_weights)} draws of {{{', '.join(listed)}}}, elbo={with_error(*self.elbo)}, "
+            f"k_hat={k_hat}, ess={ess})"
+        )
 
     @cached_property
     def smoothed(self) -> SmoothedWeights:
@@ -123,7 +157,7 @@ class WeightedDraws:
                 mean; it is too small where k-hat is high.
 
         Raises:
-            ValueError: If ``num_inner`` is below 1, or so large that S draws give fewer than two groups.
+            ArgumentError: If ``num_inner`` is below 1, or so large that S draws give fewer than two groups.
         """
         num = len(self.log_weights)
         if num_inner is None or num_inner == num:
@@ -141,20 +175,21 @@ class WeightedDraws:
         return self.smoothed.log_mean
 
     def resample(self, num_samples: int) -> dict[str, Tensor]:
-        """Draws closer to the posterior than the guide's: chosen with probabilities equal to the smoothed weights.
+        """Resample the draws by their smoothed weights: what comes out is closer to the posterior than the guide.
 
-        Systematic resampling: one with normalised weight v is taken ``num_samples * v`` times, up to rounding at
+        Systematic resampling: a draw with normalised weight v is taken ``num_samples * v`` times, up to rounding at
         random. Draws repeat, so take many times more from the guide than you resample.
-        Give them to :func:`~bayeshnet.predict` in place of the guide, for importance-corrected predictions.
+        Pass them to :func:`~bayeshnet.predict` in place of the guide, for importance-corrected predictions.
 
         Args:
-            num_samples: Number of draws to choose.
+            num_samples: Number of draws to take.
 
         Returns:
             ``[num_samples, *shape]`` by site name.
 
         Raises:
-            ValueError: If ``num_samples`` is not positive.
+            ArgumentError: If ``num_samples`` is not positive.
+            ArgumentTypeError: If it is not a whole number.
         """
         require_count("num_samples", num_samples)
         self.warn_if_unreliable("The resampled draws", stacklevel=3)
@@ -165,13 +200,18 @@ class WeightedDraws:
         return {name: value[chosen.to(value.device)] for name, value in self.draws.items()}
 
     def warn_if_unreliable(self, what: str, *, stacklevel: int = 2) -> None:
-        """Warn if k-hat is too high for ``what`` to be trusted."""
+        """Warn if k-hat is too high for ``what`` to be trusted.
+
+        Args:
+            what: The beginning of the sentence: ``"The log evidence"``.
+            stacklevel: As that of ``warnings.warn``.
+        """
         smoothed = self.smoothed
         if not smoothed.reliable:
             warnings.warn(
                 f"{what} cannot be trusted: k-hat is {smoothed.k_hat:.2f} (above {smoothed.threshold:.2f}) for "
-                f"{len(self.log_weights)} draws, so a few of them carry the weight. Use a guide closer to the "
-                "posterior; more draws help only where k-hat is near the limit.",
+                f"{len(self.log_weights)} draws, so a few of them carry nearly all the weight. Use a guide closer "
+                "to the posterior; more draws help only where k-hat is near the limit.",
                 BayeshnetWarning,
                 stacklevel=stacklevel + 1,
             )
@@ -180,13 +220,13 @@ class WeightedDraws:
 def pareto_smooth(log_weights: Tensor) -> SmoothedWeights:
     r"""Smooth the largest importance weights.
 
-    The ``M = min(S / 5, 3 sqrt(S))`` largest weights are taken for draws of a generalised Pareto distribution above the
+    The ``M = min(S / 5, 3 sqrt(S))`` largest weights are taken as draws of a generalised Pareto distribution above the
     next one, u. With its shape k and scale :math:`\sigma` fitted to ``w - u``, they become the quantiles
 
     .. math:: u + \frac{\sigma}{k} ((1 - p_m)^{-k} - 1), \quad p_m = \frac{m - 1/2}{M}, \quad m = 1..M
 
-    in their order, cut off at the largest weight given. The estimate of k, drawn a little towards 1/2, is the
-    diagnosis: below 0.5 weights have a variance, above 0.7 any number of draws is too few.
+    in their order, truncated at the largest weight given. The estimate of k, shrunk a little towards 1/2, is the
+    diagnostic: below 0.5 the weights have a variance, above 0.7 any number of draws is too few.
 
     Source: Vehtari, Simpson, Gelman, Yao and Gabry, Pareto Smoothed Importance Sampling, JMLR 25, 2024.
 
@@ -194,8 +234,8 @@ def pareto_smooth(log_weights: Tensor) -> SmoothedWeights:
         log_weights: ``[S]``, logarithms of unnormalised weights of independent draws; -inf for a weight of 0.
 
     Raises:
-        ValueError: If the shape differs, an entry is NaN or +inf, or all are -inf.
-        TypeError: If it is no tensor.
+        ArgumentError: If the shape differs, an entry is NaN or +inf, or all are -inf.
+        ArgumentTypeError: If it is not a tensor.
 
     Example:
         >>> e = torch.distributions.Exponential(1.0).sample((4000,))
@@ -245,7 +285,7 @@ def fit_generalised_pareto(exceedances: Tensor) -> tuple[float, float]:
         exceedances: ``[n]`` positive numbers, at least 5.
 
     Raises:
-        ValueError: If there are fewer, or one is not positive and finite.
+        ArgumentError: If there are fewer, or one is not positive and finite.
 
     Example:
         >>> uniform = (torch.arange(1000, dtype=torch.double) + 0.5) / 1000
@@ -256,7 +296,8 @@ def fit_generalised_pareto(exceedances: Tensor) -> tuple[float, float]:
     x = exceedances.double().flatten().sort().values
     n = len(x)
     if n < _FEWEST_TAIL or not bool(((x > 0) & torch.isfinite(x)).all()):
-        raise ArgumentError(f"exceedances: pass at least {_FEWEST_TAIL} positive finite numbers, [n].")
+        what = f"has {n} entries" if n < _FEWEST_TAIL else "has entries that are not positive and finite"
+        raise ArgumentError(f"exceedances: {what}; pass at least {_FEWEST_TAIL} positive finite numbers, [n].")
     num_grid = 30 + math.isqrt(n)
     ranks = torch.arange(1, num_grid + 1, dtype=torch.double, device=x.device)
     quartile = x[math.floor(n / 4 + 0.5) - 1]
@@ -280,14 +321,14 @@ def _standard_quantile(levels: Tensor, shape: float) -> Tensor:
 
 def _checked(log_weights: Tensor) -> Tensor:
     if not isinstance(log_weights, Tensor):
-        raise ArgumentTypeError(f"log_weights: is a {type(log_weights).__name__}; pass a tensor [S].")
+        raise ArgumentTypeError(f"log_weights: is {kind_of(log_weights)}; pass a tensor [S].")
     if log_weights.dim() != 1 or len(log_weights) == 0:
-        raise ArgumentError(f"log_weights: has shape {tuple(log_weights.shape)}; pass one number a draw, [S].")
+        raise ArgumentError(f"log_weights: has shape {tuple(log_weights.shape)}; pass one number per draw, [S].")
     bad = int((torch.isnan(log_weights) | (log_weights == math.inf)).sum())
     if bad:
         raise ArgumentError(f"log_weights: {bad} of {len(log_weights)} are NaN or +inf; pass finite numbers, or -inf.")
     if bool((log_weights == -math.inf).all()):
-        raise ArgumentError("log_weights: all are -inf; at least one draw needs a positive weight.")
+        raise ArgumentError("log_weights: all are -inf; pass at least one positive weight.")
     return log_weights.detach().double()
 
 

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
 from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError
-from bayeshnet.families._block_noise import BlockNoise
 from bayeshnet.families._blocks import BlockLayout
-from bayeshnet.families.base import Family, Start
-from bayeshnet.families.flat_distribution import FlatDistribution, standard_normal
+from bayeshnet.families.base import Family, Start, assign
+from bayeshnet.families.flat_distribution import FlatDistribution
+from bayeshnet.normal_density import log_standard_normal
 
-__all__ = ["BlockGaussian", "BlockGaussianWeights"]
+__all__ = ["BlockGaussian", "BlockGaussianWeights", "BlockNoise"]
 
 
 class BlockGaussianWeights(FlatDistribution):
@@ -117,10 +117,12 @@ class BlockGaussianWeights(FlatDistribution):
         """See :meth:`FlatDistribution.log_prob_of_draw`."""
         if made_of.chosen is None:
             return self._log_drawn_noise(made_of) - self.log_scale.sum()
-        log_q = self._average(standard_normal(self._residuals(made_of.ordered)))
+        log_q = self._average(log_standard_normal(self._residuals(made_of.ordered)))
         if self.noise is None:
             return log_q
-        return log_q + (self._log_drawn_noise(made_of) - standard_normal(made_of.drawn)).index_select(0, made_of.chosen)
+        return log_q + (self._log_drawn_noise(made_of) - log_standard_normal(made_of.drawn)).index_select(
+            0, made_of.chosen
+        )
 
     def _log_drawn_noise(self, made_of: _Made) -> Tensor:
         if self._noise is not None and made_of.noise is not None:
@@ -140,7 +142,7 @@ class BlockGaussianWeights(FlatDistribution):
         return self._average(self._log_noise(self._residuals(_by_unit(rows, self.layout))))
 
     def _log_noise(self, noise: Tensor) -> Tensor:
-        return standard_normal(noise) if self.noise is None else self.noise.log_prob(noise)
+        return log_standard_normal(noise) if self.noise is None else self.noise.log_prob(noise)
 
     def _residuals(self, rows: Tensor) -> Tensor:
         """The noise ``[C, S, D]`` that leads each component to rows ``[S, D]``."""
@@ -151,6 +153,60 @@ class BlockGaussianWeights(FlatDistribution):
         """Log-density ``[S]`` of the mixture, of that of the components' noise ``[C, S]``."""
         log_q = log_noise - self.log_scale.sum(1, keepdim=True)
         return log_q.squeeze(0) if len(self.loc) == 1 else log_q.logsumexp(0) - math.log(len(self.loc))
+
+
+class BlockNoise(nn.Module):
+    """Means, scales and the correlations within units, for each of C components; without correlations at the start.
+
+    Args:
+        starts: Start of the means ``[n]`` of each component.
+        start_scale: Start of the standard deviations.
+        layout: Which latents belong to the same unit.
+    """
+
+    def __init__(self, starts: Sequence[Tensor], start_scale: float, layout: BlockLayout) -> None:
+        super().__init__()
+        first = starts[0]
+        self.blocks = layout.blocks
+        self.register_buffer("order", layout.order.to(first.device))
+        self.register_buffer("place", torch.argsort(self.order))
+        self.order: Tensor
+        self.place: Tensor
+        self.loc = nn.Parameter(torch.stack([start.detach()[self.place] for start in starts]))
+        self.log_scale = nn.Parameter(torch.full_like(self.loc, math.log(start_scale)))
+        self.factors = nn.ParameterList(
+            first.new_zeros(len(starts), units, size, size) for units, size in layout.blocks
+        )
+
+    def distribution(
+        self, loc: Tensor | None, scale: Tensor | None, noise: TorchDistribution | None = None
+    ) -> BlockGaussianWeights:
+        """Return the distribution of ``loc + scale * u``, with standard normal or other noise in place of e."""
+        means, log_scale = self.loc, self.log_scale
+        if scale is not None:
+            by_unit = scale.expand(means.shape[1])[self.place]
+            means, log_scale = means * by_unit, log_scale + by_unit.log()
+        if loc is not None:
+            means = means + loc.expand(means.shape[1])[self.place]
+        layout = BlockLayout(self.order, self.blocks)
+        return BlockGaussianWeights(means, log_scale, list(self.factors), layout, noise=noise, validate_args=False)
+
+    @classmethod
+    def start(cls, start: Start, num_components: int) -> BlockNoise:
+        """Return the noise of so many components, which start in different places."""
+        starts = [start.mean() for _ in range(num_components)]
+        if not bool(torch.as_tensor(start.spread).any()):  # all in the place that was asked for
+            starts = [starts[0], *(each + start.apart * start.noise() for each in starts[1:])]
+        return cls(starts, start.scale, start.blocks or BlockLayout.of(start.shapes, []))
+
+    @torch.no_grad()
+    def warm_start(self, mean: Tensor, std: Tensor) -> None:
+        """Give each component these means and standard deviations, without correlations; NaN leaves what is there."""
+        for factor in self.factors:
+            factor.zero_()
+        for k in range(len(self.loc)):
+            assign(self.loc[k], mean[self.place])
+            assign(self.log_scale[k], std.log()[self.place])
 
 
 class BlockGaussian(Family, short_form="block_gaussian"):
@@ -183,7 +239,7 @@ class BlockGaussian(Family, short_form="block_gaussian"):
 
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> BlockGaussianWeights:
         """See :meth:`Family.distribution`."""
-        return BlockGaussianWeights(*self.noise.params(loc, scale), validate_args=False)
+        return self.noise.distribution(loc, scale)
 
     def warm_start(self, mean: Tensor, std: Tensor) -> None:
         """See :meth:`Family.warm_start`; correlations start anew."""

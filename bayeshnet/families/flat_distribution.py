@@ -15,7 +15,7 @@ from torch import Size, Tensor
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["FlatDistribution", "standard_normal"]
+__all__ = ["FlatDistribution"]
 
 Self = TypeVar("Self", bound="FlatDistribution")
 
@@ -31,11 +31,6 @@ _SAME_NUMBERS = {
     "UnsqueezeBackward0",
     "ViewBackward0",
 }
-
-
-def standard_normal(noise: Tensor) -> Tensor:
-    """Log-density ``[...]`` of ``[..., n]`` under N(0, I)."""
-    return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2.0 * math.pi))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +61,7 @@ class FlatDistribution(TorchDistribution):
         last_made_of: What :meth:`draw` knows of the last draw besides its numbers; None before the first.
 
     Example:
+        >>> from bayeshnet.normal_density import log_standard_normal
         >>> class Shifted(FlatDistribution):
         ...     def __init__(self, loc):
         ...         super().__init__(Size(), loc.shape)
@@ -74,12 +70,12 @@ class FlatDistribution(TorchDistribution):
         ...         noise = torch.randn(num, len(self.loc))
         ...         return self.loc + noise, noise
         ...     def log_prob_of_draw(self, made_of):
-        ...         return standard_normal(made_of)
+        ...         return log_standard_normal(made_of)
         ...     def _log_prob_at(self, rows):
-        ...         return standard_normal(rows - self.loc)
+        ...         return log_standard_normal(rows - self.loc)
         >>> q = Shifted(torch.ones(3))
         >>> w = q.rsample((7,))
-        >>> bool((q.log_prob(w) == standard_normal(q.last_made_of)).all())
+        >>> bool((q.log_prob(w) == log_standard_normal(q.last_made_of)).all())
         True
     """
 

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from bayeshnet.checks import kind_of, require_count
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
-from bayeshnet.entropy.path_gradient import PathShare
+from bayeshnet.entropy.path_gradient import PathGradient
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.families._block_noise import BlockNoise
 from bayeshnet.families._default_hnet import default_hnet, move_hnet, output_params, unbend
 from bayeshnet.families.base import Family, Start, each_at
-from bayeshnet.families.block_gaussian import BlockGaussianWeights
+from bayeshnet.families.block_gaussian import BlockNoise
 from bayeshnet.families.implicit_weights import ImplicitWeights
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
@@ -170,7 +169,7 @@ class Hypernet(Family, short_form="hypernet"):
         # responsibility, which differs from draw to draw.
         alone = noise is None and start.num_components <= 1
         if alone and start.size <= _FEW and isinstance(estimator, ChangeOfVariables) and estimator.path_gradients:
-            self.sampler.path_share = PathShare()
+            self.sampler.path_gradient = PathGradient()
 
     def _default(
         self, start: Start, noise_dim: int, hidden_layers: tuple[int, ...], mean: Tensor, scale: float | None
@@ -213,7 +212,7 @@ class Hypernet(Family, short_form="hypernet"):
         """See :meth:`Family.distribution`."""
         if self.noise is None:
             return self._implicit(0.0 if loc is None else loc, 1.0 if scale is None else scale)
-        return BlockGaussianWeights(*self.noise.params(loc, scale), noise=self._implicit(), validate_args=False)
+        return self.noise.distribution(loc, scale, self._implicit())
 
     def _implicit(self, loc: Tensor | float = 0.0, scale: Tensor | float = 1.0) -> ImplicitWeights:
         # Not validated: it is built at every step, of parts that were checked once.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -123,7 +122,8 @@ class ImplicitWeights(FlatDistribution):
 
     def log_prob_of_draw(self, made_of: Draw) -> Tensor:
         """See :meth:`FlatDistribution.log_prob_of_draw`."""
-        self.estimator.check(self.sampler)
+        if self.sampler.checked_by is not self.estimator:
+            self.estimator.check(self.sampler)
         log_q = self.estimator.log_prob(self.sampler, made_of)
         return log_q if self.scale is None else log_q - self.scale.log().sum()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bayeshnet.guides._decay import GroupDecay
 from bayeshnet.guides.delta import AutoHypernetDelta
 from bayeshnet.guides.hypernet import AutoHypernet
 from bayeshnet.guides.normal import AutoHypernetNormal
@@ -11,5 +12,6 @@ __all__ = [
     "AutoHypernet",
     "AutoHypernetDelta",
     "AutoHypernetNormal",
+    "GroupDecay",
     "start_from",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -14,17 +14,23 @@ from bayeshnet.families.block_gaussian import BlockGaussian
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.families.mixture import Mixture
 
-__all__ = ["OldAttributes", "old_mixture", "with_old_options"]
+__all__ = ["OldNames", "old_mixture", "with_old_options"]
 
 _OF_HYPERNET = ("noise_dim", "hidden_layers", "noise", "estimator")
 _NAMES = {"units": "block_gaussian"}
 
 
-class OldAttributes:
-    """Attributes of ``AutoHypernet`` by their old names."""
+class OldNames:
+    """Attributes of ``AutoHypernet`` in version 0.1."""
 
     num_proposals: int
     tempering_exponent: Tensor
+
+    @property
+    def body(self) -> Family | None:
+        """The old name of ``family``."""
+        warn_renamed("AutoHypernet.body", "AutoHypernet.family")
+        return cast("Any", self).family
 
     @property
     def num_candidates(self) -> int:
@@ -114,6 +120,6 @@ def _new_form(name: str) -> str:
         return f"AutoHypernet(family=families.Hypernet({name}=...))"
     return {
         "body": "AutoHypernet(family=...)",
-        "num_components": "AutoHypernet(family=families.Mixture(..., num_components))",
+        "num_components": "AutoHypernet(family=families.BlockGaussian(num_components)), Hypernet or Mixture",
         "num_candidates": "AutoHypernet(num_proposals=...)",
     }[name]

@@ -16,7 +16,7 @@ from bayeshnet.families.base import Family
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.guides._building import check_start, family_from, family_start, unconditional, whitened
 from bayeshnet.guides._hooks import finish, prepare
-from bayeshnet.guides._old_options import OldAttributes, with_old_options
+from bayeshnet.guides._old_options import OldNames, with_old_options
 from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.inducing.build import Conditional, ConditionalPlan, plan_or_reason
@@ -32,7 +32,7 @@ from bayeshnet.sites.latents import prior_start
 __all__ = ["AutoHypernet"]
 
 
-class AutoHypernet(OldAttributes, Guide):
+class AutoHypernet(OldNames, Guide):
     r"""Automatic guide whose draws come from a hypernetwork fed with noise.
 
     All latents of the model, network weights, hierarchical scales or both, are drawn together, in unconstrained
@@ -299,7 +299,7 @@ class AutoHypernet(OldAttributes, Guide):
             loc=self.loc,
             scale=self.scale,
             log_precision=plan.log_precision,
-            prior_scale=self._prior_scale(),
+            prior_scale=None if torch.is_grad_enabled() else self._prior_scale(),
             num_proposals=self.num_proposals,
             tempering_exponent=self.tempering_exponent,
             validate_args=False,
@@ -308,7 +308,7 @@ class AutoHypernet(OldAttributes, Guide):
     def _prior_scale(self) -> Tensor | None:
         """Prior standard deviations of the family's latents, whitened, if learning has changed them and they matter."""
         model = self.original_model
-        if torch.is_grad_enabled() or self._plan is None:
+        if self._plan is None:
             return None
         if model is None:  # a copy
             return self.copied_prior_scale

@@ -14,9 +14,10 @@ from torch.distributions.transforms import Transform
 
 from bayeshnet.deprecation import warn_renamed
 from bayeshnet.errors import ArgumentError
-from bayeshnet.families.flat_distribution import FlatDistribution, standard_normal
+from bayeshnet.families.flat_distribution import FlatDistribution
 from bayeshnet.inducing.flat_layout import FlatLayout
 from bayeshnet.inducing.layers import ConditionalDraw, InducingLayers
+from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["ConditionalWeights", "NoisePrecision"]
 
@@ -132,7 +133,9 @@ class ConditionalWeights(FlatDistribution):
             tempering_exponent = new.get("tempering_exponent", tempering_exponent)
         # They have defaults only because `unconditional` may come by its old name.
         if inducing is None or layout is None:
-            raise ArgumentError("inducing, layout: are left out; pass InducingLayers and the FlatLayout of all latents.")
+            raise ArgumentError(
+                "inducing, layout: are left out; pass InducingLayers and the FlatLayout of all latents."
+            )
         self.unconditional, self.inducing, self.layout = unconditional, inducing, layout
         self.loc, self.scale = loc, scale
         self.log_precision, self.prior_scale, self.num_proposals = log_precision, prior_scale, num_proposals
@@ -206,7 +209,7 @@ class ConditionalWeights(FlatDistribution):
     def _log_weight(self, whitened: Tensor, log_q: Tensor, layers: ConditionalDraw) -> Tensor:
         """Return the logarithm of a, ``[S]``; finite."""
         scale = self.prior_scale
-        log_prior = standard_normal(whitened if scale is None else whitened / scale)
+        log_prior = log_standard_normal(whitened if scale is None else whitened / scale)
         log_prior = log_prior if scale is None else log_prior - scale.log().sum()
         log_weight = self.tempering_exponent * (layers.log_weight + log_prior - log_q)
         return torch.nan_to_num(log_weight, nan=-1e30, posinf=1e30, neginf=-1e30)

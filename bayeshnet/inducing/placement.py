@@ -63,9 +63,7 @@ def place_inducing(model: BayesianModel, inducing: InducingLayers, x: Tensor, y:
         last.log_precision.copy_(log_precision)
 
 
-def starting_points(
-    model: BayesianModel, x: Tensor, y: Tensor, num: int, rows: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def starting_points(model: BayesianModel, x: Tensor, y: Tensor, num: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choose pseudo-inputs at random rows, pseudo-targets at their targets, precisions worth all rows together.
 
     Args:

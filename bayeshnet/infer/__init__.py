@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bayeshnet.evaluation._diagnose import Report, diagnose
+from bayeshnet.deprecation import renamed_attributes
+from bayeshnet.entropy.diagnosis import Diagnosis
+from bayeshnet.evaluation._diagnose import diagnose
 from bayeshnet.evaluation._predict import posterior_draws, predict
 from bayeshnet.evaluation.importance import importance_sample, log_evidence
 from bayeshnet.evaluation.prediction import Prediction
@@ -20,12 +22,12 @@ __all__ = [
     "AutoHypernet",
     "AutoHypernetDelta",
     "AutoHypernetNormal",
+    "Diagnosis",
     "Estimate",
     "FlatElbo",
     "History",
     "Mixture",
     "Prediction",
-    "Report",
     "SmoothedWeights",
     "WeightedDraws",
     "diagnose",
@@ -40,3 +42,5 @@ __all__ = [
     "save",
     "start_from",
 ]
+
+__getattr__ = renamed_attributes(__name__, {"Report": "bayeshnet.evaluation.Diagnosis"})

@@ -1,4 +1,4 @@
-"""What is looked at before the first step of a fit: its options, and whether model and guide belong together."""
+"""Checks before the first step of a fit: its options, and whether model and guide belong together."""
 
 from __future__ import annotations
 
@@ -13,44 +13,58 @@ import torch
 from pyro.infer import SVI, ReweightedWakeSleep, Trace_ELBO
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
-from bayeshnet.checks import kind_of, require_count, require_positive, shown
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, VectorisationWarning
-from bayeshnet.guides.base import Guide
+from bayeshnet.checks import kind_of, require_count, require_positive
+from bayeshnet.errors import ArgumentTypeError, BayeshnetError, VectorisationWarning
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.arguments import refuse_second_data, require_model_and_guide
 from bayeshnet.sites.kept_state import restored
 from bayeshnet.sites.traces import Pair, require_same_latents
+from bayeshnet.training._schedule import SCHEDULE, makes_scheduler
 
-__all__ = ["check_loss", "check_optimizer", "check_options", "check_pair", "checked_elbo", "checked_schedule"]
+__all__ = ["check_loss", "check_optimizer", "check_options", "check_pair", "checked_elbo"]
 
 _OPTIMIZER = (
     "pass a function from parameter groups to an optimiser of torch: lambda groups: torch.optim.Adam(groups, lr=0.01)."
 )
-_FUNCTIONS = {
-    "lr_schedule": "a function from the step to a factor of lr, lambda step: 0.999**step",
-    "stop": "a function from the losses so far to True or False, such as FlatElbo()",
-}
+_STOP = "a function from the losses so far to True or False, such as FlatElbo()"
 _LOGGER = logging.getLogger(__name__)
 
 
 def check_options(
-    *, steps: Any, num_particles: Any, lr: Any, clip_norm: Any, callbacks: Any, optimizer: Any, **functions: Any
+    *,
+    steps: Any,
+    num_particles: Any,
+    lr: Any,
+    clip_norm: Any,
+    callbacks: Any,
+    optimizer: Any,
+    lr_schedule: Any,
+    stop: Any,
 ) -> None:
-    """Refuse options of a fit that are out of range, or of the wrong type.
+    """Raise unless the options of a fit are in range and of the right type.
 
     Args:
-        steps: A whole number, 1 or more.
+        steps: An integer, 1 or more.
         num_particles: The same.
         lr: A positive number.
         clip_norm: The same, or None.
         callbacks: A list of functions.
         optimizer: A function from parameter groups to an optimiser of torch, or None.
-        functions: Other functions, or None, by name.
+        lr_schedule: A function, a scheduler of torch, a class of them or a partial of one, or None.
+        stop: A function from the losses to True or False, or None.
 
     Raises:
-        TypeError: If one is of another type.
-        ValueError: If a number is out of range.
+        ArgumentTypeError: If an option is of another type.
+        ArgumentError: If a number is out of range.
+
+    Example:
+        >>> known = {"num_particles": 1, "lr": 0.1, "clip_norm": None, "callbacks": [], "optimizer": None}
+        >>> check_options(steps=0, lr_schedule=None, stop=None, **known)
+        Traceback (most recent call last):
+        ...
+        bayeshnet.errors.ArgumentError: steps: is 0; pass a whole number, 1 or more.
     """
     refuse_second_data("steps", steps)
     require_count("steps", steps)
@@ -62,34 +76,41 @@ def check_options(
         advice = "callbacks=[function]" if callable(callbacks) else "callbacks=[]"
         raise ArgumentTypeError(f"callbacks: is {kind_of(callbacks)}; pass a list of functions, {advice}.")
     for i, callback in enumerate(cast("Sequence[object]", callbacks)):
-        if not callable(callback):
-            raise ArgumentTypeError(f"callbacks[{i}]: is {kind_of(callback)}; pass a function (step, history).")
-        _refuse_class(f"callbacks[{i}]", callback)
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise ArgumentTypeError(
-                f"{name}: is {kind_of(function)}; pass {_FUNCTIONS.get(name, 'a function')}, or None."
-            )
-        _refuse_class(name, function)
-    # Pyro's own optimisers are functions too, of other arguments; the classes among them are torch's.
-    pyros = not isinstance(optimizer, type) and str(getattr(optimizer, "__module__", "")).startswith("pyro.optim")
-    if optimizer is not None and (pyros or not callable(optimizer)):
-        kind = f"{type(optimizer).__name__}{' of pyro.optim' if pyros else ''}"
-        raise ArgumentTypeError(f"optimizer: is a {kind}; {_OPTIMIZER}")
+        _require_function(f"callbacks[{i}]", callback, "a function (step, history)")
+    if stop is not None:
+        _require_function("stop", stop, _STOP, or_none=True)
+    if not (lr_schedule is None or isinstance(lr_schedule, LRScheduler) or makes_scheduler(lr_schedule)):
+        _require_function("lr_schedule", lr_schedule, SCHEDULE, or_none=True)
+    if optimizer is not None and (_is_pyros(optimizer) or not callable(optimizer)):
+        kind = f"{kind_of(optimizer)}{' of pyro.optim' if _is_pyros(optimizer) else ''}"
+        raise ArgumentTypeError(f"optimizer: is {kind}; {_OPTIMIZER}")
 
 
-def _refuse_class(argument: str, function: Any) -> None:
-    """Refuse a class in place of a function, which could be called too: what it makes counts as true."""
-    if isinstance(function, type):
-        what = _FUNCTIONS.get(argument, "a function")
-        raise ArgumentTypeError(f"{argument}: is the class {function.__name__}; pass {what}.")
+def _require_function(argument: str, value: Any, what: str, *, or_none: bool = False) -> None:
+    """Raise unless a value is a function, and not a class, which could be called too: what it makes counts as true."""
+    if isinstance(value, type):
+        raise ArgumentTypeError(f"{argument}: is the class {value.__name__}; pass {what}.")
+    if not callable(value) or _is_pyros(value):
+        also = " of pyro.optim" if _is_pyros(value) else ""
+        raise ArgumentTypeError(f"{argument}: is {kind_of(value)}{also}; pass {what}{', or None' if or_none else ''}.")
+
+
+def _is_pyros(value: Any) -> bool:
+    """Whether a value is one of Pyro's own optimisers or schedulers: functions of other arguments.
+
+    The classes of that module are torch's.
+    """
+    return not isinstance(value, type) and str(getattr(value, "__module__", "")).startswith("pyro.optim")
 
 
 def check_loss(loss: Any) -> None:
-    """Refuse what is no ELBO of Pyro, or has not one loss.
+    """Raise unless a value is an ELBO of Pyro with one loss.
 
     Raises:
-        TypeError: If it is none.
+        ArgumentTypeError: If it is not.
+
+    Example:
+        >>> check_loss(Trace_ELBO())
     """
     advice = "pass an ELBO of Pyro, Trace_ELBO(num_particles=16)"
     if isinstance(loss, type):
@@ -103,29 +124,15 @@ def check_loss(loss: Any) -> None:
         raise ArgumentTypeError(f"loss: is {kind_of(loss)}; {advice}.")
 
 
-def checked_schedule(schedule: Callable[[int], Any]) -> Callable[[int], float]:
-    """The same schedule, which refuses to return what no learning rate can be multiplied by."""
-
-    def factor(step: int) -> float:
-        made = schedule(step)
-        try:
-            value = float(made)
-        except (TypeError, ValueError, RuntimeError):
-            raise ArgumentTypeError(
-                f"lr_schedule: returned {shown(made)} at step {step}; pass {_FUNCTIONS['lr_schedule']}."
-            ) from None
-        if not 0.0 <= value < math.inf:
-            raise ArgumentError(f"lr_schedule: is {value:g} at step {step}; return a finite factor, 0 or more.")
-        return value
-
-    return factor
-
-
 def check_optimizer(made: Any) -> torch.optim.Optimizer:
-    """What the function ``optimizer`` returned, if it is an optimiser of torch.
+    """Return what the function ``optimizer`` has made, if it is an optimiser of torch.
 
     Raises:
-        TypeError: If it is none.
+        ArgumentTypeError: If it is not.
+
+    Example:
+        >>> check_optimizer(torch.optim.SGD([torch.zeros(1)], lr=0.1)).defaults["lr"]
+        0.1
     """
     if isinstance(made, torch.optim.Optimizer):
         return made
@@ -133,11 +140,14 @@ def check_optimizer(made: Any) -> torch.optim.Optimizer:
 
 
 def check_pair(model: Any, guide: Any) -> None:
-    """Refuse what is no model and guide, and the guide of another model where both say what their latents are.
+    """Raise unless the two are a model and a guide with its latents, as far as both say what these are.
 
     Raises:
-        TypeError: If one of them cannot be called, or they are given in the wrong order.
-        ValueError: If their latents differ.
+        ArgumentTypeError: If one of them cannot be called, or they are given in the wrong order.
+        ArgumentError: If their latents differ.
+
+    Example:
+        >>> check_pair(lambda: None, lambda: None)
     """
     require_model_and_guide(model, guide)
     prototype = getattr(guide, "prototype_trace", None)
@@ -147,28 +157,35 @@ def check_pair(model: Any, guide: Any) -> None:
 
 
 def _covers_all(model: Any, guide: Any) -> bool:
-    """Whether a guide draws all latents of a model: this package's do, of the very model that they were built from.
+    """Whether a guide draws all latents of a model: one that knows the model that it was built from does, of that.
 
     Of a model in Pyro's handlers some latents may be hidden, and are left to the prior on purpose.
     """
-    own = guide.original_model if isinstance(guide, Guide) else None
+    own = getattr(guide, "original_model", None)
     return own is model or (isinstance(own, BayesianModel) and isinstance(model, BayesianModel))
 
 
 def checked_elbo(
     elbo: Any, model: Callable[..., Any], guide: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """The ELBO that is given, or one that makes draws in turn if those made together would be wrong.
+    """Return the given ELBO, or one that evaluates its particles in turn where all in one call would be wrong.
 
     Args:
         elbo: A ``Trace_ELBO`` with vectorised particles.
-        model: The model, none of a network.
+        model: The model, other than a :class:`~bayeshnet.BayesianModel`, which needs no trial.
         guide: Its guide.
-        args: Arguments of both, a minibatch possibly.
+        args: Arguments of both, possibly a minibatch.
         kwargs: Keyword arguments of both.
 
     Raises:
-        ValueError: If the latents of model and guide differ.
+        ArgumentError: If the latents of model and guide differ.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> model = lambda: pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> elbo = Trace_ELBO(num_particles=4, vectorize_particles=True)
+        >>> checked_elbo(elbo, model, model, (), {}) is elbo
+        True
     """
     num = elbo.num_particles
     trouble = _trial(model, guide, args, kwargs, num=min(2, num))
@@ -187,19 +204,19 @@ def checked_elbo(
 def _trial(
     model: Callable[..., Any], guide: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, num: int
 ) -> str | None:
-    """Run a model and its guide before a fit: what goes wrong with draws made together, None if nothing does.
+    """Run a model and its guide before a fit; return what goes wrong with particles in one call, None if nothing does.
 
     Torch's random numbers, Pyro's parameter store and the buffers of modules are left as they were.
 
     Args:
         model: The model.
         guide: Its guide.
-        args: Arguments of both, a minibatch possibly.
+        args: Arguments of both, possibly a minibatch.
         kwargs: Keyword arguments of both.
-        num: Number of draws made together; 1 to look at the latents only.
+        num: Number of particles in the call; 1 to look at the latents only.
 
     Raises:
-        ValueError: If the latents of the two differ.
+        ArgumentError: If the latents of the two differ.
     """
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         # Here, as its first call would: with the caller's random numbers.

@@ -15,15 +15,13 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBO
 from tqdm.auto import tqdm
 
-from bayeshnet.entropy.protocol import Diagnosis
 from bayeshnet.errors import ArgumentError, BayeshnetError, ConvergenceWarning, DatasetSizeWarning, UsageError
-from bayeshnet.guides.hypernet import AutoHypernet
-from bayeshnet.inducing.resampling import CALIBRATION_ROWS
 from bayeshnet.models.bayesian_model import BayesianModel
-from bayeshnet.sites.arguments import call_error, first_rows, require_targets
+from bayeshnet.sites.arguments import call_error, require_targets
 from bayeshnet.sites.one_thread import one_thread
 from bayeshnet.training._batches import Batches
-from bayeshnet.training._checks import check_loss, check_options, check_pair, checked_elbo, checked_schedule
+from bayeshnet.training._checks import check_loss, check_options, check_pair, checked_elbo
+from bayeshnet.training._schedule import Schedule
 from bayeshnet.training._trainer import Trainer
 from bayeshnet.training.history import FlatElbo, History
 
@@ -33,7 +31,15 @@ Callback: TypeAlias = Callable[[int, History], "bool | None"]
 
 
 def flat_then_cosine(steps: int, *, flat: float = 0.4, final: float = 0.02) -> Callable[[int], float]:
-    """Factor of the learning rate per step: 1 for a share of the steps, then a cosine down to ``final``.
+    """Return a schedule: a factor of 1 for a share of the steps, then a cosine down to ``final``.
+
+    Args:
+        steps: Number of steps.
+        flat: Share of the steps with a factor of 1.
+        final: Factor of the last step.
+
+    Returns:
+        A function from the step to the factor, for ``lr_schedule`` of :func:`fit`.
 
     Example:
         >>> schedule = flat_then_cosine(1000)
@@ -58,7 +64,7 @@ def fit(
     steps: int = 3000,
     *,
     lr: float = 0.01,
-    lr_schedule: Callable[[int], float] | None = None,
+    lr_schedule: Schedule | None = None,
     num_particles: int = 16,
     loss: ELBO | None = None,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
@@ -74,6 +80,11 @@ def fit(
     second call goes on from there, as does any other loop over Pyro's ``SVI``. Every submodule is trained in the mode
     it is in: a network given in ``eval()``, or a batch norm in it, stays so.
 
+    What a guide needs besides, its hooks do: ``begin_fit(model, data)`` before the first step, ``end_fit(model, data)``
+    after the last, and ``cancel_fit()`` instead where the fit fails before its end. A guide may also have
+    ``param_groups(lr)`` and ``clip_norm``. All are optional, and a loop of your own may call the same; see
+    :meth:`AutoHypernet.begin_fit`.
+
     Loss and gradients are checked before each update, so that an error leaves parameters that are finite. Ctrl-C ends
     the fit, and the history comes back, whatever it was at. Pyro keeps its effect handlers in one stack for all
     threads: while a thread is in ``fit``, others cannot call it, nor ``predict``; run two fits in two processes.
@@ -86,19 +97,23 @@ def fit(
             ``dataset_size`` of a :class:`~bayeshnet.BayesianModel` is missing or not that of the data.
         steps: Number of steps.
         lr: Learning rate of Adam. A guide with ``param_groups(lr)`` divides it among its parameters; the
-            ``decay`` of a group is the strength of decoupled weight decay, as in AdamW, with any optimiser.
-        lr_schedule: Factor of the learning rate by step; by default 1 for 40 % of the steps, then a cosine to 0.02.
-            A function ``lambda step: 0.999**step``; no scheduler of torch.
-        num_particles: Posterior samples per step, drawn and evaluated in one vectorised call. A model that is no
+            ``decay`` of a group is the strength of decoupled weight decay, as in AdamW, with any optimiser (a guide
+            that has ``begin_fit`` sees to that itself, as those of this package do).
+        lr_schedule: Factor of the learning rates by step; by default 1 for 40 % of the steps, then a cosine to 0.02. A
+            function of the step, ``lambda step: 0.999**step``. Or a scheduler of torch, which is stepped after each
+            step of the optimiser, ``ReduceLROnPlateau`` with the loss: a function of the optimiser,
+            ``lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)``, a class or
+            ``functools.partial`` of one, or a scheduler of the optimiser that ``optimizer`` returns.
+        num_particles: Posterior samples per step, drawn and evaluated in one vectorised call. A model other than a
             :class:`~bayeshnet.BayesianModel` is tried first: if it fails so, or gives other densities than draw by
-            draw, a warning says so and draws are made in turn.
+            draw, a warning says so and particles are evaluated in turn.
         loss: Another Pyro ELBO, for a model that cannot be vectorised or another objective; excludes ``num_particles``.
         optimizer: Makes an optimiser of parameter groups, ``lambda groups: torch.optim.SGD(groups, lr=0.1)``.
         clip_norm: Bound on the norm of the gradient, of model and guide together; ``math.inf`` for none. By default
-            the ``clip_norm`` of the guide, if it has one: an :class:`~bayeshnet.AutoHypernet` has 10 where its
+            the ``clip_norm`` of the guide, if it has one, as an :class:`~bayeshnet.AutoHypernet` has whose
             hypernetwork has as many noise inputs as latents, which is where it folds most easily.
-        stop: Ends the fit early; :class:`~bayeshnet.infer.FlatElbo` does when the ELBO no longer rises. Given a flat
-            learning rate by default, since a falling one flattens everything.
+        stop: Ends the fit early; :class:`~bayeshnet.infer.FlatElbo` does when the ELBO no longer rises. The learning
+            rate is then constant by default, since a falling one flattens everything.
         callbacks: Called as ``callback(step, history)`` after each step; True ends the fit.
         progress: Show a progress bar.
 
@@ -106,10 +121,12 @@ def fit(
         The history of losses.
 
     Raises:
-        RuntimeError: If the loss or a gradient becomes NaN or infinite; the message names the site and the step, and
-            the parameters are those before it. If another thread is in a fit, or in ``torch.inference_mode``.
-        ValueError: If a number is out of range, the data are empty, or the guide is that of another model.
-        TypeError: If an argument is of another type.
+        NonFiniteLossError: If the loss or a gradient becomes NaN or infinite; the message names the site and the step,
+            and the parameters are those before it.
+        UsageError: If there is nothing to optimise, another thread is in a fit, parameters appear that a scheduler does
+            not know, or in ``torch.inference_mode``.
+        ArgumentError: If a number is out of range, the data are empty, or the guide is that of another model.
+        ArgumentTypeError: If an argument is of another type.
 
     Example:
         >>> import pyro.distributions as dist
@@ -147,27 +164,29 @@ def fit(
     elbo: Any = loss or Trace_ELBO(
         num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=nesting
     )
-    default = (lambda _: 1.0) if stop is not None else flat_then_cosine(steps)
-    schedule = default if lr_schedule is None else checked_schedule(lr_schedule)
+    if lr_schedule is None:
+        lr_schedule = (lambda _: 1.0) if stop is not None else flat_then_cosine(steps)
     if torch.is_inference_mode_enabled():
         raise UsageError("fit: is called in torch.inference_mode, which takes no gradients; leave it for the fit.")
     batches = Batches(data, model)
     history = History()
     # Gradients are taken even if the caller has switched them off, as for evaluation.
-    with one_thread("fit"), torch.enable_grad():
+    with one_thread("fit"), torch.enable_grad(), contextlib.ExitStack() as unfinished:
         batches.check_known_size(steps=steps, stacklevel=2)
-        trainer = Trainer(model, guide, elbo, lr, schedule, optimizer, clip_norm)
+        trainer = Trainer(model, guide, elbo, lr, lr_schedule, optimizer, clip_norm)
         bar = tqdm(total=steps, disable=not progress, desc="fit", unit="step")
         began = time.perf_counter()
+        unfinished.callback(_hook(guide, "cancel_fit"))
         try:
             with one_thread("fit"):  # once more, for Pyro's stacks: an interrupt ends here
-                _prepare(model, guide, data)
+                _hook(guide, "begin_fit")(model, data)
                 _train(trainer, batches, history, steps, bar, stop, callbacks, check_elbo=loss is None)
         except KeyboardInterrupt:
             history.stopped = "interrupted"
         finally:
             history.seconds = time.perf_counter() - began
             bar.close()
+            trainer.close()
         if len(history) == 0:  # interrupted before the first step
             return history
         trainer.finish(len(history))
@@ -181,13 +200,10 @@ def fit(
             )
         try:
             with one_thread("fit"):
-                _calibrate(guide, data)
-                diagnosis = _diagnosis(guide)
+                _hook(guide, "end_fit")(model, data)
+            unfinished.pop_all()
         except KeyboardInterrupt:  # of what comes after the steps; they are done, and their history is worth keeping
             history.stopped = "interrupted"
-            return history
-    for advice in diagnosis.advice:
-        warnings.warn(advice, diagnosis.category, stacklevel=2)
     return history
 
 
@@ -240,30 +256,10 @@ def _train(
                 return
 
 
-def _prepare(model: Callable[..., Any], guide: Any, data: Any) -> None:
-    """Give a guide what it lacks: a copy its model, inducing points their rows."""
-    if not isinstance(guide, AutoHypernet):
-        return
-    if isinstance(model, BayesianModel):
-        guide.attach(model)  # it may be a copy of the one that the guide was built for
-    if guide.wants_rows and (rows := first_rows(data, guide.wants_rows)) is not None:
-        guide.place_inducing(*rows)
+def _hook(guide: Any, name: str) -> Callable[..., None]:
+    """A hook of the guide, or a function that does nothing if it has none of this name."""
+    return getattr(guide, name, _nothing)
 
 
-def _calibrate(guide: Any, data: Any) -> None:
-    """Let a guide that chooses among candidates find out how far to trust what it chooses by."""
-    if not isinstance(guide, AutoHypernet) or guide.num_proposals == 1 or guide.inducing is None:
-        return
-    with torch.random.fork_rng(devices=[]):  # the caller's stream goes on as if nothing had been drawn, or shuffled
-        rows = first_rows(data, CALIBRATION_ROWS)
-        if rows is not None and isinstance(guide.original_model, BayesianModel):
-            guide.calibrate(*rows)
-
-
-def _diagnosis(guide: Any) -> Diagnosis:
-    """The cheap part of the diagnosis of the fitted guide."""
-    if not isinstance(guide, AutoHypernet):
-        return Diagnosis({})
-    # A diagnosis draws random numbers; the caller's stream goes on as if it had not.
-    with torch.random.fork_rng(devices=[]):
-        return guide.diagnose(num_samples=64, thorough=False)
+def _nothing(*_: Any) -> None:
+    """What a guide without a hook does."""

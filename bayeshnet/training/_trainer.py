@@ -1,4 +1,4 @@
-"""One step of stochastic variational inference after the other, none of which leaves parameters that are not finite."""
+"""The steps of stochastic variational inference, none of which leaves parameters that are not finite."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from bayeshnet.errors import BayeshnetError, DensityError, NonFiniteLossError, UsageError
+from bayeshnet.guides import GroupDecay
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import ParamCapture
 from bayeshnet.sites.arguments import check_rows, inputs_and_targets
 from bayeshnet.sites.kept_state import KeptBuffers, restored, tensors_of
 from bayeshnet.training._checks import check_optimizer
-from bayeshnet.training._nonfinite import UNKNOWN_CAUSE, gradient_cause, non_finite_cause
+from bayeshnet.training._nonfinite import BAD_PARAMETER, UNKNOWN_CAUSE, gradient_cause, non_finite_cause
+from bayeshnet.training._schedule import LearningRates, Schedule
 
 __all__ = ["Trainer"]
 
-# An update can overflow though the gradient is finite. So often a copy is made of what is finite.
+# Steps between copies of the parameters to go back to: an update can overflow though its gradient is finite.
 _COPY_EVERY = 100
 
 
@@ -33,9 +35,18 @@ class Trainer:
         guide: Its guide.
         elbo: Pyro's ELBO.
         lr: Learning rate.
-        schedule: Its factor by step.
+        schedule: Its factor by step, or a scheduler; see :class:`LearningRates`.
         make_optimizer: From parameter groups to an optimiser; Adam by default.
         clip_norm: Bound on the norm of the gradient.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro.infer import Trace_ELBO
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> model = lambda: pyro.sample("z", dist.Normal(1.0, 1.0))
+        >>> trainer = Trainer(model, AutoNormal(model), Trace_ELBO(), 0.1, lambda step: 0.5**step, None, None)
+        >>> [round(trainer.step(step, (), {})[1], 3) for step in range(3)]
+        [0.1, 0.05, 0.025]
     """
 
     def __init__(
@@ -44,15 +55,17 @@ class Trainer:
         guide: Callable[..., Any],
         elbo: Any,
         lr: float,
-        schedule: Callable[[int], float],
+        schedule: Schedule,
         make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None,
         clip_norm: float | None,
     ) -> None:
         self.model, self.guide, self.elbo = model, guide, elbo
-        self.lr, self.schedule, self.clip_norm = lr, schedule, clip_norm
+        self.lr, self.rates, self.clip_norm = lr, LearningRates(schedule), clip_norm
         self.make_optimizer = make_optimizer or _adam
         self.optimizer: torch.optim.Optimizer | None = None
         self.params: dict[int, Tensor] = {}
+        # A guide without hooks of its own has nobody else to see to the decay of its groups.
+        self._decays: list[GroupDecay] | None = None if hasattr(guide, "begin_fit") else []
         self._buffers = KeptBuffers(model, guide)
         self._copies: dict[int, Tensor] = {}
         self._copied_at = 0
@@ -69,7 +82,7 @@ class Trainer:
             kwargs: Keyword arguments.
 
         Returns:
-            The loss, and the learning rate.
+            The loss, and the learning rate of the first parameter group.
 
         Raises:
             NonFiniteLossError: If loss or gradients are not finite. Parameters, buffers and the optimiser's state are
@@ -77,11 +90,13 @@ class Trainer:
         """
         self._buffers.keep()
         try:
-            return self._step(step, args, kwargs)
+            value, rate = self._step(step, args, kwargs)
         except BaseException:
             self._buffers.restore()
             _drop_gradients([*tensors_of(self.model, self.guide), *self.params.values()])
             raise
+        self.rates.advance(value, step)
+        return value, rate
 
     def _step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, float]:
         rng_state = torch.get_rng_state()  # to repeat the step if it fails, for a message that names the site
@@ -102,21 +117,21 @@ class Trainer:
         if not math.isfinite(value):
             self._refuse_loss(step, value, args, kwargs, rng_state, new)
         if new:
-            self._take_in(new)
+            self._take_in(new, step)
             self._copy(step)
         if self.optimizer is None:
             raise UsageError("model, guide: neither has a parameter, so there is nothing to optimise.")
         self._bound_gradients(step, value, args, kwargs, rng_state)
-        factor = self.schedule(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["full_lr"] * factor
+        rate = self.rates.set(self.optimizer, step)
         self.optimizer.step()
-        self._decay(self.optimizer)
         _drop_gradients(self.params.values())
-        return value, factor * self.lr
+        return value, rate
 
     def finish(self, steps: int) -> None:
-        """Refuse parameters that the last update has made NaN or infinite, after so many steps.
+        """Raise if the last update has made a parameter NaN or infinite.
+
+        Args:
+            steps: Number of steps that were made.
 
         Raises:
             NonFiniteLossError: If there are any; they are then those of some steps before.
@@ -124,12 +139,17 @@ class Trainer:
         if self._bad_params():
             self._refuse_params(f"step {steps - 1}:")
 
+    def close(self) -> None:
+        """End the decay of this fit; the optimiser may be in use elsewhere."""
+        for decay in self._decays or ():
+            decay.remove()
+
     # ------------------------------------------------------------------ gradients and updates
 
     def _bound_gradients(
         self, step: int, value: float, args: tuple[Any, ...], kwargs: Mapping[str, Any], rng_state: Tensor
     ) -> None:
-        """Refuse gradients that are not finite before the optimiser sees them, and bound their norm."""
+        """Raise if a gradient is not finite, before the optimiser sees it, and bound the norm of all."""
         params = self.params.values()
         gradients = [param.grad for param in params if param.grad is not None]
         dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
@@ -142,18 +162,10 @@ class Trainer:
         if self.clip_norm is not None:
             clip_grads_with_norm_(params, self.clip_norm, norm)
 
-    @staticmethod
-    @torch.no_grad()
-    def _decay(optimizer: torch.optim.Optimizer) -> None:
-        """Apart from the gradient, whatever the optimiser makes of that."""
-        for group in optimizer.param_groups:
-            if group.get("decay"):
-                factor = max(0.0, 1.0 - group["lr"] * group["decay"])
-                for param in group["params"]:
-                    param.mul_(factor)
-
-    def _take_in(self, params: list[Tensor]) -> None:
+    def _take_in(self, params: list[Tensor], step: int) -> None:
         """Optimise these parameters too: all of them at the first step, rarely one that appears later."""
+        if self.optimizer is not None:
+            self.rates.refuse_new(list(self._named(params)), step)
         wanted = {id(p) for p in params}
         grouping = getattr(self.guide, "param_groups", None)
         groups: list[dict[str, Any]] = []
@@ -171,8 +183,8 @@ class Trainer:
         else:
             for group in groups:
                 self.optimizer.add_param_group(group)
-        for group in self.optimizer.param_groups:
-            group.setdefault("full_lr", group["lr"])
+        if self._decays is not None:
+            self._decays.append(GroupDecay(groups))
 
     # ------------------------------------------------------------------ what is not finite
 
@@ -185,8 +197,8 @@ class Trainer:
     def _bad_params(self) -> list[str]:
         return [name for name, param in self._named().items() if not bool(torch.isfinite(param).all())]
 
-    def _named(self) -> dict[str, Tensor]:
-        """The parameters that are optimised, by the best name there is."""
+    def _named(self, params: Iterable[Tensor] | None = None) -> dict[str, Tensor]:
+        """Parameters by the best name there is; those that are optimised by default."""
         names: dict[int, str] = {}
         store = pyro.get_param_store()
         for name in store:
@@ -194,19 +206,20 @@ class Trainer:
         for part in (self.model, self.guide):
             for name, param in part.named_parameters() if isinstance(part, nn.Module) else ():
                 names[id(param)] = name
-        return {names.get(key, f"parameter {i}"): param for i, (key, param) in enumerate(self.params.items())}
+        params = self.params.values() if params is None else params
+        return {names.get(id(param), f"parameter {i}"): param for i, param in enumerate(params)}
 
     def _refuse_params(self, when: str, error: Exception | None = None) -> None:
         bad = self._bad_params()
         self._set_back()
         shown = ", ".join(map(repr, bad[:4])) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
         raise NonFiniteLossError(
-            f"{when} a parameter is not finite after the last update: lower lr, or bound the gradient with clip_norm. "
-            f"It is {shown}; all parameters were set back to those before step {self._copied_at}."
+            f"{when} {BAD_PARAMETER} It is {shown}; all parameters were set back to those before step "
+            f"{self._copied_at}."
         ) from error
 
     def _go_back(self, step: int, error: DensityError) -> None:
-        """Undo updates after which the guide has no density any more, finite as its parameters may be."""
+        """Undo updates after which the guide has no density, though its parameters may be finite."""
         if not self._copies or step == self._copied_at:
             return  # nothing was updated since
         self._set_back()
@@ -277,7 +290,7 @@ class Trainer:
 
 
 def _drop_gradients(params: Iterable[Tensor]) -> None:
-    """Not zeroed but dropped: the next backward pass then writes instead of adding."""
+    """Drop gradients instead of zeroing them: the next backward pass then writes instead of adding."""
     for param in params:
         param.grad = None
 

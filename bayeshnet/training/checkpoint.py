@@ -18,10 +18,12 @@ from torch.nn.parameter import is_lazy
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, UsageError
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.training._old_keys import renamed_class, renamed_state
 
 __all__ = ["load", "save"]
 
-_FORMAT = 1
+_FORMAT = 2
+_READABLE = (1, 2)  # format 1 is that of version 0.1, whose names differ
 
 
 def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
@@ -39,9 +41,9 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
         The path of the safetensors file.
 
     Raises:
-        ValueError: If no module is given, the path names no file, or a module is lazy or on the meta device.
-        TypeError: If something is not an ``nn.Module``, or has tensors that safetensors cannot hold.
-        RuntimeError: If a guide was never called, so that it has no parameters yet.
+        ArgumentError: If no module is given, the path names no file, or a module is lazy or on the meta device.
+        ArgumentTypeError: If something is not an ``nn.Module``, or has tensors that safetensors cannot hold.
+        UsageError: If a guide was never called, so that it has no parameters yet.
         OSError: If the files cannot be written.
 
     Example:
@@ -82,7 +84,8 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
 def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
     """Read what :func:`save` wrote into modules of the same structure, in place.
 
-    Everything is checked before anything is changed.
+    Everything is checked before anything is changed. Files of version 0.1 can be read too: build the modules with the
+    arguments of now that stand for those of then.
 
     Args:
         path: As given to :func:`save`.
@@ -91,10 +94,21 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the files are damaged, or a module differs in class, names, shapes or dtypes.
-        TypeError: If something is not an ``nn.Module``.
-        RuntimeError: If a guide was never called, so that there is nothing yet to fill; or a module was made under
+        CheckpointError: If the files are damaged, or a module differs in class, names, shapes or dtypes.
+        ArgumentError: If no module is given, or the path names no file.
+        ArgumentTypeError: If something is not an ``nn.Module``.
+        UsageError: If a guide was never called, so that there is nothing yet to fill; or a module was made under
             ``torch.inference_mode()`` and is filled outside of it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> net, other = nn.Linear(3, 2), nn.Linear(3, 2)
+        >>> file = save(f"{folder.name}/net", net=net)
+        >>> load(file, net=other)
+        >>> torch.equal(net.weight, other.weight)
+        True
+        >>> folder.cleanup()
     """
     target = _stem(path)
     _check_modules(modules, "load")
@@ -108,12 +122,17 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
         saved_class = description["modules"].get(name)
         if saved_class is None:
             raise CheckpointError(
-                f"{name}: the checkpoint has no module of this name; it has {list(description['modules'])}."
+                f"{name}: is not in the checkpoint; pass the modules by the names {list(description['modules'])}."
             )
-        if saved_class != type(module).__name__:
-            raise CheckpointError(f"{name}: is {kind_of(module)}, but a {saved_class} was saved under this name.")
+        if type(module).__name__ not in (saved_class, renamed_class(saved_class)):
+            raise CheckpointError(
+                f"{name}: is {kind_of(module)}, and the file has one of class {saved_class} under this name; pass a "
+                f"{renamed_class(saved_class)} built with the same arguments as when it was saved."
+            )
         prefix = f"{name}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if description["format"] < _FORMAT:
+            state = renamed_state(module, state)
         _check_state(name, _tensors(module, name), state)
         states[name] = state
     for name, module in modules.items():
@@ -130,7 +149,7 @@ def _check_modules(modules: dict[str, nn.Module], purpose: str) -> None:
             if name == reserved and isinstance(module, kind):
                 raise ArgumentTypeError(f"{name}: is {what} ({type(module).__name__}); pass model=model, guide=guide.")
         if "." in name:
-            raise ArgumentError(f"{name}: has a dot in its name, as the names of submodules have; leave it out.")
+            raise ArgumentError(f"{name}: has a dot in its name, as names of submodules have; pass it without the dot.")
         for part in module.modules():
             if isinstance(part, AutoGuide) and not isinstance(part, AutoCallable) and part.prototype_trace is None:
                 raise UsageError(
@@ -160,7 +179,7 @@ def _warn_of_models_left_out(modules: dict[str, nn.Module], *, stacklevel: int) 
 
 
 def _models_of(guide: nn.Module) -> list[BayesianModel]:
-    """The Bayesian network that a guide was made for, if it still knows it."""
+    """Return the Bayesian network that a guide was made for, if it still knows it."""
     if not isinstance(guide, AutoGuide):
         return []
     # Pyro's guides keep their model bound to a function that chooses where it starts.
@@ -169,14 +188,16 @@ def _models_of(guide: nn.Module) -> list[BayesianModel]:
 
 
 def _check_savable(name: str, key: str, value: Tensor) -> None:
-    """Refuse tensors that have no values yet, or that safetensors cannot hold."""
+    """Raise if a tensor has no values yet, or safetensors cannot hold it."""
     if value.is_meta:
         raise ArgumentError(f"{name}: {key!r} is on the meta device and has no values; move it with to_empty, fill it.")
     if value.layout != torch.strided or value.is_quantized:
         kind = "quantised" if value.is_quantized else f"of layout {value.layout}"
         raise ArgumentTypeError(f"{name}: {key!r} is {kind}, which safetensors cannot hold; keep a dense float tensor.")
     if value.dtype == torch.complex128:
-        raise ArgumentTypeError(f"{name}: {key!r} has dtype {value.dtype}, which safetensors cannot hold.")
+        raise ArgumentTypeError(
+            f"{name}: {key!r} has dtype {value.dtype}, which safetensors cannot hold; keep its real and imaginary part."
+        )
 
 
 def _tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
@@ -211,10 +232,13 @@ def _read_description(target: Path) -> dict[str, Any]:
         raise CheckpointError(f"path: {target}.json is damaged ({error}); save it again.") from error
     if (
         not isinstance(description, dict)
-        or description.get("format") != _FORMAT
+        or description.get("format") not in _READABLE
         or not isinstance(description.get("modules"), dict)
     ):
-        raise CheckpointError(f"path: {target}.json is not a description of this package's format {_FORMAT}.")
+        raise CheckpointError(
+            f"path: {target}.json is not a description in one of this package's formats {_READABLE}; save it again, or "
+            "read it with the version that wrote it."
+        )
     return description
 
 

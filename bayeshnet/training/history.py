@@ -8,23 +8,32 @@ from typing import Literal
 
 import torch
 
+from bayeshnet.checks import require_count, require_positive
 from bayeshnet.errors import ArgumentError
+from bayeshnet.formatting import number, with_error
 
 __all__ = ["FlatElbo", "History", "loss_slope"]
 
 StopReason = Literal["steps", "flat", "callback", "interrupted"]
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
-    """What happened while fitting.
+    """The record of a fit.
 
     Attributes:
         losses: The loss of each step, an estimate of minus the ELBO in nats.
-        lrs: The learning rate of each step.
+        lrs: The learning rate of each step, that of the first parameter group.
         seconds: Wall-clock time of the steps.
-        stopped: Why it ended: ``"steps"`` (all were done), ``"flat"`` (the ELBO's slope vanished in its error),
+        stopped: Why it ended: ``"steps"`` (all were done), ``"flat"`` (the ELBO's slope was within its error),
             ``"callback"`` or ``"interrupted"`` (by Ctrl-C).
+
+    Example:
+        >>> history = History(losses=[3.0, 2.5, 2.0, 2.5], lrs=[0.01] * 4, seconds=0.25)
+        >>> history
+        History(steps=4, elbo=-2.50 ± 0.20, seconds=0.2, stopped='steps')
+        >>> len(history)
+        4
     """
 
     losses: list[float] = field(default_factory=list[float])
@@ -35,22 +44,41 @@ class History:
     def __len__(self) -> int:
         return len(self.losses)
 
+    def __repr__(self) -> str:
+        parts = [f"steps={len(self)}"]
+        if self.losses:
+            mean, error = self.elbo()
+            parts.append(f"elbo={number(mean, digits=4) if math.isnan(error) else with_error(mean, error)}")
+        parts += [f"seconds={self.seconds:.1f}", f"stopped={self.stopped!r}"]
+        return f"History({', '.join(parts)})"
+
     def elbo(self, *, last: int = 100) -> tuple[float, float]:
         """Mean ELBO of the last steps and its standard error, in nats.
+
+        Args:
+            last: Number of steps; all if there are fewer.
+
+        Returns:
+            Mean and standard error, which is NaN for a single step.
+
+        Raises:
+            ArgumentError: If no step was made, or ``last`` is not positive.
+            ArgumentTypeError: If ``last`` is not an integer.
 
         Example:
             >>> History(losses=[3.0, 2.0, 1.0, 1.0]).elbo(last=2)
             (-1.0, 0.0)
         """
+        require_count("last", last)
         tail = torch.tensor(self.losses[-last:], dtype=torch.double)
         if tail.numel() == 0:
-            raise ArgumentError("history: is empty, no step was made.")
+            raise ArgumentError("history: is empty, no step was made; pass that of a fit with one step or more.")
         error = float(tail.std() / math.sqrt(tail.numel())) if tail.numel() > 1 else math.nan
         return -float(tail.mean()), error
 
 
 def loss_slope(losses: list[float]) -> tuple[float, float]:
-    """Least-squares slope of a series per step, and its standard error.
+    """Return the least-squares slope of a series per step, and its standard error.
 
     Example:
         >>> loss_slope([3.0, 2.0, 1.0])
@@ -71,13 +99,21 @@ class FlatElbo:
     """Stop when the ELBO no longer rises: its slope over a window is within its standard error.
 
     Args:
-        window: Number of last steps that the slope is taken of.
-        min_steps: Not before so many steps.
-        every: How often to look.
+        window: Number of last steps that the slope is taken over, 10 or more.
+        min_steps: Fewest steps before the fit may end.
+        every: Number of steps from one look to the next.
         tolerance: Slopes below this many standard errors count as flat.
 
     Raises:
-        ValueError: If a number is too small.
+        ArgumentError: If a number is too small.
+        ArgumentTypeError: If an argument is not a number.
+
+    Example:
+        >>> stop = FlatElbo(window=10, min_steps=20, every=1)
+        >>> stop
+        FlatElbo(window=10, min_steps=20, every=1, tolerance=1.0)
+        >>> stop([100.0 - step for step in range(30)]), stop([100.0] * 30), stop([100.0] * 10)
+        (False, True, False)
     """
 
     window: int = 500
@@ -86,14 +122,13 @@ class FlatElbo:
     tolerance: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.window < 10 or self.every < 1 or self.tolerance <= 0:
-            raise ArgumentError(
-                f"window, every, tolerance: are {self.window}, {self.every}, {self.tolerance}; pass at least 10, at "
-                "least 1, and a positive number."
-            )
+        require_count("window", self.window, least=10)
+        require_count("min_steps", self.min_steps, least=0)
+        require_count("every", self.every)
+        require_positive("tolerance", self.tolerance)
 
     def __call__(self, losses: list[float]) -> bool:
-        """Whether the series of losses so far is flat at its end."""
+        """Return whether the series of losses so far is flat at its end."""
         steps = len(losses)
         if steps < max(self.window, self.min_steps) or steps % self.every:
             return False

@@ -11,7 +11,8 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch import nn
 
 from bayeshnet import AutoHypernet, AutoHypernetDelta, BayesianModel, fit, likelihoods, predict, priors
-from bayeshnet.entropy import Linearised, SemiImplicit, SpectralStein
+from bayeshnet.entropy import Linearised
+from bayeshnet.entropy.experimental import SemiImplicit, SpectralStein
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning, DensityError, UsageError
 from bayeshnet.infer import importance_sample, log_evidence, pareto_smooth
 from tests.problems import bnn
@@ -304,7 +305,7 @@ def test_errors():
     with pytest.raises(ArgumentError, match=r"data: are 30 of 90 rows \(plate 'data'\).*Pass all rows"):
         importance_sample(model, guide, (x, y))
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=10)
-    with pytest.raises(ArgumentTypeError, match="data: is a DataLoader; importance weights need all"):
+    with pytest.raises(ArgumentTypeError, match="data: is a DataLoader, and importance weights need all"):
         importance_sample(model, guide, loader)
     with pytest.raises(ArgumentError, match="data: has no targets"):
         importance_sample(model, guide, (x,))

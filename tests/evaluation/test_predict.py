@@ -104,6 +104,27 @@ def test_several_outputs():
     assert pred.log_prob(y).shape == (6,)
 
 
+def test_reprs_say_shapes_and_ranges():
+    f = torch.tensor([[0.0, 1.0, 1.0], [2.0, 1.0, 3.0]])
+    regression = Prediction(f, f, dist.Normal(f, 0.1))
+    assert repr(regression) == (
+        "Prediction(2 draws at 3 inputs, draws=f32[2,3], mean=1..2, std=0.1..1, likelihood=Normal)"
+    )
+    logits = torch.zeros(1, 4, 2)
+    classification = Prediction(logits, logits[..., 0], likelihoods.Categorical().conditional(logits, {}, batch_dims=2))
+    assert repr(classification) == (
+        "Prediction(1 draw at 4 inputs, draws=f32[1,4,2], probs=0.5, entropy=0.693, likelihood=Categorical)"
+    )
+    outputs = torch.zeros(2, 4, 3)
+    with_event = Prediction(outputs, outputs, dist.StudentT(1.0, outputs, 1.0).to_event(1))
+    assert repr(with_event).endswith("draws=f32[2,4,3], mean=0, std=nan, likelihood=StudentT)")
+
+    class NoVariance(dist.Normal):
+        variance = property(lambda self: (_ for _ in ()).throw(NotImplementedError))
+
+    assert repr(Prediction(f, f, NoVariance(f, 1.0))).endswith("mean=1..2, likelihood=NoVariance)")
+
+
 def test_quantiles_of_many_numbers():
     torch.manual_seed(0)
     samples = torch.randn(101, 7)
@@ -130,7 +151,7 @@ def test_errors():
         pred.interval(90)
     with pytest.raises(ArgumentError, match="kind: is 'both'"):
         pred.interval(kind="both")
-    with pytest.raises(UsageError, match="no class probabilities"):
+    with pytest.raises(UsageError, match="probs: is for classifications"):
         _ = pred.probs
 
 
@@ -169,13 +190,13 @@ def test_guides_and_draws_that_do_not_fit():
         return {k: change(v) if k == "0.weight" else v for k, v in draws.items()}
 
     for bad, match in (
-        (changed(lambda v: v.mT), r"its draws of '0.weight' have shape \(4, 2, 6\); the model needs \[S, 6, 2\]"),
-        (changed(lambda v: v[0]), r"its draws of '0.weight' have shape \(6, 2\); the model needs \[S, 6, 2\]"),
+        (changed(lambda v: v.mT), r"its draws of '0.weight' have shape \(4, 2, 6\); pass \[S, 6, 2\]"),
+        (changed(lambda v: v[0]), r"its draws of '0.weight' have shape \(6, 2\); pass \[S, 6, 2\]"),
         (changed(lambda v: v[:0]), r"its draws of '0.weight' have shape \(0, 6, 2\)"),
         (changed(lambda v: v[:3]), "gives different numbers of draws, {'0.weight': 3, '0.bias': 4"),
         (
             {k: v.reshape(2, 2, *v.shape[1:]) for k, v in draws.items()},
-            r"have shape \(2, 2, 6, 2\); the model needs \[S, 6, 2\].*get_samples\(\) without group_by_chain",
+            r"have shape \(2, 2, 6, 2\); pass \[S, 6, 2\].*get_samples\(\) without group_by_chain",
         ),
     ):
         with pytest.raises(ArgumentError, match=match):
@@ -190,6 +211,6 @@ def test_guides_and_draws_that_do_not_fit():
     for make in (lambda: AutoHypernet(other, example=(x, y)), lambda: AutoNormal(other)):
         guide = make()
         guide(x, y)
-        match = r"its draws of '0.weight' have shape .*7, 2\); the model needs \[S, 6, 2\], S draws. Was it made for"
+        match = r"its draws of '0.weight' have shape .*7, 2\); pass \[S, 6, 2\], S draws of a guide made for this model"
         with pytest.raises(ArgumentError, match=match):
             predict(model, guide, x, num_samples=3)

@@ -280,7 +280,7 @@ def test_starts_that_are_right_still_are():
         (lambda: AutoHypernet(GUIDE, example=(X, Y)), ArgumentTypeError, r"model: is a guide \(AutoHypernet\)"),
         (lambda: AutoHypernet(net(), example=(X, Y)), ArgumentTypeError, "example: are no .*BayesianModel"),
         (lambda: AutoHypernet(lambda y: None, example=(X, Y)), ArgumentTypeError, r"model, which takes \(y\)"),
-        (lambda: predict(MODEL, GUIDE, X, Y), ArgumentTypeError, "num_samples: is a tensor; predict takes no targets"),
+        (lambda: predict(MODEL, GUIDE, X, Y), ArgumentTypeError, "num_samples: is a tensor; pass a number: predict"),
         (
             lambda: predict(MODEL, GUIDE, (X, Y), 4),
             ArgumentTypeError,
@@ -291,7 +291,7 @@ def test_starts_that_are_right_still_are():
         (lambda: predict(MODEL, GUIDE, X, 2.5), ArgumentTypeError, "num_samples: is 2.5"),
         (lambda: predict(MODEL, GUIDE, X, True), ArgumentTypeError, "num_samples: is True"),
         (lambda: predict(MODEL, GUIDE, X, 4, parallel="no"), ArgumentTypeError, "parallel: is 'no'"),
-        (lambda: predict(GUIDE, MODEL, X), ArgumentTypeError, "model: is a AutoHypernet"),
+        (lambda: predict(GUIDE, MODEL, X), ArgumentTypeError, "model: is an AutoHypernet"),
         (lambda: predict(MODEL, MODEL, X), ArgumentTypeError, "guide: is a model"),
         (lambda: predict(MODEL, AutoHypernet, X), ArgumentTypeError, "guide: is the class AutoHypernet"),
         (lambda: predict(MODEL, GUIDE, X[0], 4), ArgumentError, r"x: has shape \(3,\).*x.unsqueeze\(0\)"),

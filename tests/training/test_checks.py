@@ -223,26 +223,13 @@ def test_a_latent_may_be_left_to_the_prior():
     assert len(history) == 3
 
 
-# Before: a TypeError of float(), AttributeErrors, and a schedule whose NaN went into the parameters.
+# Before: a TypeError of float(), and AttributeErrors.
 WRONG_FUNCTIONS = [
     ({"loss": ReweightedWakeSleep()}, ArgumentTypeError, "loss: is a ReweightedWakeSleep, which has two losses.*SVI"),
     ({"loss": Trace_ELBO}, ArgumentTypeError, r"loss: is the class Trace_ELBO; .*Trace_ELBO\(num_particles=16\)"),
     ({"loss": nn.MSELoss()}, ArgumentTypeError, "loss: is a MSELoss; pass an ELBO of Pyro"),
     ({"loss": 3}, ArgumentTypeError, "loss: is an int; pass an ELBO of Pyro"),
     ({"loss": 0}, ArgumentTypeError, "loss: is an int; pass an ELBO of Pyro"),
-    (
-        {"lr_schedule": torch.optim.lr_scheduler.StepLR},
-        ArgumentTypeError,
-        "lr_schedule: is the class StepLR; pass a function from the step to a factor",
-    ),
-    (
-        {"lr_schedule": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), 1)},
-        ArgumentTypeError,
-        "lr_schedule: is a StepLR; pass a function from the step to a factor",
-    ),
-    ({"lr_schedule": lambda step: None}, ArgumentTypeError, "lr_schedule: returned None, a NoneType at step 0"),
-    ({"lr_schedule": lambda step: math.nan}, ArgumentError, "lr_schedule: is nan at step 0; return a finite factor"),
-    ({"lr_schedule": lambda step: 1.0 - step}, ArgumentError, "lr_schedule: is -1 at step 2; return a finite factor"),
     ({"stop": FlatElbo}, ArgumentTypeError, "stop: is the class FlatElbo; pass a function from the losses"),
     ({"callbacks": [FlatElbo]}, ArgumentTypeError, r"callbacks\[0\]: is the class FlatElbo; pass a function"),
 ]
@@ -254,11 +241,3 @@ def test_losses_and_functions_that_are_none(options, error, match):
     with pytest.raises(error, match=f"^{match}"):
         fit(normal_model, guide, (Y,), steps=4, progress=False, **options)
     assert all(bool(param.isfinite().all()) for param in guide.parameters())
-
-
-def test_a_schedule_may_return_zero_and_tensors():
-    guide = AutoHypernet(normal_model, example=(Y,))
-    history = fit(
-        normal_model, guide, (Y,), steps=2, lr=0.5, progress=False, lr_schedule=lambda step: torch.tensor(float(step))
-    )
-    assert history.lrs == [0.0, 0.5]
