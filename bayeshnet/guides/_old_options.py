@@ -23,9 +23,6 @@ _NAMES = {"units": "block_gaussian"}
 class OldNames:
     """Attributes of ``AutoHypernet`` in version 0.1."""
 
-    num_proposals: int
-    tempering_exponent: Tensor
-
     @property
     def body(self) -> Family | None:
         """The old name of ``family``."""
@@ -36,18 +33,18 @@ class OldNames:
     def num_candidates(self) -> int:
         """The old name of ``num_proposals``."""
         warn_renamed("AutoHypernet.num_candidates", "AutoHypernet.num_proposals")
-        return self.num_proposals
+        return cast("Any", self).num_proposals
 
     @num_candidates.setter
     def num_candidates(self, number: int) -> None:
         warn_renamed("AutoHypernet.num_candidates", "AutoHypernet.num_proposals")
-        self.num_proposals = number
+        cast("Any", self).num_proposals = number
 
     @property
     def candidate_power(self) -> Tensor:
         """The old name of ``tempering_exponent``."""
         warn_renamed("AutoHypernet.candidate_power", "AutoHypernet.tempering_exponent")
-        return self.tempering_exponent
+        return cast("Any", self).tempering_exponent
 
 
 def old_mixture(num_components: int = 4, of: str = "mean_field") -> Mixture:

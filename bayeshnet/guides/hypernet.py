@@ -292,6 +292,8 @@ class AutoHypernet(OldNames, Guide):
         if family is not None and (inducing is None or self._plan is None):
             return family.distribution(self.loc, self.scale)
         plan = cast("ConditionalPlan", self._plan)
+        num_proposals = self.num_proposals
+        prior_scale = None if torch.is_grad_enabled() else self._prior_scale()
         return ConditionalWeights(
             None if family is None else family.distribution(),
             cast("InducingLayers", inducing),
@@ -299,8 +301,8 @@ class AutoHypernet(OldNames, Guide):
             loc=self.loc,
             scale=self.scale,
             log_precision=plan.log_precision,
-            prior_scale=None if torch.is_grad_enabled() else self._prior_scale(),
-            num_proposals=self.num_proposals,
+            prior_scale=prior_scale,
+            num_proposals=num_proposals,
             tempering_exponent=self.tempering_exponent,
             validate_args=False,
         )

@@ -39,6 +39,7 @@ class PseudoObservations:
         offset: M, ``[q, out]``.
         log_scale: Logarithm of r, ``[q]``.
         log_spread: Logarithm of c, ``[out]``.
+        made: The Gaussian over the weights, once :meth:`conditional` has made it.
 
     Example:
         >>> free = {"offset": torch.zeros(5, 2), "log_scale": torch.zeros(5), "log_spread": torch.zeros(2)}
@@ -58,7 +59,7 @@ class PseudoObservations:
     offset: Tensor
     log_scale: Tensor
     log_spread: Tensor
-    _made: LayerConditional | None = field(default=None, init=False, repr=False)
+    made: LayerConditional | None = field(default=None, init=False, repr=False)
 
     def conditional(self) -> LayerConditional:
         """The Gaussian over the weights, made once.
@@ -66,8 +67,8 @@ class PseudoObservations:
         Raises:
             DensityError: If features or precisions are NaN or infinite.
         """
-        if self._made is None:
-            self._made = LayerConditional.of(
+        if self.made is None:
+            self.made = LayerConditional.of(
                 self.full_features(),
                 self.targets,
                 self.log_precision,
@@ -76,7 +77,7 @@ class PseudoObservations:
                 log_scale=self.log_scale,
                 log_spread=self.log_spread,
             )
-        return self._made
+        return self.made
 
     def full_features(self) -> Tensor:
         """The features with the column of ones ``[S, m, q]``, in the dtype of the algebra."""

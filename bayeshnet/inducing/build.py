@@ -42,8 +42,8 @@ class ConditionalPlan:
         >>> from bayeshnet import AutoHypernet
         >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
         >>> guide = AutoHypernet(model, example=(torch.randn(20, 2), torch.randn(20, 1)))
-        >>> plan = ConditionalPlan(guide.inducing, FlatLayout(((1, 2), (1,)), 0, ((0, 1),)), ("weight",), 20, None, True)
-        >>> plan.inducing.num_inducing
+        >>> layout = FlatLayout(((1, 2), (1,)), 0, ((0, 1),))
+        >>> ConditionalPlan(guide.inducing, layout, ("weight",), 20, None, True).inducing.num_inducing
         20
     """
 

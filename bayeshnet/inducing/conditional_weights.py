@@ -53,7 +53,9 @@ class NoisePrecision:
     def __call__(self, rest: Tensor) -> Tensor:
         """Return ``[S]``, of unconstrained latents ``[S, 1]``."""
         value: Any = rest.reshape(-1, *self.shape)
-        value = (value if self.transform is None else self.transform(value)).reshape(-1).double()
+        if self.transform is not None:
+            value = self.transform(value)
+        value = value.reshape(-1).double()
         return value.log() if self.is_precision else -2.0 * value.log()
 
 
@@ -131,11 +133,8 @@ class ConditionalWeights(FlatDistribution):
             unconditional = new.get("unconditional", unconditional)
             num_proposals = new.get("num_proposals", num_proposals)
             tempering_exponent = new.get("tempering_exponent", tempering_exponent)
-        # They have defaults only because `unconditional` may come by its old name.
-        if inducing is None or layout is None:
-            raise ArgumentError(
-                "inducing, layout: are left out; pass InducingLayers and the FlatLayout of all latents."
-            )
+        if inducing is _REQUIRED or layout is _REQUIRED:  # defaults only since `unconditional` had another name
+            raise ArgumentError("inducing, layout: one is None; pass InducingLayers and the FlatLayout of all latents.")
         self.unconditional, self.inducing, self.layout = unconditional, inducing, layout
         self.loc, self.scale = loc, scale
         self.log_precision, self.prior_scale, self.num_proposals = log_precision, prior_scale, num_proposals
@@ -170,17 +169,17 @@ class ConditionalWeights(FlatDistribution):
         """Draw ``[num, D]``, each resampled from its proposals, with their log q ``[num]``."""
         several = self.num_proposals > 1 and num > 0
         drawn = self._propose(num * self.num_proposals, finish=not several)
-        log_q = self._log_unconditional(drawn.whitened, drawn.made_of)
-        layers = drawn.layers
         if not several:
-            return self._join(drawn.parts, layers.values), log_q + torch.stack(layers.log_probs).sum(0)
-        log_weight = self._log_weight(drawn.whitened, log_q, layers).reshape(num, self.num_proposals)
+            log_q = self._log_unconditional(drawn.whitened, drawn.made_of)
+            return self._join(drawn.parts, drawn.layers.values), log_q + torch.stack(drawn.layers.log_probs).sum(0)
+        log_q, log_weight = self._weigh(drawn.whitened, drawn.layers, drawn.made_of)
+        log_weight = log_weight.reshape(num, self.num_proposals)
         choice = torch.multinomial(log_weight.softmax(-1), 1)
         excess = math.log(self.num_proposals) + log_weight.log_softmax(-1).gather(1, choice).squeeze(1)
         places = choice.squeeze(1) + self.num_proposals * torch.arange(num, device=choice.device)
-        chosen = layers.finish(places)
-        rows = self._join([part[places] for part in drawn.parts], chosen.values)
-        return rows, torch.stack(chosen.log_probs).sum(0) + log_q[places] + excess
+        values, log_probs = drawn.layers.finish(places)
+        rows = self._join([part[places] for part in drawn.parts], values)
+        return rows, torch.stack(log_probs).sum(0) + log_q[places] + excess
 
     def _propose(self, num: int, *, finish: bool = True) -> _Proposals:
         """Draw ``num`` independent proposals."""
@@ -206,13 +205,14 @@ class ConditionalWeights(FlatDistribution):
         log_precision = None if self.log_precision is None else self.log_precision(parts[-1])
         return self.inducing.draw(num, weights, given, log_precision=log_precision, finish=finish)
 
-    def _log_weight(self, whitened: Tensor, log_q: Tensor, layers: ConditionalDraw) -> Tensor:
-        """Return the logarithm of a, ``[S]``; finite."""
+    def _weigh(self, whitened: Tensor, layers: ConditionalDraw, made_of: Any = None) -> tuple[Tensor, Tensor]:
+        """Return the log-density of unconditional latents and the logarithm of a, both ``[S]``; the latter finite."""
         scale = self.prior_scale
         log_prior = log_standard_normal(whitened if scale is None else whitened / scale)
         log_prior = log_prior if scale is None else log_prior - scale.log().sum()
+        log_q = self._log_unconditional(whitened, made_of)
         log_weight = self.tempering_exponent * (layers.log_weight + log_prior - log_q)
-        return torch.nan_to_num(log_weight, nan=-1e30, posinf=1e30, neginf=-1e30)
+        return log_q, torch.nan_to_num(log_weight, nan=-1e30, posinf=1e30, neginf=-1e30)
 
     def proposals(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draw ``num`` single proposals.
@@ -221,9 +221,8 @@ class ConditionalWeights(FlatDistribution):
             Latents ``[num, D]``, their log q ``[num]``, and the logarithm of their a ``[num]``.
         """
         drawn = self._propose(num)
-        log_unconditional = self._log_unconditional(drawn.whitened, drawn.made_of)
+        log_unconditional, log_weight = self._weigh(drawn.whitened, drawn.layers, drawn.made_of)
         log_q = log_unconditional + torch.stack(drawn.layers.log_probs).sum(0) - self.scale.log().sum()
-        log_weight = self._log_weight(drawn.whitened, log_unconditional, drawn.layers)
         return self._join(drawn.parts, drawn.layers.values), log_q, log_weight
 
     # ------------------------------------------------------------------ density
@@ -248,14 +247,13 @@ class ConditionalWeights(FlatDistribution):
 
     def _log_prob_at(self, rows: Tensor) -> Tensor:
         whitened, given = self._divide(rows)
-        draw = self._condition(len(rows), self._parts(whitened), given)
-        log_unconditional = self._log_unconditional(whitened)
-        log_q = log_unconditional + torch.stack(draw.log_probs).sum(0)
-        if not torch.is_grad_enabled() and self.num_proposals > 1:
-            log_weight = self._log_weight(whitened, log_unconditional, draw)
+        layers = self._condition(len(rows), self._parts(whitened), given)
+        several = not torch.is_grad_enabled() and self.num_proposals > 1
+        log_q, log_weight = self._weigh(whitened, layers) if several else (self._log_unconditional(whitened), None)
+        log_q = log_q + torch.stack(layers.log_probs).sum(0)
+        if log_weight is not None:
             fresh = self._propose(_SETS * (self.num_proposals - 1), finish=False)
-            log_fresh = self._log_unconditional(fresh.whitened, fresh.made_of)
-            others = self._log_weight(fresh.whitened, log_fresh, fresh.layers).reshape(_SETS, -1).logsumexp(1)
+            others = self._weigh(fresh.whitened, fresh.layers, fresh.made_of)[1].reshape(_SETS, -1).logsumexp(1)
             # K a / (a + those of K - 1 other proposals), averaged over sets of them.
             share = log_weight - torch.logaddexp(log_weight, others.unsqueeze(-1))
             log_q = log_q + math.log(self.num_proposals) + share.logsumexp(0) - math.log(_SETS)
@@ -347,7 +345,7 @@ class _Made:
     log_q: Tensor | None
     whitened: Tensor | None = None
     unconditional: Any = None
-    log_factors: Sequence[Tensor] = ()
+    log_factors: list[Tensor] | tuple[Tensor, ...] = ()
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

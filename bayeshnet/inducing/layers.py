@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from bayeshnet.deprecation import warn_renamed
 from bayeshnet.inducing._fused_sample import PseudoObservations
-from bayeshnet.inducing.linear_gaussian import LayerConditional
 from bayeshnet.layers.module_versions import places_of
 from bayeshnet.layers.torch_modes import own_gradients_apply
+from bayeshnet.mnets._fused_linear import fused_linear, plain_linear
 from bayeshnet.mnets.batched import batched_forward
-from bayeshnet.mnets.chain import Chain, LinearStep, batched_linear
+from bayeshnet.mnets.chain import Chain, LinearStep
 from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["ConditionalDraw", "HeadNet", "InducingLayers", "LayerPrior"]
@@ -75,7 +75,7 @@ class ConditionalDraw:
     Attributes:
         values: Whitened weights ``[S, q, out]`` of each layer.
         log_probs: Log-density ``[S]`` of each, given what comes before.
-        last: The Gaussian of the last layer, or of its observed part; made on demand.
+        last: What the last layer is conditional on.
         common: What all outputs of the last layer have in common, where only their differences are observed.
         finished: Whether the last layer was drawn too.
 
@@ -84,14 +84,14 @@ class ConditionalDraw:
         >>> layer = LayerPrior(0, None, loc=torch.zeros(1, 2), scale=torch.ones(1, 2))
         >>> net = Chain((LinearStep(0, None),))
         >>> points = InducingLayers(net, [layer], torch.randn(8, 2), [torch.zeros(8, 1)], [torch.zeros(8)])
-        >>> draw = points.draw(3, [None], finish=False).finish(torch.tensor([0, 2]))
-        >>> draw.values[0].shape, draw.log_probs[0].shape
+        >>> values, log_probs = points.draw(3, [None], finish=False).finish(torch.tensor([0, 2]))
+        >>> values[0].shape, log_probs[0].shape
         (torch.Size([2, 2, 1]), torch.Size([2]))
     """
 
     values: list[Tensor]
     log_probs: list[Tensor]
-    last: Callable[[], LayerConditional]
+    last: PseudoObservations
     common: _Common | None = None
     finished: bool = True
 
@@ -105,16 +105,16 @@ class ConditionalDraw:
         before = len(self.values) - self.finished
         drawn = zip(self.values[:before], self.log_probs[:before], strict=True)
         ratios = [log_standard_normal(value.flatten(1)) - log_q for value, log_q in drawn]
-        return torch.stack([*ratios, self.last().log_evidence]).sum(0)
+        return torch.stack([*ratios, self.last.conditional().log_evidence]).sum(0)
 
-    def finish(self, rows: Tensor) -> ConditionalDraw:
-        """Draw the last layer for some of the samples."""
-        last = self.last().of_samples(rows)
-        value, log_prob = last.rsample()
+    def finish(self, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Draw the last layer for some of the samples, and return their values and log-densities, layer by layer."""
+        gaussian = self.last.made or self.last.conditional()
+        value, log_prob = gaussian.of_samples(rows).rsample()
         if self.common is not None:
             value, log_prob = self.common.add_to(value, log_prob)
         values, log_probs = ([part[rows] for part in parts] for parts in (self.values, self.log_probs))
-        return ConditionalDraw([*values, value], [*log_probs, log_prob], lambda: last, self.common)
+        return [*values, value], [*log_probs, log_prob]
 
 
 class _Points(nn.Module):
@@ -215,6 +215,7 @@ class InducingLayers(nn.Module):
         # Registered, so that its buffers (statistics of a batch norm, say) move with the guide.
         self.head_body = net.features if isinstance(net, HeadNet) else None
         self._layers = tuple(layers)
+        self._conditional = tuple(layer.weight for layer in layers)
         self.inputs = nn.Parameter(inputs.detach().clone())
         sizes = [layer.loc.shape[1] for layer in layers]
         self._same_scale = tuple(layer.same_scale for layer in layers)
@@ -230,11 +231,8 @@ class InducingLayers(nn.Module):
             self.register_buffer(f"scale_{i}", layer.scale.to(torch.float64))
         self.places = places_of(self)
         """Where the parameters lie; see :mod:`bayeshnet.layers.module_versions`."""
-        wide = [
-            size * (1 if same else len(layer.loc))
-            for layer, size, same in zip(layers, sizes, self._same_scale, strict=True)
-        ]
-        self.cost = len(inputs) * max(wide)
+        groups = [1 if same else len(layer.loc) for layer, same in zip(layers, self._same_scale, strict=True)]
+        self.cost = len(inputs) * max(size * num for size, num in zip(sizes, groups, strict=True))
         """Numbers that the largest matrix of features has, for one sample."""
 
     @property
@@ -271,9 +269,8 @@ class InducingLayers(nn.Module):
         values: list[Tensor] = []
         log_probs: list[Tensor] = []
         layers: list[PseudoObservations] = []
-        fused = finish and given is None and own_gradients_apply(self.inputs.device)
 
-        def condition(features: Tensor) -> Tensor:
+        def condition(features: Tensor, fused: bool) -> Tensor:
             i = len(values)
             last = i == len(self._layers) - 1
             layer, shift = self._observed(i, features, log_precision if last else None)
@@ -298,7 +295,7 @@ class InducingLayers(nn.Module):
             self._push_features(self._net, num, weights, condition)
         else:
             self._push_chain(self._net, num, weights, condition)
-        return ConditionalDraw(values, log_probs, layers[0].conditional, self.common, finish)
+        return ConditionalDraw(values, log_probs, layers[0], self.common, finish)
 
     def _observed(
         self, i: int, features: Tensor, log_factor: Tensor | None
@@ -331,26 +328,27 @@ class InducingLayers(nn.Module):
         return out if shift is None else out + shift
 
     def _push_chain(
-        self, chain: Chain, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor], Tensor]
+        self, chain: Chain, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor, bool], Tensor]
     ) -> None:
-        conditional = [layer.weight for layer in self._layers]
         h: Any = self.inputs
+        fused = own_gradients_apply(h.device)  # asked once for all layers: nothing in between changes it
+        linear = fused_linear if fused else plain_linear
         for step in chain.steps:
             if isinstance(step, nn.Dropout):
                 continue  # pseudo-observations are of the network without it
             if not isinstance(step, LinearStep):
                 h = step(h)
-            elif step.weight in conditional:
-                h = condition(h if h.dim() == 3 else h.expand(num, *h.shape))
-                if step.weight == conditional[-1]:
+            elif step.weight in self._conditional:
+                h = condition(h if h.dim() == 3 else h.expand(num, *h.shape), fused)
+                if step.weight == self._conditional[-1]:
                     return
             else:
                 matrix: Any = weights[step.weight]
                 bias = None if step.bias is None else weights[step.bias]
-                h = batched_linear(h if h.dim() == 3 else h.expand(num, *h.shape), matrix, bias)
+                h = linear(h if h.dim() == 3 else h.expand(num, *h.shape), matrix, bias)
 
     def _push_features(
-        self, net: HeadNet, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor], Tensor]
+        self, net: HeadNet, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor, bool], Tensor]
     ) -> None:
         # The network ignores the weights of the layer that it lacks; they only have to have the right shape.
         shapes = [record.shape for record in net.features.param_table]  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
@@ -358,7 +356,8 @@ class InducingLayers(nn.Module):
             self.inputs.new_zeros(()).expand(num, *shape) if w is None else w
             for w, shape in zip(weights, shapes, strict=True)
         ]
-        condition(batched_forward(net.features, full, self.inputs).flatten(1, -2))
+        features = batched_forward(net.features, full, self.inputs).flatten(1, -2)
+        condition(features, own_gradients_apply(features.device))
 
     @staticmethod
     def start_precision(num_rows: int, num_inducing: int, noise: float) -> float:

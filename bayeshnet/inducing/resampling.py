@@ -145,7 +145,7 @@ def score_proposals(
 def _log_joint(
     model: BayesianModel, sites: list[LatentSite], latents: Tensor, x: Tensor, y: Tensor, size: int
 ) -> Tensor:
-    """Return the log-density ``[S]`` of all latents, in unconstrained coordinates ``[S, D]``, and of ``size`` rows like these."""
+    """Return the log-density ``[S]`` of unconstrained latents ``[S, D]`` and of ``size`` rows like these."""
     priors = {**model.weight_priors(), **{f"likelihood.{k}": p for k, p in model.likelihood.priors().items()}}
     draws: dict[str, Tensor] = {}
     terms: list[Tensor] = []
