@@ -13,7 +13,7 @@ from bayeshnet.errors import ArgumentError
 from bayeshnet.families._blocks import BlockLayout
 from bayeshnet.families.base import INIT_SCALE, Family, Start, family_of
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
-from bayeshnet.inducing.conditional_weights import FlatLayout
+from bayeshnet.inducing.flat_layout import FlatLayout
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.latents import PriorStart
 
