@@ -67,11 +67,11 @@ def test_forward_that_was_replaced(monkeypatch):
 def test_all_of_several_modules_have_to_be_plain():
     layer, activation = nn.Linear(2, 1), nn.Tanh()
     calls = [(layer, nn.Linear.forward), (activation, nn.Tanh.forward)]
-    assert are_plain()
-    assert are_plain(*calls)
+    assert all_plain(())
+    assert all_plain(calls)
     for module in (layer, activation):
         handle = module.register_forward_hook(lambda m, args, out: None)
-        assert not are_plain(*calls)
+        assert not all_plain(calls)
         handle.remove()
 
 
