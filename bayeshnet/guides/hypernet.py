@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -14,9 +14,11 @@ from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.errors import UsageError
 from bayeshnet.families._build import BodyOptions, BodyStart, Mixture, build_body
 from bayeshnet.families._default_hnet import HnetOrBuilder
+from bayeshnet.families._warm_start import move_body
 from bayeshnet.families.base import Body, HypernetBody
 from bayeshnet.families.unit_body import unit_layout
 from bayeshnet.guides._hooks import finish, prepare
+from bayeshnet.guides._pseudo_targets import move_pseudo_targets
 from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.inducing.build import Conditional, ConditionalPlan, place_inducing, plan_or_reason
@@ -27,7 +29,7 @@ from bayeshnet.mnets.param_table import num_weights
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.arguments import call_arguments, check_rows
 from bayeshnet.sites.kept_state import restored
-from bayeshnet.sites.latents import PriorStart, prior_start
+from bayeshnet.sites.prior import PriorStart, prior_start
 
 __all__ = ["AutoHypernet"]
 
@@ -140,15 +142,13 @@ class AutoHypernet(Guide):
         options.check(whiten=whiten)
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
         args, kwargs = call_arguments(example, "example")
-        start = prior_start(model, self._sites, self._init_loc(), args, kwargs)
+        start = prior_start(model, self.sites, self.init_loc(), args, kwargs)
         wanted = None if conditional == "auto" and hnet is not None else conditional
         given: Any = {"conditional": wanted, "num_inducing": num_inducing}
-        self._plan, self._why_not = plan_or_reason(model, self._sites, start, args, kwargs, **given)
+        self._plan, self._why_not = plan_or_reason(model, self.sites, start, args, kwargs, **given)
         start = self._placed(start, init_loc_fn, whiten)
         self.register_buffer("loc", start.loc)
         self.register_buffer("scale", start.scale)
-        self.loc: Tensor
-        self.scale: Tensor
         made = self._body(options, start, init_loc_fn)
         # Registered past PyroModule, which would put the parameters into Pyro's global store at every access.
         self._modules["body"] = made
@@ -170,7 +170,7 @@ class AutoHypernet(Guide):
 
     def _placed(self, start: PriorStart, init_loc_fn: Callable[..., Any] | None, whiten: bool) -> PriorStart:
         """Location and scale of the guide; conditional layers keep those of their prior."""
-        loc = start.loc if init_loc_fn is None else self._init_loc()
+        loc = start.loc if init_loc_fn is None else self.init_loc()
         scale = start.scale if whiten else torch.ones_like(start.scale)
         if self._plan is not None:
             layout = self._plan.layout
@@ -232,18 +232,14 @@ class AutoHypernet(Guide):
 
     @property
     def hnet(self) -> HPerturbWrapper:
-        """The hypernetwork with its perturbation noise.
-
-        Raises:
-            RuntimeError: If the body is none.
-        """
+        """The hypernetwork with its perturbation noise; raises a UsageError if the guide has none."""
         body = self.body
         if not isinstance(body, HypernetBody):
             raise UsageError("hnet: the guide's body is no hypernetwork; build it with body='hypernet'.")
         return body.hnet
 
     def __repr__(self) -> str:
-        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self._sites)}"]
+        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self.sites)}"]
         if self.body is not None:
             parts.append(self.body.describe())
         if self._plan is not None:
@@ -294,6 +290,15 @@ class AutoHypernet(Guide):
         super().end_fit(model, data)
         finish(self, data)
 
+    @torch.no_grad()
+    def move_to(self, mean: Tensor, std: Tensor | None = None, draws: Mapping[str, Tensor] | None = None) -> None:
+        """Move the family, and the pseudo-targets of conditional layers; see the base class."""
+        if self._plan is not None and move_pseudo_targets(self, self._plan, mean, draws):
+            self.inducing_placed.fill_(True)
+        std = torch.full_like(mean, torch.nan) if std is None else std
+        if self.body is not None:
+            move_body(self.body, self._of_body((mean - self.loc) / self.scale), self._of_body(std / self.scale))
+
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Check how far the density of the body can be trusted: folding, or the gap to importance sampling.
 
@@ -329,9 +334,6 @@ class AutoHypernet(Guide):
             x: Inputs ``[B, ...]``.
             y: Targets.
 
-        Returns:
-            The power.
-
         Raises:
             ValueError: If the model refuses these data.
             RuntimeError: If no layer is conditional.
@@ -344,7 +346,7 @@ class AutoHypernet(Guide):
             self.candidate_power.fill_(1.0)
             if self.num_candidates > 1:
                 posterior = cast("ConditionalWeights", self.get_posterior())
-                ratios, weights = score_candidates(model, posterior, self._sites, x, y)
+                ratios, weights = score_candidates(model, posterior, self.sites, x, y)
                 self.candidate_power.fill_(best_power(ratios, weights, self.num_candidates))
         return float(self.candidate_power)
 

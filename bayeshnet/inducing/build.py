@@ -23,8 +23,9 @@ from bayeshnet.models import likelihoods
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.arguments import check_rows, inputs_and_targets
 from bayeshnet.sites.kept_state import restored
-from bayeshnet.sites.latents import LatentSite, PriorStart
+from bayeshnet.sites.latents import LatentSite
 from bayeshnet.sites.modes import evaluating
+from bayeshnet.sites.prior import PriorStart
 
 __all__ = ["Conditional", "ConditionalPlan", "default_num_inducing", "place_inducing", "plan_or_reason"]
 
