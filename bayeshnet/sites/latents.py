@@ -259,8 +259,8 @@ def latent_sites(trace: Trace) -> list[LatentSite]:
 
     Example:
         >>> trace = poutine.trace(lambda: pyro.sample("z", dist.LogNormal(0.0, 1.0))).get_trace()
-        >>> [(site.name, site.transform) for site in latent_sites(trace)]
-        [('z', ExpTransform())]
+        >>> [(site.name, site.transform is None) for site in latent_sites(trace)]
+        [('z', False)]
     """
     sites: list[LatentSite] = []
     for name, site in nodes_of(trace).items():
