@@ -20,7 +20,8 @@ from bayeshnet.inducing.placement import default_num_inducing, latent_noise, sta
 from bayeshnet.models import likelihoods
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.arguments import inputs_and_targets
-from bayeshnet.sites.latents import LatentSite, PriorStart
+from bayeshnet.sites.latents import LatentSite
+from bayeshnet.sites.prior import PriorStart
 
 __all__ = ["Conditional", "ConditionalPlan", "plan_or_reason"]
 
