@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bayeshnet"
@@ -132,6 +133,46 @@ def test_a_room_imports_only_rooms_above_it():
     assert not offenders(below)
 
 
+def private_parts(path: Path) -> list[tuple[int, str]]:
+    """Files of other rooms that are imported though their names start with an underscore."""
+    found: list[tuple[int, str]] = []
+    for line, module, names in imports_of(path):
+        for imported in [module, *(f"{module}.{name}" for name in names)]:
+            parts = imported.split(".")
+            hidden = any(part.startswith("_") and not part.startswith("__") for part in parts)
+            if parts[0] == "bayeshnet" and hidden and parts[1] != room_of(path):
+                found.append((line, imported))
+                break
+    return found
+
+
+def test_files_with_an_underscore_stay_in_their_room():
+    assert not offenders(private_parts)
+
+
+def shadowed(packages: Iterable[tuple[ModuleType, str]]) -> list[str]:
+    """Submodules ``p.m`` that ``import p.m as x`` does not give, since ``p`` has something else of that name."""
+    found = {f"{package.__name__}.{name}": getattr(package, name) for package, name in packages}
+    return [path for path, value in found.items() if not isinstance(value, ModuleType) or value.__name__ != path]
+
+
+def submodules() -> Iterator[tuple[ModuleType, str]]:
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        package, _, last = name.rpartition(".")
+        if package:
+            importlib.import_module(name)
+            yield importlib.import_module(package), last
+
+
+def test_no_module_is_shadowed_by_a_function():
+    assert not shadowed(submodules())
+    wrong = ModuleType("package")
+    wrong.fit, wrong.history = len, ModuleType("package.history")  # pyright: ignore[reportAttributeAccessIssue]
+    assert shadowed([(wrong, "fit"), (wrong, "history")]) == ["package.fit"]
+
+
 def test_only_dependencies_are_imported():
     def foreign(path: Path) -> list[tuple[int, str]]:
         allowed = DEPENDENCIES | STANDARD_LIBRARY | OPTIONAL.get(room_of(path) or "", set[str]())
@@ -212,6 +253,16 @@ def test_the_rules_see_what_they_forbid(tmp_path, monkeypatch):
     path = tmp_path / "bayeshnet" / "layers" / "bad.py"
     path.parent.mkdir(parents=True)
     path.write_text("from ..infer import fit\nfrom bayeshnet import mnets, AutoHypernet\nimport bayeshnet.hnets.base\n")
+    hidden = tmp_path / "bayeshnet" / "layers" / "hidden.py"
+    hidden.write_text(
+        "from bayeshnet.layers._own import x\nfrom bayeshnet.mnets._other import y\nimport bayeshnet.mnets._other\n"
+        "from bayeshnet.mnets import _other, z\nfrom bayeshnet import __version__\nfrom torch import _C\n"
+    )
+    assert private_parts(hidden) == [
+        (2, "bayeshnet.mnets._other"),
+        (3, "bayeshnet.mnets._other"),
+        (4, "bayeshnet.mnets._other"),
+    ]
     assert [room for _, room in rooms_imported(path)] == ["infer", "mnets", "__init__", "hnets"]
     assert room_of(path) == "layers"
     assert room_of(tmp_path / "bayeshnet" / "__init__.py") is None
