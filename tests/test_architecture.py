@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bayeshnet"
@@ -150,27 +149,25 @@ def test_files_with_an_underscore_stay_in_their_room():
     assert not offenders(private_parts)
 
 
-def shadowed(packages: Iterable[tuple[ModuleType, str]]) -> list[str]:
-    """Submodules ``p.m`` that ``import p.m as x`` does not give, since ``p`` has something else of that name."""
-    found = {f"{package.__name__}.{name}": getattr(package, name) for package, name in packages}
-    return [path for path, value in found.items() if not isinstance(value, ModuleType) or value.__name__ != path]
-
-
-def submodules() -> Iterator[tuple[ModuleType, str]]:
-    for path in FILES:
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        package, _, last = name.rpartition(".")
-        if package:
-            importlib.import_module(name)
-            yield importlib.import_module(package), last
+def shadowed(path: Path) -> list[str]:
+    """Submodules of a package that ``import p.m as x`` does not give, since ``__init__.py`` binds their name."""
+    if path.name != "__init__.py":
+        return []
+    package = ".".join(path.parent.relative_to(ROOT).parts)
+    bound: list[str] = []
+    for node in tree_of(path).body:
+        if isinstance(node, ast.ImportFrom) and node.module != package:
+            bound += [alias.asname or alias.name for alias in node.names]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            bound += [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name for name in bound if (path.parent / name).is_dir() or (path.parent / f"{name}.py").exists()]
 
 
 def test_no_module_is_shadowed_by_a_function():
-    assert not shadowed(submodules())
-    wrong = ModuleType("package")
-    wrong.fit, wrong.history = len, ModuleType("package.history")  # pyright: ignore[reportAttributeAccessIssue]
-    assert shadowed([(wrong, "fit"), (wrong, "history")]) == ["package.fit"]
+    assert not offenders(shadowed)
 
 
 def test_only_dependencies_are_imported():
@@ -264,6 +261,12 @@ def test_the_rules_see_what_they_forbid(tmp_path, monkeypatch):
         (4, "bayeshnet.mnets._other"),
     ]
     assert [room for _, room in rooms_imported(path)] == ["infer", "mnets", "__init__", "hnets"]
+    package = path.parent / "__init__.py"
+    package.write_text(
+        "from bayeshnet.layers.bad import bad\nfrom bayeshnet.layers import hidden\nfrom torch import nn as hidden\n"
+        "def other(): ...\nbad = 3\n"
+    )
+    assert shadowed(package) == ["bad", "hidden", "bad"]
     assert room_of(path) == "layers"
     assert room_of(tmp_path / "bayeshnet" / "__init__.py") is None
     assert dotted(ast.parse("torch.cuda.manual_seed", mode="eval").body) == "torch.cuda.manual_seed"
