@@ -11,22 +11,30 @@ BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
 # What the type checker knows: a folder that is not there yet would be an error.
 CODE := $(wildcard bayeshnet benchmarks examples tests conftest.py docs/conf.py)
 
+# Where annotations have shapes: the tests, and the examples in the docstrings.
+SHAPED := tests/test_shapes.py $(foreach name,entropy evaluation families hnets inducing metrics,bayeshnet/$(name) tests/$(name))
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test test-shapes lint bench docs clean
 
 help:
-	@echo "make demo   fit the example and draw its picture (2 minutes)"
-	@echo "make test   all tests, the slow ones and the docstrings' examples included"
-	@echo "make lint   style, formatting and types"
-	@echo "make bench  all benchmarks, in their short form"
-	@echo "make docs   the documentation, to docs/_build/html/index.html"
-	@echo "make clean  remove what these made, .venv included"
+	@echo "make demo         fit the example and draw its picture (2 minutes)"
+	@echo "make test         all tests, the slow ones and the docstrings' examples included"
+	@echo "make test-shapes  the quick tests of what works on tensors, with the shapes in annotations checked"
+	@echo "make lint         style, formatting and types"
+	@echo "make bench        all benchmarks, in their short form"
+	@echo "make docs         the documentation, to docs/_build/html/index.html"
+	@echo "make clean        remove what these made, .venv included"
 
 demo: $(VENV)/.installed
 	MPLBACKEND=Agg $(BIN)/python examples/regression.py
 
 test: $(VENV)/.installed
 	$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Without what takes a network through training: a shape is wrong at the first step or never.
+test-shapes: $(VENV)/.installed
+	BAYESHNET_CHECK_SHAPES=1 $(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(SHAPED)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check $(CODE)
@@ -49,7 +57,7 @@ $(BIN)/python:
 
 # A stamp for each set of extras, younger than what it was made from: with nothing changed, a target starts at once.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -e '.[plot,metrics,arviz,dev]'
+	$(PIP_INSTALL) -e '.[plot,metrics,dev]'
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

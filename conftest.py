@@ -5,6 +5,7 @@ It is here and not in ``tests/`` because the docstrings of the package run as te
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pyro
@@ -13,6 +14,12 @@ import torch
 
 # Two workers of pytest-xdist with two threads each would fight for two cores.
 torch.set_num_threads(1)
+
+# Before the first import of the package, since it decorates what is imported (`make test-shapes`).
+if os.environ.get("BAYESHNET_CHECK_SHAPES") == "1":
+    from tests.shapes import install
+
+    install()
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -15,7 +15,7 @@ Every error is also the built-in error that fits it, so ``except ValueError`` ke
     ├── FoldingWarning                         a sampler folds: its density is not exact
     ├── SearchWarning                          no noise was found that leads to a value, or too few samples near it
     ├── EntropyGapWarning                      an entropy estimate is far from one that can be trusted more
-    ├── OwnWeightWarning                       a semi-implicit bound sees nothing but a draw's own noise
+    ├── SelfWeightWarning                      a semi-implicit bound sees nothing but a draw's own noise
     ├── SpreadWarning                          an estimated gradient of log q makes a posterior too narrow or too wide
     ├── DiscriminatorWarning                   a learned density ratio is saturated, not calibrated or not trained
     ├── ConvergenceWarning                     a fit ended before its stopping rule was met
@@ -24,6 +24,8 @@ Every error is also the built-in error that fits it, so ``except ValueError`` ke
 """
 
 from __future__ import annotations
+
+from bayeshnet.deprecation import renamed_attributes
 
 __all__ = [
     "ArgumentError",
@@ -39,8 +41,8 @@ __all__ = [
     "EntropyGapWarning",
     "FoldingWarning",
     "NonFiniteLossError",
-    "OwnWeightWarning",
     "SearchWarning",
+    "SelfWeightWarning",
     "SpreadWarning",
     "UsageError",
     "VectorisationWarning",
@@ -95,7 +97,7 @@ class EntropyGapWarning(BayeshnetWarning):
     """The entropy estimate differs from one that can be trusted more by more than its error."""
 
 
-class OwnWeightWarning(BayeshnetWarning):
+class SelfWeightWarning(BayeshnetWarning):
     """The noise that made a draw carries nearly all weight in a semi-implicit bound, which then sees nothing else."""
 
 
@@ -117,3 +119,6 @@ class VectorisationWarning(BayeshnetWarning):
 
 class CheckpointWarning(BayeshnetWarning):
     """What is saved leaves out learned parameters of a model, without which its guide predicts something else."""
+
+
+__getattr__ = renamed_attributes(__name__, {"OwnWeightWarning": "bayeshnet.errors.SelfWeightWarning"})

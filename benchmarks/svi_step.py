@@ -6,7 +6,10 @@
   tutorials (its layers cannot be vectorised over particles); Pyro's validation is off;
 * floor: plain PyTorch with the same sampler, the same density and the same loss, written out by hand.
 
-Run: ``python benchmarks/svi_step.py [--quick] [--json FILE]``.
+With ``--fused``: what the fused draw of tanh hypernetworks saves of a step, and of 100 predictions. A class derived
+from ``HMLP`` may compute something else, so it gets the general form of the same draw and density.
+
+Run: ``python benchmarks/svi_step.py [--quick] [--json FILE] [--fused]``.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from torch.nn import functional as F
 
 import bayeshnet
 from bayeshnet import families, likelihoods, priors
+from bayeshnet.hnets import HMLP, HPerturbWrapper
 
 ROWS, INPUTS, HIDDEN, NOISE, NOISE_DIM = 442, 10, 50, 0.5, 20
 
@@ -130,9 +134,57 @@ def floor(x: Tensor, y: Tensor, num: int, steps: int) -> Callable[[], None]:
     return run
 
 
+class Derived(HMLP):
+    """An ``HMLP`` that no fused form stands for."""
+
+
+def fused(x: Tensor, y: Tensor, num: int, steps: int, kind: type[HMLP]) -> dict[str, Callable[[], None]]:
+    """Steps and predictions of a guide with the default's architecture, of this class."""
+    net = nn.Sequential(nn.Linear(INPUTS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+    model = bayeshnet.BayesianModel(net, likelihood=likelihoods.Normal(scale=NOISE))
+    options = {"uncond_in_size": NOISE_DIM, "cond_in_size": 0, "layers": (64, 64), "verbose": False}
+
+    def build(shapes: list[list[int]]) -> HPerturbWrapper:
+        hnet = kind(shapes, activation_fn=nn.Tanh(), linear_skip=True, **options)
+        return HPerturbWrapper(hnet, sigma_noise=0.1, learn_sigma="per_weight", verbose=False)
+
+    torch.manual_seed(0)
+    guide = bayeshnet.AutoHypernet(model, example=(x, y), conditional=None, hnet=build)
+    return {
+        "step": lambda: void(bayeshnet.fit(model, guide, (x, y), steps=steps, num_particles=num, progress=False)),
+        "predict": lambda: void(bayeshnet.predict(model, guide, x, 100)),
+    }
+
+
+def void(_: object) -> None:
+    """Drop a result."""
+
+
+def measure_fused(repeats: int) -> tuple[list[dict[str, object]], dict[str, float]]:
+    rows: list[dict[str, object]] = []
+    summary: dict[str, float] = {}
+    x, y = data()
+    for num in (1, 16):
+        pair = {"fused": fused(x, y, num, 100, HMLP), "general": fused(x, y, num, 100, Derived)}
+        for what, count in {"step": 100, "predict": 1}.items():
+            if what == "predict" and num > 1:
+                continue
+            seconds = alternate({name: calls[what] for name, calls in pair.items()}, repeats)
+            ratio = median(a / b for a, b in zip(seconds["general"], seconds["fused"], strict=True))
+            ms = {name: median(times) / count * 1e3 for name, times in seconds.items()}
+            rows.append({"S": num, "what": what, "fused": ms["fused"], "general": ms["general"], "ratio": ratio})
+            summary[f"{what}_s{num}"] = ratio
+    return rows, summary
+
+
 def main() -> None:
-    args = parser(__doc__ or "").parse_args()
+    options = parser(__doc__ or "")
+    options.add_argument("--fused", action="store_true", help="measure the fused draw against the general form")
+    args = options.parse_args()
     torch.set_num_threads(1)
+    if args.fused:
+        report(*measure_fused(5 if args.quick else 15), args)
+        return
     # fit sets up an optimiser and ends with a short diagnosis: enough steps to make these a small part of the time.
     steps, repeats = (100, 5) if args.quick else (100, 15)
     rows: list[dict[str, object]] = []

@@ -1,21 +1,22 @@
-"""Estimators of log q for hypernetworks with noise, exchangeable behind one protocol."""
+"""Estimators of log q for hypernetworks with noise, exchangeable behind one protocol.
+
+Those that do not serve the weights of networks are in :mod:`bayeshnet.entropy.experimental`.
+"""
 
 from __future__ import annotations
 
-from bayeshnet.entropy.adversarial import Adversarial
+from bayeshnet.deprecation import renamed_attributes
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.importance import ImportanceEstimate, importance_log_density
 from bayeshnet.entropy.importance_sampled import ImportanceSampled
 from bayeshnet.entropy.linearised import Linearised
+from bayeshnet.entropy.path_gradient import PathGradient
 from bayeshnet.entropy.preimages import Preimages, find_preimages
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
-from bayeshnet.entropy.semi_implicit import SemiImplicit
-from bayeshnet.entropy.spectral_stein import SpectralStein, spectral_score
 from bayeshnet.entropy.support import has_full_support
 
 __all__ = [
-    "Adversarial",
     "ChangeOfVariables",
     "Diagnosis",
     "Draw",
@@ -24,11 +25,17 @@ __all__ = [
     "Linearised",
     "LogDensity",
     "NoisySampler",
+    "PathGradient",
     "Preimages",
-    "SemiImplicit",
-    "SpectralStein",
     "find_preimages",
     "has_full_support",
     "importance_log_density",
-    "spectral_score",
 ]
+
+__getattr__ = renamed_attributes(
+    __name__,
+    {
+        name: f"bayeshnet.entropy.experimental.{name}"
+        for name in ("Adversarial", "SemiImplicit", "SpectralStein", "spectral_score")
+    },
+)

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from bayeshnet.checks import require_count
+from bayeshnet.entropy._fused_mlp_draw import fused_mlp_draw, tanh_jacobian
 from bayeshnet.entropy.implicit_noise import known_noise
-from bayeshnet.entropy.mlp_draw import mlp_draw
 from bayeshnet.entropy.preimages import find_preimages
 from bayeshnet.entropy.protocol import BOUND_THE_GRADIENT, Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.entropy.support import has_full_support, measure_holes
 from bayeshnet.errors import FoldingWarning
+from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["ChangeOfVariables"]
 
@@ -59,7 +60,7 @@ class ChangeOfVariables(LogDensity):
 
     def draw(self, sampler: NoisySampler, num: int) -> Draw:
         """See :meth:`LogDensity.draw`."""
-        return mlp_draw(sampler, num) or sampler.draw(num)
+        return fused_mlp_draw(sampler, num) or sampler.draw(num)
 
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
         """See :meth:`LogDensity.log_prob`.
@@ -73,12 +74,12 @@ class ChangeOfVariables(LogDensity):
             if abs(total) < len(sign):
                 rarer = sign * (1.0 if total >= 0 else -1.0) < 0
                 log_det = torch.where(rarer, 2.0 * log_det.detach() - log_det, log_det)
-        return sampler.log_base_density(draw.noise) - log_det
+        return log_standard_normal(draw.noise) - log_det
 
     def log_prob_of(self, sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
         """See :meth:`LogDensity.log_prob_of`: the noise is known, its gradient is that of an implicit function."""
         noise = known_noise(sampler, weights, draw)
-        return sampler.log_base_density(noise) - self._log_abs_det(sampler, noise[:, : sampler.latent_dim])
+        return log_standard_normal(noise) - self._log_abs_det(sampler, noise[:, : sampler.latent_dim])
 
     def slogdet(self, sampler: NoisySampler, z: Tensor) -> tuple[Tensor, Tensor]:
         """Sign and logarithm of the absolute value of det dT/dz at ``z [S, n]``: ``[S]`` each."""
@@ -87,7 +88,8 @@ class ChangeOfVariables(LogDensity):
         if n == 0:
             total = log_sigma.sum().expand(z.shape[0])
             return torch.ones_like(total), total
-        matrix = sampler.jacobian(z, rows=n).double()
+        jacobian = tanh_jacobian(sampler, z)
+        matrix = (sampler.jacobian(z, rows=n) if jacobian is None else jacobian).double()
         matrix = matrix + torch.diag_embed(log_sigma[:n].double().exp())
         sign, log_abs = torch.linalg.slogdet(matrix)
         return sign.to(z.dtype), log_abs.to(z.dtype) + log_sigma[n:].sum()

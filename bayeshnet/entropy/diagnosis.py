@@ -26,7 +26,6 @@ MEANINGS: dict[str, str] = {
     "search_missed": "share of draws whose noise the search would miss",
     "entropy_gap": "entropy less that by importance sampling, nats",
     "effective_share": "effective share of the importance samples behind it",
-    "own_weight": "weight of a draw's own noise in the semi-implicit bound",
     "self_weight": "weight of a draw's own noise in the semi-implicit bound",
     "stein_share": "entropy gradient seen by the estimated score; 1 is right",
     "spread": "spread that the estimated score leads to; 1 is right",

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from bayeshnet.entropy.sampler import Draw, NoisySampler, chunks
+from bayeshnet.normal_density import LOG_2PI
 
 __all__ = ["ImportanceEstimate", "importance_log_density"]
-
-_LOG_2PI = math.log(2.0 * math.pi)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +122,13 @@ def _estimate(
     z = mean.unsqueeze(1) + torch.linalg.solve_triangular(chol.transpose(1, 2), e, upper=True).transpose(1, 2)
     z = z.reshape(num, k * num_inner, n)
     a = compressed.embed(z.reshape(-1, n)).reshape(num, k * num_inner, -1)
-    misfit = (a - target.unsqueeze(1)).square().sum(-1) + rest.unsqueeze(1) + draw.weights.shape[1] * _LOG_2PI
-    log_joint = -0.5 * (misfit + z.square().sum(-1) + n * _LOG_2PI)
+    misfit = (a - target.unsqueeze(1)).square().sum(-1) + rest.unsqueeze(1) + draw.weights.shape[1] * LOG_2PI
+    log_joint = -0.5 * (misfit + z.square().sum(-1) + n * LOG_2PI)
     # Density of the whole mixture at every sample, whichever component drew it.
     offset = z.unsqueeze(1) - mean.reshape(num, k, 1, n)
     scaled = offset @ chol.reshape(num, k, n, n)
     log_det = chol.diagonal(dim1=-2, dim2=-1).log().sum(-1).reshape(num, k, 1)
-    log_parts = -0.5 * (scaled.square().sum(-1) + n * _LOG_2PI) + log_det
+    log_parts = -0.5 * (scaled.square().sum(-1) + n * LOG_2PI) + log_det
     log_weight = log_joint - (torch.logsumexp(log_parts, 1) - math.log(k))
     total = log_weight.shape[1]
     share = 1.0 / torch.softmax(log_weight, 1).square().sum(1) / total

@@ -14,10 +14,10 @@ from bayeshnet.entropy.importance import Compressed, compress, gauss_newton
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler, chunks, percent, require_values
 from bayeshnet.errors import SearchWarning
+from bayeshnet.normal_density import LOG_2PI
 
 __all__ = ["ImportanceSampled"]
 
-_LOG_2PI = math.log(2.0 * math.pi)
 # An estimate from a smaller share of its samples is not trusted.
 _FEWEST = 0.01
 # Modes this many nats apart are different ones.
@@ -127,7 +127,7 @@ class ImportanceSampled(LogDensity):
     def _estimate_rows(self, sampler: NoisySampler, weights: Tensor, own: Tensor | None) -> _Estimate:
         num, n, size = len(weights), sampler.latent_dim, sampler.event_dim
         log_sigma = sampler.log_sigma().double()
-        constant = log_sigma.sum() + 0.5 * size * _LOG_2PI
+        constant = log_sigma.sum() + 0.5 * size * LOG_2PI
         if n == 0:
             scaled = (weights - sampler.generate(weights[:, :0].to(sampler.sigma.dtype)).double()) / log_sigma.exp()
             exact = -0.5 * scaled.square().sum(1) - constant
@@ -141,11 +141,11 @@ class ImportanceSampled(LogDensity):
         e = torch.randn(num, k, self.num_inner, n, dtype=torch.double, device=weights.device)
         moved = torch.linalg.solve_triangular(chol.transpose(-1, -2), e.transpose(-1, -2), upper=True)
         z = (mean.unsqueeze(2) + moved.transpose(-1, -2)).reshape(num, k * self.num_inner, n)
-        log_joint = -0.5 * (fit(z) + z.square().sum(-1) + n * _LOG_2PI) - constant
+        log_joint = -0.5 * (fit(z) + z.square().sum(-1) + n * LOG_2PI) - constant
         # Density of the whole mixture at every sample, whichever component drew it.
         scaled = (z.unsqueeze(1) - mean.unsqueeze(2)) @ chol
         log_det = chol.diagonal(dim1=-2, dim2=-1).log().sum(-1).unsqueeze(2)
-        log_parts = -0.5 * (scaled.square().sum(-1) + n * _LOG_2PI) + log_det
+        log_parts = -0.5 * (scaled.square().sum(-1) + n * LOG_2PI) + log_det
         log_weight = log_joint - (torch.logsumexp(log_parts, 1) - math.log(k))
         total = log_weight.shape[1]
         with torch.no_grad():

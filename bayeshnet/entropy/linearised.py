@@ -12,10 +12,9 @@ from bayeshnet.entropy.importance import importance_log_density
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, DensityError, EntropyGapWarning
+from bayeshnet.normal_density import LOG_2PI, log_standard_normal
 
 __all__ = ["Linearised"]
-
-_LOG_2PI = math.log(2.0 * math.pi)
 
 
 class Linearised(LogDensity):
@@ -58,7 +57,7 @@ class Linearised(LogDensity):
     def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
         """See :meth:`LogDensity.log_prob`."""
         if sampler.latent_dim == 0:  # a Gaussian
-            return sampler.log_base_density(draw.noise) - sampler.log_sigma().sum()
+            return log_standard_normal(draw.noise) - sampler.log_sigma().sum()
         curvature, pull = self._curvature(sampler, draw)
         n = sampler.latent_dim
         matrix = curvature + torch.eye(n, dtype=curvature.dtype, device=curvature.device)
@@ -72,7 +71,7 @@ class Linearised(LogDensity):
             z = draw.z.double()
             lost = torch.linalg.solve_triangular(chol, (z - pull).unsqueeze(-1), upper=False).squeeze(-1)
             quadratic = draw.noise.double().square().sum(-1) + z.square().sum(-1) - lost.square().sum(-1)
-        half = 0.5 * (log_det + quadratic + sampler.event_dim * _LOG_2PI)
+        half = 0.5 * (log_det + quadratic + sampler.event_dim * LOG_2PI)
         return (-half).to(draw.z.dtype) - log_sigma
 
     def _curvature(self, sampler: NoisySampler, draw: Draw) -> tuple[Tensor, Tensor]:

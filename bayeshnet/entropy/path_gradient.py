@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["PathShare"]
+__all__ = ["PathGradient"]
 
 _MEMORY = 0.9
 
@@ -31,7 +31,7 @@ def _zero() -> Tensor:
 
 
 @dataclass(slots=True)
-class PathShare:
+class PathGradient:
     """How far gradients go through the draws alone, as learned from step to step for one sampler.
 
     Attributes:
@@ -41,7 +41,7 @@ class PathShare:
         coefficient: What a draw's log q was multiplied with in the last step.
 
     Example:
-        >>> path, score = PathShare(), torch.randn(8, 3)
+        >>> path, score = PathGradient(), torch.randn(8, 3)
         >>> for _ in range(3):  # the mean of log q - log p, of a guide that is the posterior
         ...     for_draws, for_log_q = path.mix(score, -score / 8, torch.full((8,), 1 / 8))
         >>> bool(for_draws.abs().max() < 1e-6), bool(for_log_q.abs().max() < 1e-6)

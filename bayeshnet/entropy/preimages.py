@@ -13,6 +13,7 @@ from bayeshnet.entropy.implicit_noise import implicit_solution
 from bayeshnet.entropy.root_search import RootEquation, bracket, follow, newton
 from bayeshnet.entropy.sampler import NoisySampler, chunks, percent, require_values
 from bayeshnet.errors import SearchWarning
+from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["Preimages", "find_preimages"]
 
@@ -214,7 +215,7 @@ def _summed_density(
     goal = target[row]
     found = implicit_solution(sampler, goal[:, :n], u.to(target.dtype))
     rest = (goal - sampler.generate(found))[:, n:] / sampler.sigma[n:]
-    log_density = sampler.log_base_density(torch.cat([found, rest], 1)) - log_abs_det(sampler, found)
+    log_density = log_standard_normal(torch.cat([found, rest], 1)) - log_abs_det(sampler, found)
     place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     each = target.new_full((num, max(1, int(count.max()) if num else 1)), -torch.inf)
     each = each.index_put((row, place), log_density)

@@ -106,6 +106,7 @@ class LogDensity(ABC):
                 f"build the wrapper with HPerturbWrapper(..., noise={self.noise!r}) or choose another estimator."
             )
         sampler.check_density()
+        sampler.checked_by = self
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -18,14 +18,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bayeshnet.entropy.path_gradient import PathShare
+from bayeshnet.entropy.path_gradient import PathGradient
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.hnets.jacobian import row_jacobian
 from bayeshnet.hnets.linear_head import LinearHeadHyperNet
-from bayeshnet.layers.batch_norm import BatchNormLayer
-from bayeshnet.layers.module_versions import module_state, places_of
+from bayeshnet.hnets.row_maps import require_row_map
+from bayeshnet.layers.module_versions import places_of
 from bayeshnet.layers.plain_modules import has_own_hooks
 
 __all__ = ["Draw", "NoisySampler"]
@@ -85,15 +85,19 @@ class NoisySampler:
         self.cond_id = cond_id
         self.cond_input = cond_input if cond_input is None or cond_input.dim() == 2 else cond_input.reshape(1, -1)
         self.shared = hnet.noise == "shared"
-        self.path_share: PathShare | None = None
-        """For the expectation of a loss in which log q enters linearly, as a guide's ELBO; None for any other use."""
+        self.generator: HyperNetInterface = hnet.internal_hnet
+        """The hypernetwork h inside the wrapper."""
+        self.checked_by: object = None
+        """The estimator that was last found to apply to the sampler."""
+        self.path_gradient: PathGradient | None = None
+        """Set by whoever uses the expectation of a loss in which log q enters linearly, such as a guide's ELBO."""
         self.event_dim = hnet.num_outputs
         self.latent_dim = hnet.hnet_uncond_in_size or 0
         self._density_checked = False
-        self._places = places_of(hnet)
+        self.places = places_of(hnet)
+        """Where the hypernetwork keeps its parameters; see :mod:`bayeshnet.layers.module_versions`."""
         self._check_wrapper()
-        generator = self.generator
-        self._may_have_head = generator if isinstance(generator, LinearHeadHyperNet) else None
+        self._may_have_head = self.generator if isinstance(self.generator, LinearHeadHyperNet) else None
 
     def _check_wrapper(self) -> None:
         """Raise if a call of the wrapper does more than to add noise; looked at in each draw."""
@@ -112,11 +116,6 @@ class NoisySampler:
         return head if head is not None and head.has_linear_head else None
 
     @property
-    def generator(self) -> HyperNetInterface:
-        """The hypernetwork h inside the wrapper."""
-        return self.hnet.internal_hnet
-
-    @property
     def sigma(self) -> Tensor:
         """Standard deviations of the perturbation ``[D]``."""
         return self.hnet.sigma.expand(self.event_dim)
@@ -126,11 +125,6 @@ class NoisySampler:
         learned = self.hnet.log_sigma_noise
         log_sigma = self.hnet.sigma.log() if learned is None else learned
         return log_sigma.expand(self.event_dim)[:count]
-
-    def state(self) -> tuple[Any, ...]:
-        """Changes whenever the sampler's parameters do; of a hypernetwork whose modules stay what they are."""
-        given = None if self.cond_input is None else self.cond_input._version
-        return (*module_state(self._places), given)
 
     def parameters(self) -> list[Tensor]:
         """What may be learned of the distribution: the hypernetwork's parameters, and a conditional input."""
@@ -149,18 +143,11 @@ class NoisySampler:
 
     def draw(self, num: int) -> Draw:
         """``num`` independent samples."""
-        base = self.draw_noise(num)
+        self._check_wrapper()
+        base = self.hnet.draw_noise(num)
         z = base[:, : self.latent_dim]
         noise = base if self.shared else base[:, self.latent_dim :]
         return self.place(z, noise)
-
-    def draw_noise(self, num: int) -> Tensor:
-        """All the noise of ``num`` samples, ``[num, D]``, or ``[num, n + D]`` if it is not shared."""
-        self._check_wrapper()
-        like = self.hnet.sigma
-        size = self.event_dim if self.shared else self.event_dim + self.latent_dim
-        # One call draws all, so that the stream of random numbers does not depend on the noise's kind or form.
-        return torch.randn(num, size, dtype=like.dtype, device=like.device)
 
     def place(self, z: Tensor, noise: Tensor) -> Draw:
         """The samples made by given noise: ``z [S, n]``, ``noise [S, D]``."""
@@ -179,20 +166,13 @@ class NoisySampler:
         Raises:
             RuntimeError: If the hypernetwork has batch norm or dropout.
         """
-        generator = self.generator
-        if self._density_checked or not isinstance(generator, nn.Module):
+        if self._density_checked or not isinstance(self.generator, nn.Module):
             return
-        for name, module in generator.named_modules():
-            if isinstance(module, BatchNormLayer | nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
-                kind = "batch norm, which makes a sample depend on the others in its batch"
-            elif isinstance(module, nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
-                kind = "dropout, whose random masks are no part of the noise z"
-            else:
-                continue
-            raise DensityError(
-                f"hnet: the hypernetwork has {kind} (module {name!r}); such samples have no density of their own. "
-                "Build it with use_batch_norm=False and dropout_rate=-1, or use it only for sampling."
-            )
+        require_row_map(
+            self.generator,
+            "so that a sample depends on more than its own noise and has no density",
+            otherwise=", or use it only for sampling",
+        )
         self._density_checked = True  # modules do not change; this is called at every step
 
     def features(self, z: Tensor) -> Tensor:
@@ -215,13 +195,6 @@ class NoisySampler:
             return row_jacobian(self.generate, z)[..., :rows]
         weight, _ = head.head(rows=rows)
         return self.feature_jacobian(z) @ weight.T
-
-    def log_base_density(self, noise: Tensor) -> Tensor:
-        """Log-density of standard normal rows: ``[S]``."""
-        return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * _LOG_2PI)
-
-
-_LOG_2PI = 1.8378770664093453
 
 
 def require_values(sampler: NoisySampler, weights: Tensor) -> None:

@@ -20,7 +20,8 @@ from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError
 from bayeshnet.families._blocks import BlockLayout
 from bayeshnet.families.base import Family, Start, assign
-from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, standard_normal, state_of
+from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, state_of
+from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["BlockGaussian", "BlockGaussianWeights", "BlockNoise"]
 
@@ -128,9 +129,9 @@ class BlockGaussianWeights(FlatDistribution):
         made: _Made = origin.made_of
         if made.chosen is None:
             return self._shaped(self._log_noise(made.drawn) - self.log_scale.sum(), value)
-        log_q = self._average(standard_normal(self._residuals(made.ordered)))
+        log_q = self._average(log_standard_normal(self._residuals(made.ordered)))
         if self.noise is not None:
-            log_q = log_q + (self._log_noise(made.drawn) - standard_normal(made.drawn)).index_select(0, made.chosen)
+            log_q = log_q + (self._log_noise(made.drawn) - log_standard_normal(made.drawn)).index_select(0, made.chosen)
         return self._shaped(log_q, value)
 
     def log_prob_of(self, rows: Tensor, made_of: _Made) -> Tensor:
@@ -146,7 +147,7 @@ class BlockGaussianWeights(FlatDistribution):
         return self._average(self._log_noise(self._residuals(_by_unit(rows, self.layout))))
 
     def _log_noise(self, noise: Tensor) -> Tensor:
-        return standard_normal(noise) if self.noise is None else self.noise.log_prob(noise)
+        return log_standard_normal(noise) if self.noise is None else self.noise.log_prob(noise)
 
     def _residuals(self, rows: Tensor) -> Tensor:
         """The noise ``[C, S, D]`` that leads each component to rows ``[S, D]``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ from torch import Size, Tensor
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["FlatDistribution", "Origin", "last_made_of", "standard_normal", "state_of"]
+__all__ = ["FlatDistribution", "Origin", "last_made_of", "state_of"]
 
 Self = TypeVar("Self", bound="FlatDistribution")
 
@@ -44,11 +43,6 @@ def state_of(*parts: Any) -> tuple[Any, ...]:
 def last_made_of(distribution: TorchDistribution) -> Any:
     """What the last draw of a distribution was made of, None if it keeps no memory of it."""
     return distribution.last_made_of if isinstance(distribution, FlatDistribution) else None
-
-
-def standard_normal(noise: Tensor) -> Tensor:
-    """Log-density ``[...]`` of ``[..., n]`` under N(0, I)."""
-    return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2.0 * math.pi))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bayeshnet.checks import kind_of, require_count
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
-from bayeshnet.entropy.path_gradient import PathShare
+from bayeshnet.entropy.path_gradient import PathGradient
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
@@ -169,7 +169,7 @@ class Hypernet(Family, short_form="hypernet"):
         # responsibility, which differs from draw to draw.
         alone = noise is None and start.num_components <= 1
         if alone and start.size <= _FEW and isinstance(estimator, ChangeOfVariables) and estimator.path_gradients:
-            self.sampler.path_share = PathShare()
+            self.sampler.path_gradient = PathGradient()
 
     def _default(
         self, start: Start, noise_dim: int, hidden_layers: tuple[int, ...], mean: Tensor, scale: float | None

@@ -18,6 +18,7 @@ from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
 from bayeshnet.families.flat_distribution import FlatDistribution, state_of
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
+from bayeshnet.layers.module_versions import module_state
 
 __all__ = ["ImplicitWeights"]
 
@@ -110,7 +111,10 @@ class ImplicitWeights(FlatDistribution):
 
     def state(self) -> Any:
         """See :meth:`FlatDistribution.state`."""
-        return self.sampler.state(), state_of(self.loc, self.scale)
+        sampler, state = self.sampler, module_state(self.sampler.places)
+        if self.loc is None and self.scale is None and sampler.cond_input is None:
+            return state
+        return state, state_of(self.loc, self.scale, sampler.cond_input)
 
     def _placed(self, weights: Tensor) -> Tensor:
         if self.scale is None:
@@ -131,7 +135,8 @@ class ImplicitWeights(FlatDistribution):
             RuntimeError: If the density of a foreign value is not available, or no sample has one (batch norm).
         """
         origin = self._recall(value)
-        self.estimator.check(self.sampler)
+        if self.sampler.checked_by is not self.estimator:
+            self.estimator.check(self.sampler)
         if origin is None or not origin.live:
             self._check_dtype(value)
         rows = value.reshape(-1, value.shape[-1])

@@ -11,7 +11,8 @@ from torch import Size, Tensor, nn
 from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, DensityError
 from bayeshnet.families.base import Family, Start, assign
-from bayeshnet.families.flat_distribution import FlatDistribution, standard_normal
+from bayeshnet.families.flat_distribution import FlatDistribution
+from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["LowRank", "MultiplicativeLowRank"]
 
@@ -93,7 +94,7 @@ class MultiplicativeLowRank(FlatDistribution):
         scaled = (value - self.loc) * (-self.log_scale).exp()
         inner = torch.linalg.solve(core, (scaled @ self.right).double().unsqueeze(-1)).squeeze(-1)
         noise = scaled - inner.to(scaled.dtype) @ self.left.T
-        log_q = standard_normal(noise) - self.log_scale.sum() - log_det.to(scaled.dtype)
+        log_q = log_standard_normal(noise) - self.log_scale.sum() - log_det.to(scaled.dtype)
         return self._shaped(log_q, value)
 
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from bayeshnet.checks import require_flag
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.chunked_mlp_hnet import ChunkedHMLP
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.hnets.mlp_hnet import HMLP
-from bayeshnet.layers.batch_norm import BatchNormLayer
+from bayeshnet.hnets.row_maps import require_row_map
 from bayeshnet.mnets.param_table import num_weights
 from bayeshnet.sites.arguments import call_arguments
 from bayeshnet.sites.latents import prior_start
@@ -174,17 +174,7 @@ def _make_hnet(hnet: HnetOrBuilder | None, shapes: list[list[int]]) -> nn.Module
             "function of the condition alone. Build it with uncond_in_size=0 and cond_in_size > 0 and without a "
             "perturbation wrapper, or use AutoHypernet."
         )
-    for name, module in made.named_modules():
-        if isinstance(module, BatchNormLayer | nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage] - torch's common base has no public name
-            kind = "batch norm"
-        elif isinstance(module, nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage] - the same
-            kind = "dropout"
-        else:
-            continue
-        raise DensityError(
-            f"hnet: has {kind} (module {name!r}), so that what it makes is no function of the condition alone. Build "
-            "it with use_batch_norm=False and dropout_rate=-1."
-        )
+    require_row_map(made, "so that what it makes is no function of the condition alone")
     return made
 
 

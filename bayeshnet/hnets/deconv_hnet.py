@@ -18,7 +18,7 @@ from bayeshnet.hnets.full import FullHyperNet
 from bayeshnet.layers.batch_norm import BatchNormLayer
 from bayeshnet.layers.self_attention import self_attention, self_attention_shapes
 from bayeshnet.mnets.param_table import ParamRecord, num_weights
-from bayeshnet.typing import Activation, Shapes
+from bayeshnet.typing import Activation, InputRows, OutputRows, Shapes
 
 __all__ = ["HDeconv"]
 
@@ -187,7 +187,7 @@ class HDeconv(FullHyperNet):
 
     # ------------------------------------------------------------------ the map
 
-    def generate_rows(self, x: Tensor, weights: Sequence[Tensor], condition: Any = None) -> Tensor:
+    def generate_rows(self, x: InputRows, weights: Sequence[Tensor], condition: Any = None) -> OutputRows:
         """See :meth:`bayeshnet.hnets.full.FullHyperNet.generate_rows`."""
         steps: list[Deconv | None] = [None, *self._deconvs]
         for i, step in enumerate(steps):

@@ -12,6 +12,7 @@ from torch import Tensor
 from bayeshnet.hnets.arguments import HyperInputs, expand_rows
 from bayeshnet.hnets.base import HyperNet
 from bayeshnet.layers.plain_modules import is_plain
+from bayeshnet.typing import InputRows, OutputRows
 
 __all__ = ["FullHyperNet"]
 
@@ -23,7 +24,7 @@ class FullHyperNet(HyperNet):
     """
 
     @abstractmethod
-    def generate_rows(self, x: Tensor, weights: Sequence[Tensor], condition: Any = None) -> Tensor:
+    def generate_rows(self, x: InputRows, weights: Sequence[Tensor], condition: Any = None) -> OutputRows:
         """Compute the outputs of rows of input, one by one; no arguments are checked.
 
         Args:
@@ -46,7 +47,7 @@ class FullHyperNet(HyperNet):
             and "_generate" not in self.__dict__
         )
 
-    def call_rows(self, x: Tensor, weights: Sequence[Tensor], condition: Any = None) -> Tensor:
+    def call_rows(self, x: InputRows, weights: Sequence[Tensor], condition: Any = None) -> OutputRows:
         """What :meth:`generate_rows` computes, by a call of the network where that is more than this method."""
         if self.is_plain_map():
             return self.generate_rows(x, weights, condition)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets.arguments import HyperInputs, expand_rows, parse_cond_id
 from bayeshnet.hnets.base import HyperNet
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.mnets.own_lists import kept_params
-from bayeshnet.typing import CondId
+from bayeshnet.typing import CondId, Scalar, Weights
 
 if TYPE_CHECKING:
     from bayeshnet.layers.batch_norm import BatchNormLayer
@@ -240,11 +240,29 @@ class HPerturbWrapper(HyperNet):
         return self._n
 
     @property
-    def sigma(self) -> Tensor:
+    def sigma(self) -> Scalar | Weights:
         """Standard deviation of the perturbation, ``[]`` or ``[D]``, differentiable if it is learned."""
         if self.log_sigma_noise is not None:
             return self.log_sigma_noise.exp()
         return cast("Tensor", self._sigma_noise)
+
+    def draw_noise(self, num: int) -> Tensor:
+        """Draw ``num`` inputs from N(0, I), ``[num, uncond_in_size]``, in the dtype and on the device of the scale.
+
+        Raises:
+            UsageError: If handlers decide what the input is.
+
+        Example:
+            >>> from bayeshnet.hnets import HMLP
+            >>> HPerturbWrapper(HMLP([[3]], uncond_in_size=2, cond_in_size=0), noise="independent").draw_noise(7).shape
+            torch.Size([7, 5])
+        """
+        size, learned = self._uncond_in_size, self.log_sigma_noise
+        like = cast("Tensor", self._sigma_noise) if learned is None else learned
+        if size is None:
+            raise UsageError("draw_noise: the wrapper has handlers, which decide what its input is; draw it there.")
+        # One call draws all, so that the stream of random numbers does not depend on the noise's kind or form.
+        return torch.randn(num, size, dtype=like.dtype, device=like.device)
 
     @property
     def cond_in_size(self) -> int | None:

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from bayeshnet.errors import UsageError
+from bayeshnet.typing import Jacobians, NoiseBatch
 
 __all__ = ["row_jacobian"]
 
 
-def row_jacobian(fn: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+def row_jacobian(fn: Callable[[Tensor], Tensor], z: NoiseBatch) -> Jacobians:
     """Forward-mode Jacobian of a row-wise function, all directions of all rows in one pass.
 
     Differentiable in turn, with respect to everything that ``fn`` uses.

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from bayeshnet.typing import CondId, WeightsArg
+from bayeshnet.typing import CondId, HeadWeight, Jacobians, NoiseBatch, Weights, WeightsArg
 
 __all__ = ["LinearHeadHyperNet"]
 
@@ -40,16 +40,16 @@ class LinearHeadHyperNet(Protocol):
         """The input ``[..., q]`` of the output layer, for inputs with any number of leading dimensions."""
         ...
 
-    def head(self, weights: WeightsArg | None = None, rows: int | None = None) -> tuple[Tensor, Tensor | None]:
+    def head(self, weights: WeightsArg | None = None, rows: int | None = None) -> tuple[HeadWeight, Weights | None]:
         """Weight ``[D, q]`` and bias ``[D]`` of the output layer, or their first ``rows`` rows."""
         ...
 
     def feature_jacobian(
         self,
-        uncond_input: Tensor,
+        uncond_input: NoiseBatch,
         cond_input: Tensor | None = None,
         cond_id: CondId | None = None,
         weights: WeightsArg | None = None,
-    ) -> Tensor:
+    ) -> Jacobians:
         """Derivatives ``J[s, i, j] = d features_j(z_s) / d z_i`` for ``uncond_input [S, n]``: ``[S, n, q]``."""
         ...

@@ -15,7 +15,7 @@ from bayeshnet.hnets.arguments import HyperInputs, check_input
 from bayeshnet.hnets.full import FullHyperNet
 from bayeshnet.hnets.jacobian import row_jacobian
 from bayeshnet.layers.plain_modules import has_hooks
-from bayeshnet.typing import Activation, CondId, WeightsArg
+from bayeshnet.typing import Activation, CondId, HeadWeight, Jacobians, NoiseBatch, Weights, WeightsArg
 
 __all__ = ["MLPFeatures"]
 
@@ -144,7 +144,7 @@ class MLPFeatures(FullHyperNet):
                 ) from None
         return torch.cat([uncond_input.expand(*lead, -1), cond.expand(*lead, -1)], dim=-1), full
 
-    def head(self, weights: WeightsArg | None = None, rows: int | None = None) -> tuple[Tensor, Tensor | None]:
+    def head(self, weights: WeightsArg | None = None, rows: int | None = None) -> tuple[HeadWeight, Weights | None]:
         """Weight and bias of the output layer; see :meth:`features`.
 
         Args:
@@ -177,11 +177,11 @@ class MLPFeatures(FullHyperNet):
 
     def feature_jacobian(
         self,
-        uncond_input: Tensor,
+        uncond_input: NoiseBatch,
         cond_input: Tensor | None = None,
         cond_id: CondId | None = None,
         weights: WeightsArg | None = None,
-    ) -> Tensor:
+    ) -> Jacobians:
         """Derivatives of :meth:`features` with respect to the unconditional input, differentiable in turn.
 
         Args:
@@ -250,23 +250,6 @@ class MLPFeatures(FullHyperNet):
         else:
             return None
         return slope + self._kernel(full, len(full) - 1, update=False) if self._linear_skip else slope
-
-    def tanh_layers(self) -> list[Tensor | None] | None:
-        """Weight and bias of each hidden layer, those of the output layer and the skip's weight; None for what is not.
-
-        None altogether unless the network is a chain of plain tanh layers, without conditions, that keeps its weights.
-        """
-        activation = self.activation_fn
-        known = activation is not None and elementwise_derivative(activation) is not None
-        is_tanh = known and (type(activation) is nn.Tanh or activation is torch.tanh)
-        plain = self.has_linear_head and self._spectral_norms is None and not self._cond_in_size
-        if not (is_tanh and plain) or self._layout.external:
-            return None
-        full = self._internal_list()
-        layers: list[Tensor | None] = []
-        for ref, bias_ref in self._fc_refs:
-            layers += [full[ref], None if bias_ref is None else full[bias_ref]]
-        return [*layers, full[-1] if self._linear_skip else None]
 
     def direct_params(self) -> list[Tensor]:
         """The internal parameters that act on one output each: the output layer's bias and the skip's weight."""

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,15 @@ from torch.nn import functional as F
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.arguments import check_activation, check_sizes, no_embeddings, read_target_shapes
+from bayeshnet.hnets.base import HyperNet
 from bayeshnet.hnets.hyperfan import Overrides
 from bayeshnet.hnets.hyperfan_draw import hmlp_hyperfan_init
 from bayeshnet.hnets.mlp_features import MLPFeatures
 from bayeshnet.layers.batch_norm import BatchNormLayer
+from bayeshnet.layers.plain_modules import all_plain
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.param_table import ParamRecord, num_weights
-from bayeshnet.typing import Activation, Shapes
+from bayeshnet.typing import Activation, InputRows, OutputRows, Shapes
 
 __all__ = ["HMLP"]
 
@@ -158,7 +160,7 @@ class HMLP(MLPFeatures):
 
     # ------------------------------------------------------------------ the map
 
-    def generate_rows(self, x: Tensor, weights: Sequence[Tensor], condition: Any = None) -> Tensor:
+    def generate_rows(self, x: InputRows, weights: Sequence[Tensor], condition: Any = None) -> OutputRows:
         """See :meth:`bayeshnet.hnets.full.FullHyperNet.generate_rows`."""
         hidden = self._hidden(x, weights, condition)
         ref, bias_ref = self._fc_refs[-1]
@@ -171,6 +173,55 @@ class HMLP(MLPFeatures):
         """Whether :meth:`features` and :meth:`head` apply: not with batch norm, dropout, hooks or another forward."""
         own = type(self).generate_rows is HMLP.generate_rows and "generate_rows" not in self.__dict__
         return own and super().has_linear_head
+
+    def tanh_layers(self, wrapper: HyperNet | None = None) -> list[Tensor | None] | None:
+        """The weights, if a call is nothing but a chain of tanh layers with a linear output layer: for fused forms.
+
+        Read at each call, since hooks, a ``forward`` and a mode can be set at any time. All that has to hold is asked
+        here: no derived class, conditions, external weights, batch norm, dropout or spectral norm, and no hooks or
+        replaced methods of the network, of its activation or of the wrapper.
+
+        Args:
+            wrapper: A hypernetwork around this one whose call has to be plain, too.
+
+        Returns:
+            Weight and bias of each layer, those of the output layer last, and the weight of the skip; None for a bias
+            or a skip that is not there. None altogether for any other network.
+
+        Example:
+            >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, layers=(4,), activation_fn=nn.Tanh())
+            >>> [None if part is None else tuple(part.shape) for part in hnet.tanh_layers()]
+            [(4, 2), (4,), (3, 4), (3,), None]
+            >>> handle = hnet.register_forward_hook(lambda module, args, out: -out)
+            >>> hnet.tanh_layers() is None
+            True
+        """
+        activation, dropout, own = self.activation_fn, self.dropout, self.__dict__
+        if type(self) is not HMLP or "generate_rows" in own or "_generate" in own:
+            return None
+        if self._bn_refs or self._cond_in_size or self._layout.external or self._spectral_norms is not None:
+            return None
+        calls: list[tuple[nn.Module, Any]] = [(self, HyperNet.forward)]
+        if isinstance(activation, nn.Tanh) and type(activation) is nn.Tanh:
+            calls.append((activation, nn.Tanh.forward))
+        elif activation is not torch.tanh:
+            return None
+        if dropout is not None:
+            if dropout.p != 0:
+                return None
+            calls.append((dropout, nn.Dropout.forward))
+        if wrapper is not None:
+            calls.append((wrapper, HyperNet.forward))
+        if not all_plain(calls):
+            return None
+        internal = cast("nn.ParameterList", self._internal_params)  # all are internal
+        full = [*cast("dict[str, Tensor]", internal.__dict__["_parameters"]).values()]
+        if len(full) != len(internal):  # one is no parameter any more
+            return None
+        layers: list[Tensor | None] = []
+        for ref, bias_ref in self._fc_refs:
+            layers += [full[ref], None if bias_ref is None else full[bias_ref]]
+        return [*layers, full[-1] if self._linear_skip else None]
 
     # ------------------------------------------------------------------ initialisation
 

@@ -14,7 +14,6 @@ which the products ``L^T x`` and ``L^T L^-T`` make simple here; the latter has o
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +22,9 @@ from torch import Tensor
 
 from bayeshnet.inducing.linear_gaussian import LARGEST, LayerConditional
 from bayeshnet.layers.torch_modes import own_gradients_apply
+from bayeshnet.normal_density import LOG_2PI
 
 __all__ = ["PseudoObservations"]
-
-_LOG_2PI = math.log(2.0 * math.pi)
 
 
 @dataclass(slots=True)
@@ -170,7 +168,7 @@ class _Draw(torch.autograd.Function):
         ctx.parts, ctx.saved, ctx.constants = parts, saved, (bias, prior_scale)
         return (
             x * parts.scale.unsqueeze(1),
-            -0.5 * (quadratic + size * out * _LOG_2PI - out * log_det + scales),
+            -0.5 * (quadratic + size * out * LOG_2PI - out * log_det + scales),
         )
 
     @staticmethod

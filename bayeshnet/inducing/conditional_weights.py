@@ -11,8 +11,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, standard_normal, state_of
+from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, state_of
 from bayeshnet.inducing.layers import ConditionalDraw, InducingLayers
+from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["ConditionalWeights", "FlatLayout"]
 
@@ -191,7 +192,7 @@ class ConditionalWeights(FlatDistribution):
     def _log_weight(self, whitened: Tensor, log_body: Tensor, draw: ConditionalDraw) -> Tensor:
         """Logarithm of a, ``[S]``; finite."""
         scale = self.prior_scale
-        log_prior = standard_normal(whitened if scale is None else whitened / scale)
+        log_prior = log_standard_normal(whitened if scale is None else whitened / scale)
         log_prior = log_prior if scale is None else log_prior - scale.log().sum()
         log_weight = self.power * (draw.log_weight + log_prior - log_body)
         return torch.nan_to_num(log_weight, nan=-1e30, posinf=1e30, neginf=-1e30)

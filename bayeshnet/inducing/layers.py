@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeshnet.families.flat_distribution import standard_normal
 from bayeshnet.inducing._fused_sample import PseudoObservations
 from bayeshnet.inducing.linear_gaussian import LayerConditional
 from bayeshnet.layers.module_versions import module_state, places_of
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import Chain, LinearStep, batched_linear
+from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["ConditionalDraw", "HeadNet", "InducingLayers", "LayerPrior"]
 
@@ -89,7 +89,7 @@ class ConditionalDraw:
         """
         before = len(self.values) - self.finished
         drawn = zip(self.values[:before], self.log_probs[:before], strict=True)
-        ratios = [standard_normal(value.flatten(1)) - log_q for value, log_q in drawn]
+        ratios = [log_standard_normal(value.flatten(1)) - log_q for value, log_q in drawn]
         return torch.stack([*ratios, self.last().log_evidence]).sum(0)
 
     def finish(self, rows: Tensor) -> ConditionalDraw:
@@ -143,13 +143,13 @@ class _Common(nn.Module):
         log_scale, basis = self.log_scale.double(), self.basis.double()
         noise = torch.randn(value.shape[:-1], dtype=value.dtype, device=value.device)
         part = (noise * (log_scale.exp() / math.sqrt(len(basis)))).unsqueeze(-1)
-        return value @ basis.t() + part, log_prob + standard_normal(noise) - log_scale.sum()
+        return value @ basis.t() + part, log_prob + log_standard_normal(noise) - log_scale.sum()
 
     def log_prob(self, weights: Tensor) -> Tensor:
         """Log-density ``[S]`` of u, of weights ``[S, q, out]``."""
         log_scale = self.log_scale.double()
         noise = weights.sum(-1) / math.sqrt(weights.shape[-1]) * (-log_scale).exp()
-        return standard_normal(noise) - log_scale.sum()
+        return log_standard_normal(noise) - log_scale.sum()
 
 
 class InducingLayers(nn.Module):

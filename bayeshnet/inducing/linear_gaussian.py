@@ -24,10 +24,10 @@ from torch import Tensor
 
 from bayeshnet.entropy.protocol import BOUND_THE_GRADIENT
 from bayeshnet.errors import DensityError
+from bayeshnet.normal_density import LOG_2PI
 
 __all__ = ["LARGEST", "LayerConditional"]
 
-_LOG_2PI = math.log(2.0 * math.pi)
 
 # P has no eigenvalue below 1, but the error of each is about 2e-16 of the largest entry, and the mean has that error
 # relative to its size, which may be thousands of standard deviations. Up to this size of the entries log q is then
@@ -143,7 +143,7 @@ class LayerConditional:
         projected = self.factor * (self.features.transpose(-1, -2) @ self.residual)
         quadratic = self.residual.square().sum((-3, -2, -1)) - (projected * self.mean).sum((-3, -2, -1))
         log_det = self.mean.shape[-1] * self._log_det - out * self.log_precision.sum(-1)
-        return -0.5 * (quadratic + log_det + num * out * _LOG_2PI)
+        return -0.5 * (quadratic + log_det + num * out * LOG_2PI)
 
     @property
     def _log_det(self) -> Tensor:
@@ -189,7 +189,7 @@ class LayerConditional:
         out = per_group * self.mean.shape[1]
         log_det = per_group * self._log_det
         scales = 2.0 * (out * self.scale.log().sum() + size * self.spread.log().sum())
-        return -0.5 * (quadratic + size * out * _LOG_2PI - log_det + scales)
+        return -0.5 * (quadratic + size * out * LOG_2PI - log_det + scales)
 
 
 def _root(gram: Tensor, weighted: Tensor, factor: Tensor) -> Tensor:

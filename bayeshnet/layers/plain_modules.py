@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from torch.nn.modules import module as _torch_modules
 
-__all__ = ["has_hooks", "has_own_hooks", "is_plain"]
+__all__ = ["all_plain", "has_hooks", "has_own_hooks", "is_plain"]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -19,10 +20,13 @@ def has_hooks(module: nn.Module) -> bool:
         >>> has_hooks(layer), handle.remove(), has_hooks(layer)
         (True, None, False)
     """
+    return has_own_hooks(module) or _global_hooks()
+
+
+def _global_hooks() -> bool:
+    # Read at each call: they come and go with profilers and debuggers.
     return bool(
-        has_own_hooks(module)
-        # Read at each call: they come and go with profilers and debuggers.
-        or _torch_modules._global_forward_hooks  # pyright: ignore[reportPrivateUsage] - has no public name
+        _torch_modules._global_forward_hooks  # pyright: ignore[reportPrivateUsage] - has no public name
         or _torch_modules._global_forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
         or _torch_modules._global_backward_hooks  # pyright: ignore[reportPrivateUsage]
         or _torch_modules._global_backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
@@ -62,4 +66,34 @@ def is_plain(module: nn.Module, forward: Any) -> bool:
         >>> is_plain(layer, nn.ReLU.forward)
         False
     """
-    return type(module).forward is forward and "forward" not in module.__dict__ and not has_hooks(module)
+    return all_plain(((module, forward),))
+
+
+def all_plain(modules: Iterable[tuple[nn.Module, Any]]) -> bool:
+    """Whether all of these modules are plain: :func:`is_plain` for many, in one call.
+
+    Args:
+        modules: Each module with the ``forward`` that its class is known to have.
+
+    Example:
+        >>> layers = [(nn.Linear(2, 1), nn.Linear.forward), (nn.ReLU(), nn.ReLU.forward)]
+        >>> all_plain(layers)
+        True
+        >>> handle = layers[1][0].register_forward_hook(lambda module, args, output: -output)
+        >>> all_plain(layers)
+        False
+    """
+    if _global_hooks():
+        return False
+    for module, forward in modules:
+        state: dict[str, Any] = module.__dict__
+        if (
+            type(module).forward is not forward
+            or "forward" in state
+            or state["_forward_hooks"]
+            or state["_forward_pre_hooks"]
+            or state["_backward_hooks"]
+            or state["_backward_pre_hooks"]
+        ):
+            return False
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["own_gradients_apply", "under_functorch"]
+__all__ = ["ordinary_rules_apply", "own_gradients_apply", "under_functorch"]
 
 
 def under_functorch() -> bool:
@@ -17,6 +17,20 @@ def under_functorch() -> bool:
     return torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage] - has no public name
 
 
+def ordinary_rules_apply(device: torch.device) -> bool:
+    """Whether functions on this device compute what they are written as: no ``torch.func``, no ``torch.autocast``.
+
+    Example:
+        >>> with torch.no_grad():
+        ...     ordinary_rules_apply(torch.device("cpu"))
+        True
+        >>> with torch.autocast("cpu"):
+        ...     ordinary_rules_apply(torch.device("cpu"))
+        False
+    """
+    return not under_functorch() and not torch.is_autocast_enabled(device.type)
+
+
 def own_gradients_apply(device: torch.device) -> bool:
     """Whether a function with a gradient of our own may be used: one is wanted, and by PyTorch's ordinary rules.
 
@@ -27,4 +41,4 @@ def own_gradients_apply(device: torch.device) -> bool:
         ...     own_gradients_apply(torch.device("cpu"))
         False
     """
-    return torch.is_grad_enabled() and not under_functorch() and not torch.is_autocast_enabled(device.type)
+    return torch.is_grad_enabled() and ordinary_rules_apply(device)

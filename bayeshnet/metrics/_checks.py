@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.typing import ClassProbabilities, Labels, OutputDraws, Targets
 
 __all__ = [
     "check_draws",
@@ -52,7 +53,7 @@ def check_same_shape(name: str, value: Tensor, y: Tensor) -> None:
         )
 
 
-def check_draws(draws: object, y: object, *, at_least: int = 1) -> tuple[Tensor, Tensor]:
+def check_draws(draws: object, y: object, *, at_least: int = 1) -> tuple[OutputDraws, Targets]:
     """``draws`` ``[S, B]`` or ``[S, B, out]`` and their targets ``y`` ``[B]`` or ``[B, out]``; S >= ``at_least``."""
     draws, y = check_tensor("draws", draws), check_tensor("y", y)
     if draws.ndim < 2 or draws.shape[1:] != y.shape:
@@ -84,7 +85,7 @@ def check_log_density(name: str, value: object, *, ndim: int) -> Tensor:
     return tensor
 
 
-def check_probabilities(probs: object, labels: object) -> tuple[Tensor, Tensor]:
+def check_probabilities(probs: object, labels: object) -> tuple[ClassProbabilities, Labels]:
     """Probabilities ``[B, C]`` that sum to one, and integer labels ``[B]`` from 0 to C - 1."""
     probs = check_tensor("probs", probs)
     if probs.ndim != 2:

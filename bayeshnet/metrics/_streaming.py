@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from bayeshnet.typing import Scalar
+
 __all__ = ["MeanMetric"]
 
 
@@ -31,6 +33,6 @@ class MeanMetric(Metric):
         self.total = self.total + values.sum()
         self.count = self.count + values.numel()
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Scalar:
         """The mean of everything added so far."""
         return self.total / self.count

@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from bayeshnet.errors import ArgumentError
 from bayeshnet.metrics._checks import check_probabilities
 from bayeshnet.metrics._streaming import MeanMetric
+from bayeshnet.typing import ClassProbabilities, Labels, RowValues, Scalar
 
 __all__ = [
     "BrierScore",
@@ -21,7 +22,9 @@ __all__ = [
 ]
 
 
-def brier_score(probs: Tensor, labels: Tensor, *, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+def brier_score(
+    probs: ClassProbabilities, labels: Labels, *, reduction: Literal["mean", "none"] = "mean"
+) -> Scalar | RowValues:
     """Squared distance of the probabilities to the one-hot label, ``sum_c (p_c - 1[c = label])^2`` (Brier, 1950).
 
     Summed over all C classes, so it ranges from 0 to 2 and for two classes is twice the score of a single probability.
@@ -50,7 +53,7 @@ def brier_score(probs: Tensor, labels: Tensor, *, reduction: Literal["mean", "no
     return scores.mean() if reduction == "mean" else scores
 
 
-def expected_calibration_error(probs: Tensor, labels: Tensor, *, num_bins: int = 15) -> Tensor:
+def expected_calibration_error(probs: ClassProbabilities, labels: Labels, *, num_bins: int = 15) -> Scalar:
     r"""Mean gap between confidence and accuracy, over bins of equal width (Guo et al., ICML 2017).
 
     .. math::
@@ -93,7 +96,7 @@ class BrierScore(MeanMetric):
 
     higher_is_better = False
 
-    def update(self, probs: Tensor, labels: Tensor) -> None:
+    def update(self, probs: ClassProbabilities, labels: Labels) -> None:
         """Take a batch in: probabilities ``[B, C]``, classes ``[B]``."""
         self.add(brier_score(probs, labels, reduction="none"))
 
@@ -127,19 +130,19 @@ class ExpectedCalibrationError(Metric):
         for name in ("count", "confidence", "correct"):
             self.add_state(name, default=torch.zeros(num_bins), dist_reduce_fx="sum")
 
-    def update(self, probs: Tensor, labels: Tensor) -> None:
+    def update(self, probs: ClassProbabilities, labels: Labels) -> None:
         """Take a batch in: probabilities ``[B, C]``, classes ``[B]``."""
         count, confidence, correct = _bin_sums(probs, labels, self.num_bins)
         self.count = self.count + count
         self.confidence = self.confidence + confidence
         self.correct = self.correct + correct
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Scalar:
         """The error over everything seen."""
         return _gap(self.count, self.confidence, self.correct)
 
 
-def classification_scores(probs: Tensor, labels: Tensor, *, num_bins: int = 15) -> dict[str, float]:
+def classification_scores(probs: ClassProbabilities, labels: Labels, *, num_bins: int = 15) -> dict[str, float]:
     """The usual scores of a classification at once, as plain numbers for a table.
 
     Args:

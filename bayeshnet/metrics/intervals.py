@@ -8,11 +8,12 @@ from torch import Tensor
 from bayeshnet.errors import ArgumentError
 from bayeshnet.metrics._checks import check_draws, check_level, check_same_shape, check_tensor
 from bayeshnet.metrics._streaming import MeanMetric
+from bayeshnet.typing import OutputDraws, Scalar, Targets
 
 __all__ = ["IntervalCoverage", "IntervalWidth", "central_interval", "interval_coverage", "interval_width"]
 
 
-def central_interval(draws: Tensor, *, level: float = 0.9) -> tuple[Tensor, Tensor]:
+def central_interval(draws: OutputDraws, *, level: float = 0.9) -> tuple[Targets, Targets]:
     """Central interval of the draws: between their quantiles at (1 - level) / 2 and (1 + level) / 2.
 
     Args:
@@ -44,7 +45,7 @@ def central_interval(draws: Tensor, *, level: float = 0.9) -> tuple[Tensor, Tens
     return _quantile(ordered, 0.5 - level / 2), _quantile(ordered, 0.5 + level / 2)
 
 
-def interval_coverage(lower: Tensor, upper: Tensor, y: Tensor) -> Tensor:
+def interval_coverage(lower: Targets, upper: Targets, y: Targets) -> Scalar:
     """Share of targets inside their interval, ends included.
 
     Close to the interval's level for a calibrated model, within ``sqrt(level * (1 - level) / B)`` (one standard error).
@@ -71,7 +72,7 @@ def interval_coverage(lower: Tensor, upper: Tensor, y: Tensor) -> Tensor:
     return ((lower <= y) & (y <= upper)).to(lower.dtype).mean()
 
 
-def interval_width(lower: Tensor, upper: Tensor) -> Tensor:
+def interval_width(lower: Targets, upper: Targets) -> Scalar:
     """Mean width of the intervals, in the units of the target; at equal coverage, narrower is better.
 
     Args:
@@ -113,7 +114,7 @@ class IntervalCoverage(MeanMetric):
         super().__init__()
         self.level = check_level(level)
 
-    def update(self, draws: Tensor, y: Tensor) -> None:
+    def update(self, draws: OutputDraws, y: Targets) -> None:
         """Take a batch in: draws ``[S, B]`` or ``[S, B, out]`` of observations, targets ``[B]`` or ``[B, out]``."""
         draws, y = check_draws(draws, y, at_least=2)
         lower, upper = central_interval(draws, level=self.level)
@@ -141,7 +142,7 @@ class IntervalWidth(MeanMetric):
         super().__init__()
         self.level = check_level(level)
 
-    def update(self, draws: Tensor, y: Tensor) -> None:
+    def update(self, draws: OutputDraws, y: Targets) -> None:
         """Take a batch in; the targets are there so that it shares a ``MetricCollection`` with the other scores."""
         draws, _ = check_draws(draws, y, at_least=2)
         lower, upper = central_interval(draws, level=self.level)

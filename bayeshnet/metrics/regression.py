@@ -6,12 +6,12 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from bayeshnet.errors import ArgumentError
 from bayeshnet.metrics._checks import check_draws, check_log_density, check_same_shape, check_tensor
 from bayeshnet.metrics._streaming import MeanMetric
 from bayeshnet.metrics.intervals import central_interval, interval_coverage, interval_width
+from bayeshnet.typing import OutputDraws, RowDensities, RowValues, Scalar, Targets
 
 __all__ = [
     "CRPS",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-def rmse(mean: Tensor, y: Tensor) -> Tensor:
+def rmse(mean: Targets, y: Targets) -> Scalar:
     """Root of the mean squared error of a point prediction, in the units of the target.
 
     Args:
@@ -48,7 +48,7 @@ def rmse(mean: Tensor, y: Tensor) -> Tensor:
     return (mean - y).square().mean().sqrt()
 
 
-def log_predictive_density(log_densities: Tensor) -> Tensor:
+def log_predictive_density(log_densities: RowDensities) -> RowValues:
     """Log density of the predictive mixture, ``log (1/S) sum_s p(y | w_s)``, from the log density under each draw.
 
     The mean of the *densities*, not of their logs: the mean of logs is lower by Jensen's inequality and scores the
@@ -72,7 +72,7 @@ def log_predictive_density(log_densities: Tensor) -> Tensor:
     return torch.logsumexp(log_densities, 0) - math.log(log_densities.shape[0])
 
 
-def negative_log_likelihood(log_density: Tensor) -> Tensor:
+def negative_log_likelihood(log_density: RowValues) -> Scalar:
     """Mean negative log predictive density over the rows, in nats.
 
     Args:
@@ -93,7 +93,7 @@ def negative_log_likelihood(log_density: Tensor) -> Tensor:
     return -check_log_density("log_density", log_density, ndim=1).mean()
 
 
-def crps(draws: Tensor, y: Tensor, *, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+def crps(draws: OutputDraws, y: Targets, *, reduction: Literal["mean", "none"] = "mean") -> Scalar | Targets:
     r"""Continuous ranked probability score of predictive draws, in the units of the target.
 
     .. math::
@@ -149,12 +149,12 @@ class RMSE(MeanMetric):
 
     higher_is_better = False
 
-    def update(self, draws: Tensor, y: Tensor) -> None:
+    def update(self, draws: OutputDraws, y: Targets) -> None:
         """Take a batch in: draws ``[S, B]`` or ``[S, B, out]``, targets ``[B]`` or ``[B, out]``."""
         draws, y = check_draws(draws, y)
         self.add((draws.mean(0) - y).square())
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Scalar:
         """The root of the mean over everything seen."""
         return super().compute().sqrt()
 
@@ -172,7 +172,7 @@ class CRPS(MeanMetric):
 
     higher_is_better = False
 
-    def update(self, draws: Tensor, y: Tensor) -> None:
+    def update(self, draws: OutputDraws, y: Targets) -> None:
         """Take a batch in: draws ``[S, B]`` or ``[S, B, out]``, targets ``[B]`` or ``[B, out]``."""
         self.add(crps(draws, y, reduction="none"))
 
@@ -190,13 +190,13 @@ class NegativeLogLikelihood(MeanMetric):
 
     higher_is_better = False
 
-    def update(self, log_density: Tensor) -> None:
+    def update(self, log_density: RowValues) -> None:
         """Take a batch in: the log predictive density of each row, ``[B]``."""
         self.add(-check_log_density("log_density", log_density, ndim=1))
 
 
 def regression_scores(
-    draws: Tensor, y: Tensor, *, log_density: Tensor | None = None, level: float = 0.9
+    draws: OutputDraws, y: Targets, *, log_density: RowValues | None = None, level: float = 0.9
 ) -> dict[str, float]:
     """The usual scores of a regression at once, as plain numbers for a table.
 

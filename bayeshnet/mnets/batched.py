@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.layers.torch_modes import under_functorch
-from bayeshnet.mnets.failed_calls import explains_inputs
+from bayeshnet.mnets.failed_calls import KINDS, input_error
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.module_mainnet import ModuleMainNet, frozen_hint
 from bayeshnet.mnets.module_state import Snapshot, fresh, restored_on_failure, vectorising, version
 from bayeshnet.mnets.param_table import ParamRecord, num_weights, split_sizes
 from bayeshnet.mnets.weight_rules import functional_calls, needs_functional_calls
+from bayeshnet.typing import WeightSamples
 
 __all__ = ["batched_forward"]
-
-WeightSamples: TypeAlias = "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
 
 # What was learned about a network in one training / evaluation state: whether it can be vectorised. The networks are
 # held weakly, and nothing depends on the entries but speed.
@@ -30,7 +30,6 @@ _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = wea
 _WRITES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
 
 
-@explains_inputs
 def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_size: int | None = None) -> Any:
     """Evaluate a network for S samples of its weights.
 
@@ -67,12 +66,28 @@ def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_siz
         torch.Size([100, 5, 2])
     """
     if not isinstance(net, nn.Module):
-        raise ArgumentTypeError(f"net: is a {type(net).__name__}; pass an nn.Module or a network of bayeshnet.mnets.")
+        raise ArgumentTypeError(f"net: is {kind_of(net)}; pass an nn.Module or a network of bayeshnet.mnets.")
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
         raise ArgumentError(f"chunk_size: is {chunk_size!r}; pass the number of samples at once, at least 1, or None.")
     mainnet: Any = net if isinstance(net, MainNetInterface) else ModuleMainNet(net)
+    try:
+        if chunk_size is None and not isinstance(weights, Mapping) and hasattr(mainnet, "as_chain"):
+            chain = mainnet.as_chain()
+            outputs = None if chain is None else chain.forward(weights, x)
+            if outputs is not None:
+                return outputs
+        return _evaluated(net, mainnet, weights, x, chunk_size)
+    except KINDS as error:
+        better = input_error(net, weights, x, error)
+        if better is None:
+            raise
+        raise better from error
+
+
+def _evaluated(net: nn.Module, mainnet: Any, weights: WeightSamples, x: Any, chunk_size: int | None) -> Any:
+    """What :func:`batched_forward` returns, for weights that are to be looked at first."""
     chunks = _chunks(mainnet, weights, chunk_size)
-    if hasattr(mainnet, "as_chain") and len(chunks[0]) == len(mainnet.param_table):
+    if hasattr(mainnet, "as_chain"):
         chain = mainnet.as_chain()
         outputs = [None] if chain is None else [chain.forward(chunk, x) for chunk in chunks]
         if outputs[0] is not None:

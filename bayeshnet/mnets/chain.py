@@ -6,6 +6,7 @@ apart into four operations. Here it is one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayeshnet.layers.plain_modules import is_plain
+from bayeshnet.layers.plain_modules import all_plain, is_plain
 from bayeshnet.layers.torch_modes import own_gradients_apply, under_functorch
+from bayeshnet.mnets._fused_linear import batched_linear, fused_linear, plain_linear
 
 __all__ = ["Chain", "LinearStep", "batched_linear", "chain_of_modules", "is_dropout", "is_elementwise"]
 
@@ -62,8 +64,8 @@ _ACTIVATION_BYTES = 768 * 1024
 # Weights of so many bytes stay in the shared cache from their first use to the second.
 _FETCH_BYTES = 3 * 1024 * 1024
 _FEW_ROWS = 32
-
-
+# Functions that overwrite their argument, for activations whose derivative follows from their output. A linear layer
+# does not need its own output again, so one activation less is written and kept.
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
     nn.ReLU: torch.relu_,
     nn.Sigmoid: torch.sigmoid_,
@@ -77,7 +79,12 @@ _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class LinearStep:
-    """A linear layer, by the places of its weight and bias in the parameter table."""
+    """A linear layer, by the places of its weight and bias in the parameter table.
+
+    Example:
+        >>> LinearStep(weight=0, bias=1)
+        LinearStep(weight=0, bias=1)
+    """
 
     weight: int
     bias: int | None
@@ -92,65 +99,92 @@ class Chain:
 
     Attributes:
         steps: Linear layers, dropout, element-wise functions; before the first linear layer any function.
+        shapes: Shape of each parameter in the table, which :meth:`forward` needs.
+
+    Example:
+        >>> chain = Chain((LinearStep(0, None), torch.tanh), shapes=((4, 3),))
+        >>> chain.forward([torch.ones(2, 4, 3)], torch.ones(5, 3)).shape
+        torch.Size([2, 5, 4])
     """
 
     steps: tuple[Step, ...]
+    shapes: tuple[tuple[int, ...], ...] = ()
 
-    def forward(self, weights: Sequence[Tensor], x: Any) -> Tensor | None:
+    def forward(self, weights: Tensor | Sequence[Tensor], x: Any) -> Tensor | None:
         """Evaluate the chain for all weight samples.
 
         Args:
-            weights: ``[S, *shape]`` for each parameter.
+            weights: ``[S, *shape]`` for each parameter, or a matrix ``[S, D]`` of all of them.
             x: Inputs ``[B, ...]``.
 
         Returns:
-            Outputs ``[S, B, n]``, or None if the inputs are not those of a chain: the caller then takes another way.
+            Outputs ``[S, B, n]``, or None if weights or inputs are not those of a chain: the caller then takes another
+            way, which also says what is wrong.
         """
-        if not isinstance(x, Tensor):
+        tensors = _fitting(weights, self.shapes)
+        if tensors is None or not isinstance(x, Tensor):
             return None
         first = next(i for i, step in enumerate(self.steps) if isinstance(step, LinearStep | nn.Dropout))
         for step in self.steps[:first]:
             x = step(x)  # pyright: ignore[reportCallIssue]
-        matrices = [weights[step.weight] for step in self.steps if isinstance(step, LinearStep)]
-        widths = [x.shape[-1] if x.dim() == 2 else -1, *(matrix.shape[1] for matrix in matrices)]
-        fits = all(matrix.shape[2] == width for matrix, width in zip(matrices, widths, strict=False))
-        if not fits or any(w.dtype != x.dtype or w.device != x.device for w in weights):
+        matrices = [tensors[step.weight] for step in self.steps if isinstance(step, LinearStep)]
+        width = x.shape[-1] if x.dim() == 2 else -1
+        for matrix in matrices:
+            if matrix.shape[2] != width:
+                return None
+            width = matrix.shape[1]
+        if any(w.dtype != x.dtype or w.device != x.device for w in tensors):
             return None
         if x.device.type != "cpu":
-            return self._run(self.steps[first:], weights, x, fetch=False)
-        recorded = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights))
+            return self._run(self.steps[first:], tensors, x, fetch=False)
+        recorded = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in tensors))
         size, fetch = _plan(matrices, rows=x.shape[0], recorded=recorded)
         if size >= len(matrices[0]):
-            return self._run(self.steps[first:], weights, x, fetch=fetch)
-        parts = zip(*(w.split(size) for w in weights), strict=True)
+            return self._run(self.steps[first:], tensors, x, fetch=fetch)
+        parts = zip(*(w.split(size) for w in tensors), strict=True)
         return torch.cat([self._run(self.steps[first:], part, x, fetch=fetch) for part in parts])
 
     @staticmethod
     def _run(steps: Sequence[Step], weights: Sequence[Tensor], x: Tensor, *, fetch: bool) -> Tensor:
+        # Asked once for all layers: nothing in between changes it.
+        own_gradients = own_gradients_apply(x.device)
+        overwrites = own_gradients or not under_functorch()
+        linear = fused_linear if own_gradients else plain_linear
         h = x.expand(len(weights[0]), *x.shape)
         fresh = False  # whether nobody else knows or needs the memory of h
         for step in steps:
             if isinstance(step, LinearStep):
                 if fetch:
                     weights[step.weight].sum()
-                h = batched_linear(h, weights[step.weight], None if step.bias is None else weights[step.bias])
-                fresh = not under_functorch()
+                h = linear(h, weights[step.weight], None if step.bias is None else weights[step.bias])
+                fresh = overwrites
                 continue
             if isinstance(step, nn.Dropout):
                 h = F.dropout(h, step.p, step.training)
             else:
-                in_place = _in_place(step) if fresh else None
+                in_place = _IN_PLACE.get(type(step) if isinstance(step, nn.Module) else step) if fresh else None
                 h = step(h) if in_place is None else in_place(h)
             fresh = False
         return h
 
 
-def _in_place(step: Any) -> Callable[[Tensor], Tensor] | None:
-    """The function that overwrites its argument, for activations whose derivative follows from their output.
-
-    A linear layer does not need its own output again, so one activation less is written and kept.
-    """
-    return _IN_PLACE.get(type(step) if isinstance(step, nn.Module) else step)
+def _fitting(weights: Tensor | Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Sequence[Tensor] | None:
+    """Weights ``[S, *shape]`` for each parameter, or None if they are something else."""
+    if isinstance(weights, Tensor):
+        sizes = [math.prod(shape) for shape in shapes]
+        if weights.dim() != 2 or len(weights) == 0 or weights.shape[1] != sum(sizes):
+            return None
+        return [part.view(-1, *shape) for part, shape in zip(weights.split(sizes, dim=1), shapes, strict=True)]
+    if not isinstance(weights, Sequence) or len(weights) != len(shapes):
+        return None
+    num = -1
+    for tensor, shape in zip(weights, shapes, strict=True):
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0 or tensor.shape[1:] != shape:
+            return None
+        num = len(tensor) if num < 0 else num
+        if len(tensor) != num or num == 0:
+            return None
+    return weights
 
 
 def _plan(matrices: Sequence[Tensor], rows: int, *, recorded: bool) -> tuple[int, bool]:
@@ -175,72 +209,6 @@ def _plan(matrices: Sequence[Tensor], rows: int, *, recorded: bool) -> tuple[int
     return max(size, 1), fetch
 
 
-def batched_linear(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``h W^T + b`` for each sample.
-
-    Args:
-        h: Inputs ``[S, B, in]``.
-        weight: ``[S, out, in]``.
-        bias: ``[S, out]``, or None.
-
-    Example:
-        >>> batched_linear(torch.ones(2, 5, 3), torch.ones(2, 4, 3), None).shape
-        torch.Size([2, 5, 4])
-    """
-    if not own_gradients_apply(h.device):
-        return _affine(h, weight, bias)
-    return _BatchedLinear.apply(h, weight, bias)  # pyright: ignore[reportReturnType]
-
-
-def _affine(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    transposed = weight.transpose(1, 2)
-    return torch.bmm(h, transposed) if bias is None else torch.baddbmm(bias.unsqueeze(1), h, transposed)
-
-
-class _BatchedLinear(torch.autograd.Function):
-    """Batched linear layer whose weight gradients have the layout of the weights.
-
-    PyTorch's own backward pass makes them transposed; putting them into place then costs more than all its arithmetic.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(h, weight)
-        ctx.save_for_forward(h, weight)
-        return _affine(h, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        (grad,) = grad_outputs
-        h, weight = ctx.saved_tensors
-        for_h, for_weight, for_bias = ctx.needs_input_grad
-        return (
-            # For one output the product is an outer one.
-            (grad * weight if grad.shape[2] == 1 else torch.bmm(grad, weight)) if for_h else None,
-            _weight_gradient(grad, h) if for_weight else None,
-            grad.sum(1) if for_bias else None,
-        )
-
-    @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Tensor | None) -> Tensor:
-        dh, dweight, dbias = grad_inputs
-        h, weight = ctx.saved_tensors
-        out = torch.zeros_like(h[..., :1]).expand(*h.shape[:2], weight.shape[1])
-        if dh is not None:
-            out = out + _affine(dh, weight, None)
-        if dweight is not None:
-            out = out + _affine(h, dweight, None)
-        return out if dbias is None else out + dbias.unsqueeze(1)
-
-
-def _weight_gradient(grad: Tensor, h: Tensor) -> Tensor:
-    """``grad^T h`` for each sample: ``[S, out, in]``."""
-    if 2 * h.shape[2] <= grad.shape[2]:
-        # MKL is up to four times slower where the result is narrow than where it is flat.
-        return torch.bmm(h.transpose(1, 2), grad).transpose(1, 2).contiguous()
-    return torch.bmm(grad.transpose(1, 2), h)
-
-
 def is_elementwise(fn: Any) -> bool:
     """Whether a function is known to act on each element by itself.
 
@@ -254,11 +222,22 @@ def is_elementwise(fn: Any) -> bool:
 
 
 def is_dropout(fn: Any) -> bool:
-    """Whether it is PyTorch's dropout of single elements, as it comes."""
+    """Whether it is PyTorch's dropout of single elements, as it comes.
+
+    Example:
+        >>> is_dropout(nn.Dropout()), is_dropout(nn.Dropout1d())
+        (True, False)
+    """
     return type(fn) is nn.Dropout and is_plain(fn, _FORWARDS[nn.Dropout])
 
 
-def chain_of_modules(module: nn.Module, index: Mapping[tuple[int, str], int]) -> Chain | None:
+def chain_of_modules(
+    module: nn.Module,
+    index: Mapping[tuple[int, str], int],
+    shapes: tuple[tuple[int, ...], ...],
+    *,
+    around: tuple[nn.Module, Any] | None = None,
+) -> Chain | None:
     """A module as a chain, or None if it is not one.
 
     Only modules of exactly the known classes count, without hooks and with the ``forward`` of their class: anything
@@ -267,12 +246,32 @@ def chain_of_modules(module: nn.Module, index: Mapping[tuple[int, str], int]) ->
     Args:
         module: The module.
         index: Place in the parameter table of each ``(id(module), key)``.
+        shapes: Shape of each parameter in the table.
+        around: A module that calls this one, with the ``forward`` that it is known to have.
+
+    Example:
+        >>> layer = nn.Linear(3, 4)
+        >>> index = {(id(layer), "weight"): 0, (id(layer), "bias"): 1}
+        >>> chain_of_modules(nn.Sequential(layer, nn.ReLU()), index, ((4, 3), (4,))).steps
+        (LinearStep(weight=0, bias=1), ReLU())
     """
+    seen: list[tuple[nn.Module, Any]] = [] if around is None else [around]
+    parts: list[nn.Module] = []
+    pending = [module]
+    while pending:
+        part = pending.pop()
+        if type(part) not in _FORWARDS:
+            return None
+        seen.append((part, _FORWARDS[type(part)]))
+        if type(part) is nn.Sequential:
+            pending.extend(list(part)[::-1])
+        else:
+            parts.append(part)
+    if not all_plain(seen):
+        return None
     steps: list[Step] = []
     linear = False
-    for part in _flat(module):
-        if type(part) not in _FORWARDS or not is_plain(part, _FORWARDS[type(part)]):
-            return None
+    for part in parts:
         if type(part) is nn.Linear:
             weight, bias = index.get((id(part), "weight")), index.get((id(part), "bias"))
             if weight is None or (bias is None and getattr(part, "bias", None) is not None):
@@ -287,10 +286,4 @@ def chain_of_modules(module: nn.Module, index: Mapping[tuple[int, str], int]) ->
             return None  # it would change the inputs, and once more if they turn out not to fit
         else:
             steps.append(part)
-    return Chain(tuple(steps)) if linear else None
-
-
-def _flat(module: nn.Module) -> list[nn.Module]:
-    if type(module) is nn.Sequential and is_plain(module, _FORWARDS[nn.Sequential]):
-        return [part for child in module for part in _flat(child)]
-    return [module]
+    return Chain(tuple(steps), shapes) if linear else None

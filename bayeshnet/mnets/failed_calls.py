@@ -6,23 +6,20 @@ the layer and what that was given), and what is wrong with the inputs.
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
 
-__all__ = ["explains_inputs", "input_error"]
+__all__ = ["KINDS", "input_error"]
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+KINDS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError)
+"""What torch raises for inputs that do not fit."""
 
-# What torch raises for inputs that do not fit.
-_KINDS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError)
 # Words by which torch says that two dtypes do not go together.
 _OF_DTYPES = (
     "dtype",
@@ -34,31 +31,6 @@ _OF_DTYPES = (
 )
 
 
-def explains_inputs(call: Callable[_P, _R]) -> Callable[_P, _R]:
-    """A function ``(net, weights, x, ...)`` that names what is wrong with ``x``, if that is why it fails.
-
-    The error that was raised is chained. It goes through as it is if ``x`` is not the cause, and if it is one of this
-    package.
-    """
-
-    @functools.wraps(call)
-    def explained(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return call(*args, **kwargs)
-        except BayeshnetError:
-            raise
-        except _KINDS as error:
-            names = ("net", "weights", "x")
-            given: list[Any] = [args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)]
-            net, weights, x = given
-            better = None if isinstance(error, torch.OutOfMemoryError) else input_error(net, weights, x, error)
-            if better is None:
-                raise
-            raise better from error
-
-    return explained
-
-
 def input_error(net: Any, weights: Any, x: Any, error: BaseException) -> ArgumentError | ArgumentTypeError | None:
     """What to raise instead of an error of torch, if the inputs of a network caused it, else None.
 
@@ -66,7 +38,7 @@ def input_error(net: Any, weights: Any, x: Any, error: BaseException) -> Argumen
         net: The network.
         weights: Its weights: a tensor, or a list or dict of them.
         x: Its inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        error: What was raised.
+        error: What was raised. Errors of this package say all themselves, and memory is no matter of inputs.
 
     Example:
         >>> layer, x = nn.Linear(3, 1), torch.zeros(8, 5)
@@ -76,6 +48,8 @@ def input_error(net: Any, weights: Any, x: Any, error: BaseException) -> Argumen
         ...     print(input_error(layer, list(layer.parameters()), x, error))
         x: has shape [8, 5]; the network's Linear takes 3 columns, not 5. Pass inputs of the shape it was built for.
     """
+    if isinstance(error, BayeshnetError | torch.OutOfMemoryError):
+        return None
     parts = list(x.values()) if isinstance(x, Mapping) else list(x) if isinstance(x, tuple) else [x]
     for part in parts:
         if isinstance(part, Tensor) and (part.layout != torch.strided or part.is_meta):

@@ -257,4 +257,5 @@ class MLP(MainNet):
         for i in range(len(self._widths) - 1):
             ref = i * (1 + self._has_bias)
             steps += [LinearStep(ref, ref + 1 if self._has_bias else None), *between]
-        return Chain(tuple(steps[: len(steps) - len(between)]))
+        shapes = tuple(record.shape for record in self.param_table)
+        return Chain(tuple(steps[: len(steps) - len(between)]), shapes)

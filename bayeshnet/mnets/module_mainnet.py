@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.layers.plain_modules import is_plain
 from bayeshnet.mnets.chain import Chain, chain_of_modules
 from bayeshnet.mnets.frozen_mainnet import FrozenMainNet, frozen_params
 from bayeshnet.mnets.mnet_interface import MainNetInterface
@@ -89,6 +88,7 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         rows = [fixed_row(slot.name, slot.places) for slot in slots]
         self._fixed_rows = {i: row for i, row in enumerate(rows) if row is not None}
         self._records = records
+        self._shapes = tuple(record.shape for record in records)
         self._recurrent = tuple(m for m in module.modules() if isinstance(m, nn.RNNBase))
         self._computed = computed_tensors(module.modules())
         self._needs_functional_calls = needs_functional_calls(module)
@@ -256,10 +256,8 @@ class ModuleMainNet(nn.Module, MainNetInterface):
 
     def as_chain(self) -> Chain | None:
         """The module as a chain of linear layers and element-wise functions, None if it is not one."""
-        if not is_plain(self, ModuleMainNet.forward):
-            return None
-        index = {(id(module), key): i for i, slot in enumerate(self._slots) for module, key in slot.places}
-        return chain_of_modules(self.module, index)
+        places = {(id(module), key): i for i, slot in enumerate(self._slots) for module, key in slot.places}
+        return chain_of_modules(self.module, places, self._shapes, around=(self, ModuleMainNet.forward))
 
     # ------------------------------------------------------------------ one key per tensor
 

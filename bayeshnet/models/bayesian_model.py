@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import pyro
@@ -164,7 +164,8 @@ class BayesianModel(nn.Module):
     def latent_shapes(self) -> dict[str, Size]:
         """Event shape of every latent site, by name, in the order in which they are drawn."""
         shapes = {name: Size(fn.event_shape) for name, fn in self.weight_priors().items()}
-        shapes.update({f"likelihood.{name}": Size(fn.event_shape) for name, fn in self.likelihood.priors().items()})
+        for name, fn in self.likelihood.priors().items():
+            shapes[f"likelihood.{name}"] = Size(fn.event_shape)
         return shapes
 
     # ------------------------------------------------------------------ the Pyro program
@@ -194,9 +195,10 @@ class BayesianModel(nn.Module):
         if f.dim() == len(lead):
             raise ArgumentError("net: returns a single number; a likelihood needs one output per row, [B, ...].")
         rows = f.shape[len(lead)]
-        check_rows(x, rows)
+        if rows == 0 or (isinstance(x, Tensor) and x.dim() == 1):
+            check_rows(x, rows)
         if y is not None:
-            self._check_target(f, lead, y)
+            self._squeeze_output = self.likelihood.fit_target(y, f.shape[len(lead) :])
         if self._squeeze_output:
             f = f.squeeze(-1)
         conditional = self.likelihood.conditional(f, params, batch_dims=len(lead) + 1)
@@ -256,30 +258,30 @@ class BayesianModel(nn.Module):
         """
         self._check_input(x)
         num = next(iter(draws.values())).shape[0]
-        # An explicit place for the plate keeps one sample apart from none.
-        shapes = self.latent_shapes
-        placed = {name: draws[name].reshape((num, 1, *shape)) for name, shape in shapes.items()}
-        for name, value in placed.items():
-            if value.dtype != self._like.dtype and not name.startswith("likelihood."):
+        weights: dict[str, Tensor] = {}
+        for name, fn in self.weight_priors().items():
+            # An explicit place for the plate keeps one sample apart from none.
+            value = weights[name] = draws[name].reshape((num, 1, *fn.event_shape))
+            if value.dtype != self._like.dtype:
                 raise ArgumentTypeError(
                     f"draws: those of {name!r} have dtype {value.dtype}, the network's weights {self._like.dtype}; "
                     f"convert them, value.to({self._like.dtype})."
                 )
-        f, _ = self.evaluate(x, placed)
+        f, _ = self.evaluate(x, weights)
         if f.dim() < 2:
             raise ArgumentError("net: returns a single number; a likelihood needs one output per row, [B, ...].")
-        check_rows(x, f.shape[1], some=False)
+        if isinstance(x, Tensor) and x.dim() == 1:
+            check_rows(x, f.shape[1], some=False)
         # A sum is cheap beside what follows, and NaN if there is one among what it adds.
         if bool(torch.isnan(f.sum())) and bool(torch.isnan(f).any()):
             raise nan_error(x, draws, f)
         if self._squeeze_output:
             f = f.squeeze(-1)
-        return f, self.conditional_of(f, draws)
+        return f, self.likelihood.conditional_of(f, draws)
 
     def conditional_of(self, f: Tensor, draws: Mapping[str, Tensor]) -> TorchDistributionMixin:
         """The distribution of observations given outputs ``f [S, B, ...]`` and draws of the likelihood's latents."""
-        params = {name: draws[f"likelihood.{name}"] for name in self.likelihood.priors()}
-        return self.likelihood.conditional(f, params, batch_dims=2)
+        return self.likelihood.conditional_of(f, draws)
 
     @torch.no_grad()
     def check_observations(self, x: Any, y: Tensor) -> None:
@@ -301,11 +303,7 @@ class BayesianModel(nn.Module):
         f, lead = self.evaluate(few, weights)
         if few is not x and f.dim() > 0 and len(few) and len(f) == len(few):  # the others have the same shape
             f = f[:1].expand(len(x), *f.shape[1:])
-        squeezed = self._squeeze_output
-        try:
-            self._check_target(f, lead, y)
-        finally:
-            self._squeeze_output = squeezed
+        self.likelihood.fit_target(y, f.shape[len(lead) :])
 
     # ------------------------------------------------------------------ parts
 
@@ -346,24 +344,6 @@ class BayesianModel(nn.Module):
             raise ArgumentTypeError(
                 f"x: has dtype {first.dtype}, the network's weights have {self._like.dtype}; convert one of them, e.g. "
                 f"x.to({self._like.dtype})."
-            )
-
-    def _check_target(self, f: Tensor, lead: Sequence[int], y: Tensor) -> None:
-        if not isinstance(y, Tensor):
-            raise ArgumentTypeError(f"y: is a {type(y).__name__}; pass a tensor, torch.as_tensor(y).")
-        output = f.shape[len(lead) :]
-        expected = output[:1] + self.likelihood.target_event(output[1:])
-        self.likelihood.check_target(y, output[1:])
-        squeezable = len(expected) == 2 and expected[1] == 1
-        if y.shape == expected:
-            self._squeeze_output = False
-        elif squeezable and y.shape == expected[:1]:
-            self._squeeze_output = True
-        else:
-            or_flat = f" or {tuple(expected[:1])}" if squeezable else ""
-            raise ArgumentError(
-                f"y: has shape {tuple(y.shape)}; the network's output {tuple(output)} asks for "
-                f"{tuple(expected)}{or_flat}.{self.likelihood.shape_advice(y, output[1:])}"
             )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_parameters", "check_rows", "nan_error"]
+__all__ = ["check_parameters", "check_positive_support", "check_rows", "nan_error"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -91,3 +92,30 @@ def check_parameters(net: nn.Module) -> None:
             f"net: its parameters have several dtypes ({found}), but all weights are drawn together; convert it, "
             "net.float() or net.double()."
         )
+
+
+def check_positive_support(prior: torch.distributions.Distribution, argument: str) -> None:
+    """Raise unless all values that a prior can give are positive.
+
+    Args:
+        prior: The distribution.
+        argument: Name of the argument, for the message.
+
+    Raises:
+        ArgumentError: If there may be others.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> check_positive_support(dist.Gamma(2.0, 2.0), "scale")
+    """
+    support: Any = prior.support
+    while isinstance(support, constraints.independent) or type(support).__name__ == "MixtureSameFamilyConstraint":
+        support = support.base_constraint
+    lower = getattr(support, "lower_bound", None)
+    positive = support is constraints.positive or (lower is not None and float(lower) >= 0)
+    if positive and not getattr(support, "is_discrete", False):
+        return
+    raise ArgumentError(
+        f"{argument}: its prior {prior} is not restricted to positive numbers, or discrete; use dist.Gamma, "
+        "dist.HalfNormal, dist.LogNormal, ..."
+    )

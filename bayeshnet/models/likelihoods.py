@@ -11,12 +11,14 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.models._labels import Labels, refuse_labels
+from bayeshnet.models.data_checks import check_positive_support
 from bayeshnet.models.param_sites import emit_param_sites
 
 __all__ = ["Categorical", "Likelihood", "Normal"]
@@ -34,7 +36,8 @@ class Likelihood(nn.Module, ABC):
 
     def sample_params(self) -> dict[str, Tensor]:
         """Draw the latent parameters as Pyro sites and announce the learned ones."""
-        emit_param_sites("likelihood", self)
+        if self._parameters or self._modules:
+            emit_param_sites("likelihood", self)
         return {name: pyro.sample(f"likelihood.{name}", prior) for name, prior in self.priors().items()}
 
     @abstractmethod
@@ -50,6 +53,17 @@ class Likelihood(nn.Module, ABC):
             A distribution with ``batch_shape`` equal to ``f.shape[:batch_dims]``.
         """
 
+    def conditional_of(self, f: Tensor, draws: Mapping[str, Tensor]) -> TorchDistributionMixin:
+        """:meth:`conditional` for outputs ``f [S, B, *event]``, and draws by the names of their sites.
+
+        Example:
+            >>> draws = {"likelihood.scale": torch.ones(2)}
+            >>> Normal(scale=dist.Gamma(6.0, 6.0)).conditional_of(torch.zeros(2, 7, 1), draws).batch_shape
+            torch.Size([2, 7])
+        """
+        params = {name: draws[f"likelihood.{name}"] for name in self.priors()}
+        return self.conditional(f, params, batch_dims=2)
+
     @abstractmethod
     def target_event(self, event_shape: Size) -> Size:
         """Shape of one observation, given that of one output of the network.
@@ -60,6 +74,36 @@ class Likelihood(nn.Module, ABC):
 
     def check_target(self, y: Tensor, event_shape: Size) -> None:
         """Raise an error if ``y`` cannot be observed, given the shape of one output of the network."""
+
+    def fit_target(self, y: Any, output: Size) -> bool:
+        """Whether outputs ``[B, 1]`` are to be squeezed to the shape of ``y``, which is ``[B]``.
+
+        Args:
+            y: Targets.
+            output: Shape of the outputs of one network, ``[B, *event]``.
+
+        Raises:
+            ArgumentTypeError: If ``y`` is no tensor, or of a dtype that the likelihood does not take.
+            ArgumentError: If its shape or values do not fit the outputs.
+
+        Example:
+            >>> Normal(scale=0.1).fit_target(torch.zeros(7), Size([7, 1]))
+            True
+        """
+        if not isinstance(y, Tensor):
+            raise ArgumentTypeError(f"y: is {kind_of(y)}; pass a tensor, torch.as_tensor(y).")
+        expected = output[:1] + self.target_event(output[1:])
+        self.check_target(y, output[1:])
+        if y.shape == expected:
+            return False
+        squeezable = len(expected) == 2 and expected[1] == 1
+        if squeezable and y.shape == expected[:1]:
+            return True
+        or_flat = f" or {tuple(expected[:1])}" if squeezable else ""
+        raise ArgumentError(
+            f"y: has shape {tuple(y.shape)}; the network's output {tuple(output)} asks for "
+            f"{tuple(expected)}{or_flat}.{self.shape_advice(y, output[1:])}"
+        )
 
     def arrange(self, f: Tensor, *, batch_dims: int) -> Tensor:
         """The network's outputs in the order of dimensions that the other methods expect; as they are by default.
@@ -143,7 +187,7 @@ class Normal(Likelihood):
                 raise ArgumentError(
                     f"learn: {self._param} has a prior and is inferred already; pass a number as the start to learn."
                 )
-            _check_positive_support(value, self._param)
+            check_positive_support(value, self._param)
             if value.batch_shape:
                 raise ArgumentError(
                     f"{self._param}: its prior has batch shape {tuple(value.batch_shape)}, but all of it is one draw; "
@@ -272,7 +316,7 @@ class Categorical(Likelihood):
 
     def conditional(self, f: Tensor, params: Mapping[str, Tensor], *, batch_dims: int) -> TorchDistributionMixin:
         """See :meth:`Likelihood.conditional`."""
-        return _Labels(logits=f).to_event(f.dim() - batch_dims - 1)
+        return Labels(logits=f).to_event(f.dim() - batch_dims - 1)
 
     def target_event(self, event_shape: Size) -> Size:
         """See :meth:`Likelihood.target_event`."""
@@ -303,7 +347,7 @@ class Categorical(Likelihood):
         num = event_shape[-1] if event_shape else 0
         # Looking at values waits for the device; fit switches Pyro's validation off after its first step.
         if num and is_validation_enabled() and y.shape[1:] == event_shape[:-1]:
-            _refuse_labels(y, num)
+            refuse_labels(y, num)
 
     def shape_advice(self, y: Tensor, event_shape: Size) -> str:
         """See :meth:`Likelihood.shape_advice`."""
@@ -314,42 +358,6 @@ class Categorical(Likelihood):
             return " For one-hot vectors pass y.argmax(-1)."
         column = y.dim() == len(event_shape) + 1 and y.shape[1:] == (*event_shape[:-1], 1)
         return " Try y.squeeze(-1)." if column else ""
-
-
-class _Labels(dist.Categorical):
-    """Labels; one that does not exist is named even where Pyro's validation is off."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        try:
-            return super().log_prob(value)
-        except (RuntimeError, IndexError, ValueError):  # of gathering, or of the validation
-            _refuse_labels(value, int(self.logits.shape[-1]))
-            raise
-
-
-def _refuse_labels(y: Tensor, num: int) -> None:
-    bad = (y < 0) | (y >= num)
-    if not bool(bad.any()):
-        return
-    ignored = " Labels such as -100 do not mean 'ignored' here: leave those rows out." if bool((y < 0).any()) else ""
-    raise ArgumentError(
-        f"y: holds labels {y.min().item():g}..{y.max().item():g}; the network gives {num} logits, so labels have to be "
-        f"0..{num - 1}.{ignored}"
-    )
-
-
-def _check_positive_support(prior: torch.distributions.Distribution, argument: str) -> None:
-    support: Any = prior.support
-    while isinstance(support, constraints.independent) or type(support).__name__ == "MixtureSameFamilyConstraint":
-        support = support.base_constraint
-    lower = getattr(support, "lower_bound", None)
-    positive = support is constraints.positive or (lower is not None and float(lower) >= 0)
-    if positive and not getattr(support, "is_discrete", False):
-        return
-    raise ArgumentError(
-        f"{argument}: its prior {prior} is not restricted to positive numbers, or discrete; use dist.Gamma, "
-        "dist.HalfNormal, dist.LogNormal, ..."
-    )
 
 
 def _check_length(argument: str, shape: Size, outputs: Size, *, latent: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
+
+from bayeshnet.normal_density import LOG_2PI
 
 __all__ = ["WeightNormal"]
 
@@ -35,7 +36,7 @@ class WeightNormal(dist.Independent):
         super().__init__(dist.Normal(loc, scale), loc.dim())
         self._loc = loc if bool((loc != 0).any()) else None
         self._inverse = scale.reciprocal()
-        self._const = -scale.log().sum() - 0.5 * scale.numel() * math.log(2.0 * math.pi)
+        self._const = -scale.log().sum() - 0.5 * scale.numel() * LOG_2PI
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> WeightNormal:
         """The same distribution for every place of ``batch_shape``."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bayeshnet import AutoHypernet, fit
 from bayeshnet.entropy import ChangeOfVariables, NoisySampler
-from bayeshnet.entropy.mlp_draw import mlp_draw
-from bayeshnet.entropy.path_gradient import PathShare
+from bayeshnet.entropy._fused_mlp_draw import fused_mlp_draw
+from bayeshnet.entropy.path_gradient import PathGradient
 from bayeshnet.families.base import MixtureBody
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.infer import Mixture
@@ -47,11 +47,13 @@ def model_score(weights: Tensor) -> Tensor:
     return -weights * torch.arange(1.0, SIZE + 1.0, dtype=weights.dtype)
 
 
-def gradients(made: NoisySampler, path: PathShare | None, num: int, seed: int, scale: Tensor | float = 1.0) -> Tensor:
+def gradients(
+    made: NoisySampler, path: PathGradient | None, num: int, seed: int, scale: Tensor | float = 1.0
+) -> Tensor:
     """Of the mean of ``scale * log q - log p`` for a Gaussian p, as one vector."""
     torch.manual_seed(seed)
-    made.path_share = path
-    draw = mlp_draw(made, num)
+    made.path_gradient = path
+    draw = fused_mlp_draw(made, num)
     assert draw is not None
     log_p = 0.5 * (draw.weights * model_score(draw.weights)).sum(1)
     loss = (scale * ChangeOfVariables().log_prob(made, draw) - log_p).mean()
@@ -59,9 +61,9 @@ def gradients(made: NoisySampler, path: PathShare | None, num: int, seed: int, s
     return torch.cat([grad.reshape(-1) for grad in grads])
 
 
-def share_of(value: float, num: int) -> PathShare:
+def share_of(value: float, num: int) -> PathGradient:
     number = torch.tensor(1.0, dtype=torch.float64)
-    return PathShare(value * number, (1.0 - value) * number, number, number / num)
+    return PathGradient(value * number, (1.0 - value) * number, number, number / num)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -71,7 +73,7 @@ def test_what_is_left_out_is_the_gradient_at_fixed_draws(case: str) -> None:
     made = sampler(**CASES[case])
     found = gradients(made, share_of(1.0, 5), 5, seed=3)
     torch.manual_seed(3)
-    made.path_share = None
+    made.path_gradient = None
     draw = made.draw(5)
     value = draw.weights.detach().requires_grad_()
     score = torch.autograd.grad(ChangeOfVariables().log_prob_at(made, value).sum(), value)[0]
@@ -103,7 +105,7 @@ def test_no_noise_at_the_posterior() -> None:
         assert made.hnet.log_sigma_noise is not None
         made.hnet.log_sigma_noise.copy_(-0.5 * torch.arange(1.0, SIZE + 1.0, dtype=torch.float64).log())
     assert float(gradients(made, None, 8, 1).abs().max()) > 0.1
-    path = PathShare()
+    path = PathGradient()
     for seed in (2, 3):
         gradients(made, path, 8, seed)
     assert float(path.share) == pytest.approx(1.0)
@@ -111,7 +113,7 @@ def test_no_noise_at_the_posterior() -> None:
 
 
 def test_no_share_where_scores_disagree() -> None:
-    path = PathShare()
+    path = PathGradient()
     score = torch.randn(64, 3)
     for _ in range(20):
         path.mix(score, torch.randn(64, 3) / 64, torch.full((64,), 1 / 64))
@@ -143,7 +145,7 @@ def test_scores_that_are_not_finite_are_left_out() -> None:
 
 
 def test_a_guide_may_be_converted_between_steps() -> None:
-    path = PathShare()
+    path = PathGradient()
     for dtype in (torch.float32, torch.float64):
         score = torch.randn(8, 3, dtype=dtype)
         for _ in range(3):
@@ -166,7 +168,7 @@ def test_a_guide_learns_a_share(share: bool) -> None:
     guide = AutoHypernet(curved, example=())
     loss = None if share else RenyiELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=0)
     fit(curved, guide, (), steps=200, lr=0.03, loss=loss, progress=False)
-    path = guide.body.sampler.path_share  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    path = guide.body.sampler.path_gradient  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
     assert (float(path.share) > 0.3) == share
 
 
@@ -182,7 +184,7 @@ def test_a_mixture_and_an_estimator_that_says_so_have_none() -> None:
     for options in ({"body": Mixture(2, of="hypernet")}, {"estimator": ChangeOfVariables(path_gradients=False)}):
         body: Any = AutoHypernet(curved, example=(), **options).body
         for part in body.parts() if isinstance(body, MixtureBody) else [body]:
-            assert part.sampler.path_share is None
+            assert part.sampler.path_gradient is None
     assert repr(ChangeOfVariables(path_gradients=False)) == "ChangeOfVariables(path_gradients=False)"
 
 

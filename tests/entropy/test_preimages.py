@@ -12,9 +12,9 @@ from bayeshnet.entropy import (
     ImportanceSampled,
     NoisySampler,
     Preimages,
-    SemiImplicit,
     find_preimages,
 )
+from bayeshnet.entropy.experimental import SemiImplicit
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, SearchWarning
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from tests.entropy.test_root_search import absolute

@@ -10,7 +10,8 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch import nn
 
 from bayeshnet import AutoHypernet, BayesianModel, diagnose, fit, likelihoods, priors
-from bayeshnet.entropy import Diagnosis, SemiImplicit, SpectralStein
+from bayeshnet.entropy import Diagnosis
+from bayeshnet.entropy.experimental import SemiImplicit, SpectralStein
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.evaluation._chain import check_spread
 from tests.entropy.test_change_of_variables import folding_hnet
@@ -92,7 +93,7 @@ def test_folding_is_in_the_report():
     assert quick.values["sign_mismatch"] > 0.05
 
 
-def test_own_weight_is_in_the_report():
+def test_self_weight_is_in_the_report():
     model, data = bnn()
     guide = AutoHypernet(
         model,
@@ -101,7 +102,7 @@ def test_own_weight_is_in_the_report():
         estimator=SemiImplicit(),
     )
     report = diagnose(model, guide, data, num_samples=200)
-    assert report.values["own_weight"] > 0.9
+    assert report.values["self_weight"] > 0.9
     assert about(report, "own noise carries")
 
 

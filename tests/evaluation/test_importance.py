@@ -11,7 +11,8 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch import nn
 
 from bayeshnet import AutoHypernet, AutoHypernetDelta, BayesianModel, fit, likelihoods, predict, priors
-from bayeshnet.entropy import Linearised, SemiImplicit, SpectralStein
+from bayeshnet.entropy import Linearised
+from bayeshnet.entropy.experimental import SemiImplicit, SpectralStein
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning, DensityError, UsageError
 from bayeshnet.infer import importance_sample, log_evidence, pareto_smooth
 from tests.problems import bnn

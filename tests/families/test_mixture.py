@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from bayeshnet.distributions import ImplicitWeights, MixtureWeights, MultiplicativeLowRank
-from bayeshnet.entropy import Adversarial, ChangeOfVariables, ImportanceSampled, Linearised, SemiImplicit, SpectralStein
+from bayeshnet.entropy import ChangeOfVariables, ImportanceSampled, Linearised
+from bayeshnet.entropy.experimental import Adversarial, SemiImplicit, SpectralStein
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from tests.samplers import exact_shared_log_prob, perturbed

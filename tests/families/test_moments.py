@@ -11,7 +11,8 @@ from torch import nn
 from torch.distributions import constraints, kl_divergence
 
 from bayeshnet import ImplicitWeights
-from bayeshnet.entropy import Linearised, SpectralStein
+from bayeshnet.entropy import Linearised
+from bayeshnet.entropy.experimental import SpectralStein
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from bayeshnet import AutoHypernet, BayesianModel, ImplicitWeights, likelihoods
 from bayeshnet.distributions import MixtureWeights, MultiplicativeLowRank, UnitGaussians, UnitLayout
-from bayeshnet.entropy import Adversarial, ChangeOfVariables, Linearised, SemiImplicit, SpectralStein
+from bayeshnet.entropy import ChangeOfVariables, Linearised
+from bayeshnet.entropy.experimental import Adversarial, SemiImplicit, SpectralStein
 from bayeshnet.errors import ArgumentTypeError, DensityError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from tests.samplers import perturbed

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as modules
 
+from bayeshnet.entropy._fused_mlp_draw import fused_mlp_draw
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
-from bayeshnet.entropy.mlp_draw import mlp_draw
 from bayeshnet.entropy.sampler import NoisySampler
 from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.hnets import HMLP, ChunkedHMLP, HPerturbWrapper, StructuredHMLP
@@ -94,7 +94,7 @@ def test_draws_and_densities_follow_the_call(name):
     plain.load_state_dict(hnet.state_dict())
     wrapper = HPerturbWrapper(hnet, sigma_noise=0.3).double()
     sampler = NoisySampler(wrapper)
-    assert mlp_draw(sampler, 4) is None
+    assert fused_mlp_draw(sampler, 4) is None
     noise = torch.randn(4, 5, dtype=torch.float64)
     draw = sampler.place(noise[:, :2], noise)
     torch.testing.assert_close(draw.weights, wrapper(noise, ret_format="flattened"))
@@ -107,13 +107,13 @@ def test_draws_and_densities_follow_the_call(name):
 def test_a_forward_that_is_replaced_later_is_followed():
     hnet = hmlp()
     sampler = NoisySampler(HPerturbWrapper(hnet, sigma_noise=0.3))
-    assert mlp_draw(sampler, 2) is not None
+    assert fused_mlp_draw(sampler, 2) is not None
     assert sampler.linear_head is hnet
     hnet.forward = types.MethodType(forward, hnet)
-    assert mlp_draw(sampler, 2) is None
+    assert fused_mlp_draw(sampler, 2) is None
     assert sampler.linear_head is None
     del hnet.forward
-    assert mlp_draw(sampler, 2) is not None
+    assert fused_mlp_draw(sampler, 2) is not None
 
 
 def test_features_of_a_changed_network_are_refused():
@@ -128,12 +128,12 @@ def test_features_of_a_changed_network_are_refused():
 
 def test_global_hooks_switch_the_fast_form_off():
     sampler = NoisySampler(HPerturbWrapper(hmlp(), sigma_noise=0.3))
-    assert mlp_draw(sampler, 2) is not None
+    assert fused_mlp_draw(sampler, 2) is not None
     handle = modules.register_module_forward_hook(
         lambda module, args, out: stretched(out) if isinstance(module, HMLP) else None
     )
     try:
-        assert mlp_draw(sampler, 2) is None
+        assert fused_mlp_draw(sampler, 2) is None
         assert sampler.linear_head is None
         z = torch.randn(3, 2)
         torch.testing.assert_close(sampler.generate(z), sampler.generator(z, ret_format="flattened"))
@@ -153,7 +153,7 @@ def test_a_changed_wrapper_is_refused():
     wrapper = HPerturbWrapper(hmlp(), sigma_noise=0.3)
     sampler = NoisySampler(wrapper)
     handle = wrapper.register_forward_hook(lambda module, args, out: out)
-    for draw in (lambda: sampler.draw(2), lambda: mlp_draw(sampler, 2)):
+    for draw in (lambda: sampler.draw(2), lambda: ChangeOfVariables().draw(sampler, 2)):
         with pytest.raises(ArgumentError, match="hnet: the wrapper has hooks"):
             draw()
     handle.remove()

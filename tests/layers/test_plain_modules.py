@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as modules
 
-from bayeshnet.layers.plain_modules import has_hooks, has_own_hooks, is_plain
+from bayeshnet.layers.plain_modules import all_plain, has_hooks, has_own_hooks, is_plain
 
 GLOBAL = {
     "forward": lambda: modules.register_module_forward_hook(lambda m, args, out: None),
@@ -70,3 +70,21 @@ def test_it_costs_microseconds():
     best = min(timeit(lambda: is_plain(layer, nn.Linear.forward), number=1000) for _ in range(10)) / 1000
     assert best < 5e-6
     assert torch.is_grad_enabled()
+
+
+def test_many_in_one_call():
+    layers = [nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)]
+    known = [(layer, type(layer).forward) for layer in layers]
+    assert all_plain(known)
+    assert all_plain(())
+    for kind, register in OWN.items():
+        handle = register(layers[-1])
+        assert not all_plain(known), kind
+        handle.remove()
+    for kind, register in GLOBAL.items():
+        handle = register()
+        assert not all_plain(known), kind
+        handle.remove()
+    assert all_plain(known)
+    layers[1].forward = torch.neg
+    assert not all_plain(known)

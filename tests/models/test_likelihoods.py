@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from torch import nn
+from torch import Size, nn
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, predict
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
@@ -243,3 +243,24 @@ def test_labels_that_do_not_exist(y, error, match, validate):
 def test_noise_that_is_no_number_of_the_network(scale, error, match):
     with pytest.raises(error, match=match):
         BayesianModel(nn.Linear(2, 3), likelihood=likelihoods.Normal(scale=scale))
+
+
+def test_targets_fit_outputs_or_the_message_says_what_would():
+    normal = likelihoods.Normal(scale=0.1)
+    assert normal.fit_target(torch.zeros(7), Size([7, 1])) is True
+    assert normal.fit_target(torch.zeros(7, 1), Size([7, 1])) is False
+    assert likelihoods.Categorical().fit_target(torch.zeros(7).long(), Size([7, 3])) is False
+    with pytest.raises(ArgumentTypeError, match=r"y: is a list; pass a tensor"):
+        normal.fit_target([0.0], Size([1, 1]))
+    with pytest.raises(ArgumentError, match=r"y: has shape \(6,\); .* \(7, 1\) asks for \(7, 1\) or \(7,\)\."):
+        normal.fit_target(torch.zeros(6), Size([7, 1]))
+    with pytest.raises(ArgumentError, match=r"one-hot vectors pass y.argmax"):
+        likelihoods.Categorical().fit_target(torch.zeros(7, 3).long(), Size([7, 3]))
+
+
+def test_draws_are_given_by_the_names_of_their_sites():
+    f, scale = torch.zeros(4, 7, 1), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    latent = likelihoods.Normal(scale=dist.Gamma(6.0, 6.0))
+    found = latent.conditional_of(f, {"likelihood.scale": scale, "weights": torch.zeros(4, 2)})
+    assert found.batch_shape == (4, 7)
+    torch.testing.assert_close(found.stddev[:, 0, 0], scale)

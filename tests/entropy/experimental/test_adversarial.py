@@ -11,7 +11,8 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from bayeshnet.distributions import ImplicitWeights
-from bayeshnet.entropy import Adversarial, NoisySampler
+from bayeshnet.entropy import NoisySampler
+from bayeshnet.entropy.experimental import Adversarial
 from bayeshnet.errors import ArgumentError, DensityError, DiscriminatorWarning, NonFiniteLossError, UsageError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.infer import AutoHypernet, diagnose, fit, importance_sample, load, predict, save

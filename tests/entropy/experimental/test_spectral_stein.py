@@ -9,7 +9,8 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from bayeshnet.distributions import ImplicitWeights
-from bayeshnet.entropy import NoisySampler, SpectralStein, spectral_score
+from bayeshnet.entropy import NoisySampler
+from bayeshnet.entropy.experimental import SpectralStein, spectral_score
 from bayeshnet.errors import ArgumentError, DensityError, EntropyGapWarning, SpreadWarning
 from bayeshnet.infer import AutoHypernet, fit
 from tests.samplers import perturbed

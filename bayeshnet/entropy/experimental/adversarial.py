@@ -22,6 +22,7 @@ from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, DiscriminatorWarning, NonFiniteLossError, UsageError
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
+from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["Adversarial"]
 
@@ -257,7 +258,7 @@ class Adversarial(nn.Module, LogDensity):
         # Copies: the backward pass of another call trains the originals in place, maybe before that of this one.
         mean, std = self.mean.clone(), self.variance.sqrt()
         white = (weights - mean) / std
-        return sampler.log_base_density(white) - std.log().sum() + self._logits(white)
+        return log_standard_normal(white) - std.log().sum() + self._logits(white)
 
     def _logits(self, white: Tensor) -> Tensor:
         network = self._built()

@@ -13,6 +13,7 @@ from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, DensityError, EntropyGapWarning, SpreadWarning
+from bayeshnet.normal_density import LOG_2PI
 
 __all__ = ["SpectralStein", "spectral_score"]
 
@@ -84,7 +85,7 @@ class _SpectralBasis:
     def gaussian(self, points: Tensor) -> Tensor:
         """Log-density of the Gaussian with the samples' means and variances ``[S]``."""
         x = (points.double() - self.mean) / self.std
-        log_q = -0.5 * (x.square().sum(-1) + x.shape[1] * math.log(2.0 * math.pi)) - self.std.log().sum()
+        log_q = -0.5 * (x.square().sum(-1) + x.shape[1] * LOG_2PI) - self.std.log().sum()
         return log_q.to(points.dtype)
 
 

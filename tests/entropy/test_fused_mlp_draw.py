@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods
 from bayeshnet.entropy import ChangeOfVariables, NoisySampler
-from bayeshnet.entropy.mlp_draw import mlp_draw
+from bayeshnet.entropy._fused_mlp_draw import fused_mlp_draw, tanh_jacobian
+from bayeshnet.errors import ArgumentError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 
 SHAPES = [[4, 3], [4]]
@@ -35,11 +36,11 @@ def both(made: NoisySampler) -> list[tuple[Tensor, Tensor]]:
     """Weights and log q by the closed form and by the general one, from the same noise."""
     estimator = ChangeOfVariables()
     results: list[tuple[Tensor, Tensor]] = []
-    for draw_of in (mlp_draw, NoisySampler.draw):
+    for draw_of in (fused_mlp_draw, NoisySampler.draw):
         torch.manual_seed(5)
         draw = draw_of(made, 7)
         assert draw is not None
-        assert (draw.log_det is not None) == (draw_of is mlp_draw)
+        assert (draw.log_det is not None) == (draw_of is fused_mlp_draw)
         results.append((draw.weights, estimator.log_prob(made, draw)))
     return results
 
@@ -134,14 +135,55 @@ def test_frozen_parameters() -> None:
     ids=str,
 )
 def test_what_it_does_not_cover_takes_the_general_form(options: dict[str, Any]) -> None:
-    assert mlp_draw(sampler(**options), 3) is None
+    assert fused_mlp_draw(sampler(**options), 3) is None
 
 
 def test_where_pytorch_has_rules_of_its_own_it_takes_the_general_form() -> None:
-    made = sampler()
-    for mode in (torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16)):
-        with mode:
-            assert mlp_draw(made, 3) is None
+    made, inside = sampler(), list[object]()
+
+    def drawn(x: Tensor) -> Tensor:
+        inside.append(fused_mlp_draw(made, 3))
+        return x
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        drawn(torch.zeros(2))
+    torch.func.vmap(drawn)(torch.zeros(2))
+    assert inside == [None, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_without_gradients_the_numbers_are_those_of_the_general_form_to_the_last_digit(
+    case: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    made = sampler(dtype=dtype, **CASES[case])
+    with torch.no_grad():
+        torch.manual_seed(5)
+        draw = fused_mlp_draw(made, 7)
+        torch.manual_seed(5)
+        expected = made.draw(7)
+    assert draw is not None
+    assert draw.log_det is None
+    assert torch.equal(draw.weights, expected.weights)
+    assert torch.equal(draw.noise, expected.noise)
+    found, wanted = tanh_jacobian(made, draw.z), made.jacobian(draw.z, rows=made.latent_dim)
+    assert found is not None
+    assert torch.equal(found, wanted)
+    params = list(made.hnet.parameters())
+    grads = [torch.autograd.grad(jacobian.sin().sum(), params, allow_unused=True) for jacobian in (found, wanted)]
+    for grad, other in zip(*grads, strict=True):
+        assert grad is other is None or (grad is not None and other is not None and torch.equal(grad, other))
+
+
+def test_with_a_condition_the_general_form_says_what_is_wrong() -> None:
+    hnet = sampler().hnet
+    for given in ({"cond_id": 0}, {"cond_input": torch.zeros(2)}):
+        made = NoisySampler(hnet, **given)
+        assert fused_mlp_draw(made, 3) is None
+        assert tanh_jacobian(made, torch.zeros(3, 3)) is None
+        with pytest.raises(ArgumentError, match="cond_"):
+            ChangeOfVariables().draw(made, 3)
 
 
 @pytest.mark.parametrize("conditional", ["auto", None])
@@ -165,4 +207,4 @@ def test_a_derived_class_takes_the_general_form() -> None:
         pass
 
     hnet = Own(SHAPES, uncond_in_size=3, cond_in_size=0, layers=(6,), activation_fn=nn.Tanh(), verbose=False)
-    assert mlp_draw(NoisySampler(HPerturbWrapper(hnet, verbose=False)), 3) is None
+    assert fused_mlp_draw(NoisySampler(HPerturbWrapper(hnet, verbose=False)), 3) is None

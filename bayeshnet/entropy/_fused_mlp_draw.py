@@ -1,4 +1,6 @@
-r"""A draw of an MLP with shared noise and the log-determinant of its map, with their gradient in closed form.
+r"""A draw of a tanh MLP with shared noise and the log-determinant of its map, with their gradient in closed form.
+
+GAIN
 
 For ``w = h(z_{1:n}) + \sigma z`` with tanh layers, what :class:`~bayeshnet.entropy.ChangeOfVariables` computes in one
 pass for the draw and another for its density is done in one here, in fewer operations. With :math:`h_0 = z_{1:n}`,
@@ -8,8 +10,10 @@ pass for the draw and another for its density is done in one here, in fewer oper
 
 and :math:`M = V_{1:n} J_L + A_{1:n} + \mathrm{diag}(\sigma_{1:n})` for the head V and the linear part A, the gradient
 of the log-determinant enters by :math:`\partial \log |\det M| / \partial M = M^{-\top}` and flows back through both
-chains. A sampler with a :class:`~bayeshnet.entropy.path_gradient.PathShare` gets part of its gradient through the draws
-alone.
+chains. A sampler with a :class:`~bayeshnet.entropy.PathGradient` gets part of its gradient through the draws alone.
+
+Without gradients the draw is made alone, and :func:`tanh_jacobian`, the plain formula of the derivatives of h, serves
+whoever asks for the density. Its numbers are those of the general form to the last digit.
 """
 
 from __future__ import annotations
@@ -22,30 +26,64 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from bayeshnet.entropy.path_gradient import PathShare
+from bayeshnet.entropy.path_gradient import PathGradient
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.hnets.mlp_hnet import HMLP
-from bayeshnet.layers.torch_modes import own_gradients_apply
+from bayeshnet.layers.torch_modes import ordinary_rules_apply
 
-__all__ = ["mlp_draw"]
+__all__ = ["fused_mlp_draw", "tanh_jacobian"]
 
 
-def mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
-    """``num`` samples with the log-determinant of their map, or None where this form does not apply.
+def fused_mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
+    """Draw ``num`` samples, with the log-determinant of their map under gradients; None where this does not apply.
 
     The samples are those of :meth:`~bayeshnet.entropy.sampler.NoisySampler.draw` with the same random numbers.
     """
-    if not sampler.shared or not sampler.latent_dim or not own_gradients_apply(sampler.hnet.sigma.device):
+    layers = _tanh_layers(sampler) if sampler.shared and sampler.latent_dim else None
+    if layers is None or not ordinary_rules_apply(cast("Tensor", layers[0]).device):
         return None
-    # Whoever derives from the class may compute something else.
-    layers = sampler.generator.tanh_layers() if type(sampler.generator) is HMLP else None
+    noise, sigma = sampler.hnet.draw_noise(num), sampler.hnet.sigma
+    if not torch.is_grad_enabled():
+        return Draw(_weights(noise, sigma, layers), noise[:, : sampler.latent_dim], noise)
+    path = sampler.path_gradient if num > 1 else None  # one draw does not tell whether a weight has chosen it
+    weights, log_det, sign = cast("tuple[Tensor, Tensor, Tensor]", _Draw.apply(path, noise, sigma, *layers))
+    return Draw(weights, noise[:, : sampler.latent_dim], noise, (sign, log_det))
+
+
+def tanh_jacobian(sampler: NoisySampler, z: Tensor) -> Tensor | None:
+    """Compute ``sampler.jacobian(z, rows=n)`` for n noise inputs by the plain formula; None where it does not apply."""
+    layers = _tanh_layers(sampler)
     if layers is None:
         return None
-    noise = sampler.draw_noise(num)
-    path = sampler.path_share if num > 1 else None  # one draw does not tell whether a weight has chosen it
-    made = _Draw.apply(path, noise, sampler.hnet.sigma, *layers)
-    weights, log_det, sign = cast("tuple[Tensor, Tensor, Tensor]", made)
-    return Draw(weights, noise[:, : sampler.latent_dim], noise, (sign, log_det))
+    *inner, head, _, skip = layers
+    num, n = z.shape
+    identity = torch.eye(n, dtype=z.dtype, device=z.device)
+    jacobian, hidden = identity, z
+    for i, (weight, bias) in enumerate(zip(cast("list[Tensor]", inner[::2]), inner[1::2], strict=True)):
+        hidden = torch.tanh(linear(hidden, weight, bias))
+        jacobian = (1.0 - hidden * hidden).unsqueeze(1) * (weight.t() if i == 0 else linear(jacobian, weight))
+    jacobian, weight = jacobian.expand(num, -1, -1), cast("Tensor", head)[:n]
+    if skip is not None:
+        jacobian = torch.cat([jacobian, identity.expand(num, -1, -1)], dim=-1)
+        weight = torch.cat([weight, skip[:n]], dim=1)
+    return jacobian @ weight.T
+
+
+def _tanh_layers(sampler: NoisySampler) -> list[Tensor | None] | None:
+    generator = sampler.generator
+    if not isinstance(generator, HMLP) or sampler.cond_id is not None or sampler.cond_input is not None:
+        return None
+    return generator.tanh_layers(sampler.hnet)
+
+
+def _weights(noise: Tensor, sigma: Tensor, layers: Sequence[Tensor | None]) -> Tensor:
+    """The samples ``[S, D]`` alone."""
+    *inner, head, head_bias, skip = layers
+    z = hidden = noise[:, : cast("Tensor", layers[0]).shape[1]]
+    for weight, bias in zip(cast("list[Tensor]", inner[::2]), inner[1::2], strict=True):
+        hidden = torch.tanh(linear(hidden, weight, bias))
+    out = linear(hidden, cast("Tensor", head), head_bias)
+    return torch.addcmul(out if skip is None else torch.addmm(out, z, skip.t()), noise, sigma)
 
 
 @dataclass(slots=True)
@@ -96,7 +134,7 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, path: PathShare | None, noise: Tensor, sigma: Tensor, *layers: Tensor | None
+        ctx: Any, path: PathGradient | None, noise: Tensor, sigma: Tensor, *layers: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.path = path
         outputs, ctx.parts = _compute(noise, sigma, layers)

@@ -12,11 +12,11 @@ from bayeshnet.entropy.importance import importance_log_density
 from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler, require_values
-from bayeshnet.errors import DensityError, OwnWeightWarning
+from bayeshnet.errors import DensityError, SelfWeightWarning
+from bayeshnet.normal_density import LOG_2PI
 
 __all__ = ["SemiImplicit"]
 
-_LOG_2PI = math.log(2.0 * math.pi)
 _SATURATED = 0.9
 _FEWEST = 0.01
 
@@ -75,7 +75,7 @@ class SemiImplicit(LogDensity):
         offset = draw.weights.unsqueeze(1) - sampler.generate(z)
         fresh = (offset * inverse).square().sum(-1)
         own = draw.noise.square().sum(-1, keepdim=True)
-        constant = 0.5 * sampler.event_dim * _LOG_2PI + sampler.log_sigma().sum()
+        constant = 0.5 * sampler.event_dim * LOG_2PI + sampler.log_sigma().sum()
         return -0.5 * torch.cat([own, fresh], 1) - constant
 
     def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
@@ -106,15 +106,15 @@ class SemiImplicit(LogDensity):
 
     @torch.no_grad()
     def diagnose(self, sampler: NoisySampler, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
-        """Look at the weight of the own noise in the mixture.
+        """Measure the self-weight: that of a draw's own noise in the mixture.
 
-        ``own_weight`` is its mean over draws, from ``1 / (K + 1)`` (the noise input does not matter) to 1 (nothing else
-        does); above 0.9 the bound is of no use. If ``thorough``, ``entropy_gap`` is H_bound - H_importance in nats, 0
-        or less but for its standard error ``entropy_gap_error``: by so much the ELBO is too low.
+        ``self_weight`` is its mean over draws, from ``1 / (K + 1)`` (the noise input does not matter) to 1 (nothing
+        else does); above 0.9 the bound is of no use. If ``thorough``, ``entropy_gap`` is H_bound - H_importance in
+        nats, 0 or less but for its standard error ``entropy_gap_error``: by so much the ELBO is too low.
         """
         draw = sampler.draw(num_samples)
         components = self._log_components(sampler, draw)
-        values = {"own_weight": float(torch.softmax(components.double(), 1)[:, 0].mean())}
+        values = {"self_weight": float(torch.softmax(components.double(), 1)[:, 0].mean())}
         if thorough:
             found = importance_log_density(sampler, draw)
             gap = found.log_prob - (torch.logsumexp(components.double(), 1) - math.log(self.num_fresh + 1))
@@ -122,11 +122,11 @@ class SemiImplicit(LogDensity):
             values["entropy_gap_error"] = float(gap.std() / math.sqrt(num_samples))
             values["effective_share"] = float(found.effective_share.mean())
         advice: list[str] = []
-        if values["own_weight"] > _SATURATED:
+        if values["self_weight"] > _SATURATED:
             advice.append(
-                f"A draw's own noise carries {values['own_weight']:.1%} of the weight in the semi-implicit bound, so "
+                f"A draw's own noise carries {values['self_weight']:.1%} of the weight in the semi-implicit bound, so "
                 f"the bound is the density of the noise alone less log({self.num_fresh + 1}), and the hypernetwork "
                 f"gets no credit for its spread. With {sampler.event_dim} weights use Linearised(), or shared noise "
                 "(noise='shared'); with about ten or fewer raise num_fresh or start with a larger noise scale."
             )
-        return Diagnosis(values, advice, OwnWeightWarning)
+        return Diagnosis(values, advice, SelfWeightWarning)

@@ -7,8 +7,9 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from bayeshnet.distributions import ImplicitWeights
-from bayeshnet.entropy import NoisySampler, SemiImplicit
-from bayeshnet.errors import ArgumentError, DensityError, OwnWeightWarning
+from bayeshnet.entropy import NoisySampler
+from bayeshnet.entropy.experimental import SemiImplicit
+from bayeshnet.errors import ArgumentError, DensityError, SelfWeightWarning
 from bayeshnet.hnets import HPerturbWrapper
 from bayeshnet.infer import AutoHypernet, fit
 from tests.problems import bnn
@@ -102,8 +103,8 @@ def test_among_many_weights_the_own_one_takes_all_and_the_diagnosis_says_so():
     torch.set_default_dtype(torch.float64)
     q = ImplicitWeights(perturbed(151, 20, noise="independent", sigma=0.05), estimator=SemiImplicit())
     diagnosis = q.diagnose(thorough=False)
-    assert diagnosis.values["own_weight"] > 0.99
-    assert diagnosis.category is OwnWeightWarning
+    assert diagnosis.values["self_weight"] > 0.99
+    assert diagnosis.category is SelfWeightWarning
     assert "carries 100.0% of the weight" in diagnosis.advice[0]
     assert "Linearised()" in diagnosis.advice[0]
     with torch.no_grad():
@@ -122,7 +123,7 @@ def test_among_few_weights_the_diagnosis_is_clean():
     # For a linear generator importance sampling is exact: the gap is minus the excess of the bound.
     gap, error = diagnosis.values["entropy_gap"], diagnosis.values["entropy_gap_error"]
     assert -0.05 - 4 * error < gap < 4 * error
-    assert diagnosis.values["own_weight"] < 0.1
+    assert diagnosis.values["self_weight"] < 0.1
 
 
 def test_fit_warns_when_it_is_saturated():
@@ -130,7 +131,7 @@ def test_fit_warns_when_it_is_saturated():
     guide = AutoHypernet(
         model, example=data, conditional=None, noise="independent", estimator=SemiImplicit(), init_scale=0.01
     )
-    with pytest.warns(OwnWeightWarning, match="own noise carries"):
+    with pytest.warns(SelfWeightWarning, match="own noise carries"):
         fit(model, guide, data, steps=2, progress=False)
 
 
