@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayeshnet.checks import require_flag, require_positive
 from bayeshnet.errors import ArgumentError
-from bayeshnet.families._blocks import BlockLayout
+from bayeshnet.families import BlockLayout
 from bayeshnet.families.base import INIT_SCALE, Family, Start, family_of
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.inducing.flat_layout import FlatLayout
