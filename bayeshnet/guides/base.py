@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from bayeshnet.checks import require_count, require_trainable
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
 from bayeshnet.guides._decay import GroupDecay
-from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.sites.arguments import call_arguments, call_error, nan_data_error, refuse_nan_data, require_targets
 from bayeshnet.sites.latents import CheckedInit, LatentSite, jacobian_site, latent_sites, nodes_of, prior_draw
@@ -230,7 +229,7 @@ class Guide(AutoContinuous):
             model: A :class:`~bayeshnet.BayesianModel` with the guide's latents; anything else changes nothing.
         """
         before = self._original
-        self._original = (model,) if isinstance(model, BayesianModel) else before
+        self._original = (model,) if hasattr(model, "weight_priors") else before
         try:
             yield
         finally:

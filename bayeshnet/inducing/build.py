@@ -21,6 +21,7 @@ from bayeshnet.mnets.chain import Chain, LinearStep
 from bayeshnet.mnets.module_mainnet import ModuleMainNet
 from bayeshnet.models import likelihoods
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.arguments import check_rows, inputs_and_targets
 from bayeshnet.sites.kept_state import restored
 from bayeshnet.sites.latents import LatentSite, PriorStart
@@ -143,7 +144,7 @@ def plan(
         NotApplicableError: If there are none; it says why.
         ValueError: If a name is not that of a linear layer, or a number is out of range.
     """
-    if not isinstance(model, BayesianModel):
+    if not has_network(model):
         raise NotApplicableError("the model is no BayesianModel")
     if not isinstance(model.likelihood, likelihoods.Normal | likelihoods.Categorical):
         raise NotApplicableError(f"a {type(model.likelihood).__name__} likelihood has no Gaussian pseudo-targets")

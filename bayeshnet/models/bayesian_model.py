@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import pyro
 import torch
@@ -69,6 +69,12 @@ class BayesianModel(nn.Module):
         >>> model(torch.randn(5, 2)).shape  # a draw from the prior predictive
         torch.Size([5, 1])
     """
+
+    # What is known of the model without running it, see bayeshnet.models.capabilities.
+    max_plate_nesting: ClassVar[int] = 1
+    vectorises: ClassVar[bool] = True
+    requires_targets: ClassVar[bool] = True
+    bounded_density: ClassVar[bool] = True
 
     def __init__(
         self,
