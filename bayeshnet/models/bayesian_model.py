@@ -18,6 +18,7 @@ from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.module_mainnet import frozen_hint, functional_copy
 from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.models import priors
+from bayeshnet.models._repr import model_repr
 from bayeshnet.models.data_checks import check_parameters, check_rows, nan_error
 from bayeshnet.models.learned_scales import LearnedScales
 from bayeshnet.models.likelihoods import Likelihood
@@ -124,6 +125,9 @@ class BayesianModel(nn.Module):
                 )
         self.learned_scales = self._learned_scales()
         self.weight_priors()  # an unusable prior is an error here, not at the first step
+
+    def __repr__(self) -> str:
+        return model_repr(self)
 
     # ------------------------------------------------------------------ what is latent
 

@@ -17,7 +17,9 @@ from torch import Size, Tensor, nn
 
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.formatting import value as printed
 from bayeshnet.models._labels import Labels, refuse_labels
+from bayeshnet.models._repr import positive
 from bayeshnet.models.data_checks import check_positive_support
 from bayeshnet.models.param_sites import emit_param_sites
 
@@ -218,9 +220,9 @@ class Normal(Likelihood):
     def extra_repr(self) -> str:
         """What the noise is, for ``repr``."""
         if self._prior is not None:
-            return f"{self._param}~{self._prior}"
+            return f"{self._param}~{printed(self._prior)}"
         how = "learned, now " if isinstance(self.log_scale, nn.Parameter) else ""
-        return f"scale={how}{self.log_scale.detach().exp().tolist()}"
+        return f"scale={how}{positive(self.log_scale.detach().exp())}"
 
     def check_dtype(self, dtype: torch.dtype) -> None:
         """See :meth:`Likelihood.check_dtype`; known noise has to be positive and finite in this dtype as well."""

@@ -13,6 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.formatting import value as printed
 from bayeshnet.mnets.fans import fan_in_and_out
 from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.models.weight_normal import WeightNormal
@@ -108,8 +109,9 @@ class Normal(Prior):
         self.learn = learn
 
     def __repr__(self) -> str:
-        learn = f", learn={self.learn!r}" if self.learn else ""
-        return f"Normal(scale={self.scale!r}, loc={self.loc!r}{learn})"
+        loc = "" if self.loc is None else f", loc={printed(self.loc)}"
+        learn = f", learn={printed(self.learn)}" if self.learn else ""
+        return f"Normal(scale={printed(self.scale)}{loc}{learn})"
 
     def named_parameters(self) -> Mapping[str, Sequence[str]]:
         """See :meth:`Prior.named_parameters`; patterns, which serve several networks, are not among them."""
