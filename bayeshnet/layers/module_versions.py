@@ -11,7 +11,12 @@ __all__ = ["module_state", "places_of"]
 
 
 def places_of(module: nn.Module) -> list[Mapping[str, Tensor | None]]:
-    """Where a module and its submodules keep their parameters, to be looked at again and again."""
+    """Return where a module and its submodules keep their parameters.
+
+    Example:
+        >>> [list(place) for place in places_of(nn.Sequential(nn.Linear(2, 1), nn.ReLU()))]
+        [['weight', 'bias']]
+    """
     return [part._parameters for part in module.modules() if part._parameters]  # pyright: ignore[reportPrivateUsage]
 
 

@@ -24,7 +24,7 @@ def fan_in_and_out(shape: Sequence[int], *, transposed: bool = False) -> tuple[i
         Fan-in and fan-out, at least 1 each.
 
     Raises:
-        ValueError: If the shape has an entry below 1.
+        ArgumentError: If the shape has an entry below 1.
 
     Example:
         >>> fan_in_and_out([10, 5]), fan_in_and_out([8, 3, 5, 5]), fan_in_and_out([3, 8, 5, 5], transposed=True)
