@@ -9,7 +9,7 @@ from bayeshnet.checks import require_count
 from bayeshnet.entropy._fused_mlp_draw import fused_mlp_draw, tanh_jacobian
 from bayeshnet.entropy.implicit_noise import known_noise
 from bayeshnet.entropy.preimages import find_preimages
-from bayeshnet.entropy.protocol import Diagnosis, LogDensity
+from bayeshnet.entropy.protocol import BOUND_THE_GRADIENT, Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.entropy.support import has_full_support, measure_holes
 from bayeshnet.errors import FoldingWarning
@@ -137,9 +137,9 @@ class ChangeOfVariables(LogDensity):
         advice: list[str] = []
         if values["sign_mismatch"] > 0 or values.get("entropy_excess", 0.0) > 0.05:
             advice.append(
-                f"The sampler folds, so its density is not exact and the ELBO is too high: {', '.join(found)}. Clip "
-                "gradients, which grow without bound near a fold (fit(..., clip_norm=1.0)), learn the noise scale per "
-                "weight, start it larger, train longer, or use independent noise (noise='independent')."
+                f"The sampler folds, so its density is not exact and the ELBO is too high: {', '.join(found)}. Near "
+                f"a fold gradients are very large: {BOUND_THE_GRADIENT}, learn the noise scale per weight, start it "
+                "larger, train longer, or use independent noise (noise='independent')."
             )
         if thorough:
             known = has_full_support(sampler)

@@ -27,7 +27,6 @@ MEANINGS: dict[str, str] = {
     "entropy_gap": "entropy less that by importance sampling, nats",
     "effective_share": "effective share of the importance samples behind it",
     "self_weight": "weight of a draw's own noise in the semi-implicit bound",
-    "self_weight": "weight of a draw's own noise in the semi-implicit bound",
     "stein_share": "entropy gradient seen by the estimated score; 1 is right",
     "spread": "spread that the estimated score leads to; 1 is right",
     "noise_share": "gradient of the noise scale, estimated over exact; 1 is right",

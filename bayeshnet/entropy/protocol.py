@@ -12,7 +12,10 @@ from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError
 
-__all__ = ["Diagnosis", "LogDensity"]
+__all__ = ["BOUND_THE_GRADIENT", "Diagnosis", "LogDensity"]
+
+BOUND_THE_GRADIENT = "bound the norm of the gradient (fit(..., clip_norm=1.0))"
+"""What helps where a step goes too far, for messages."""
 
 
 class LogDensity(ABC):

@@ -120,7 +120,7 @@ class WeightedDraws:
         >>> round(w.elbo.value, 6), w.iwae().value > w.elbo.value
         (0.0, True)
         >>> w
-        WeightedDraws(100 draws of {'mu': f32[100]}, elbo=-0.000 ± 0.059, k_hat=..., ess=...)
+        WeightedDraws(100 draws of {'mu': f32[100]}, elbo=... ± 0.059, k_hat=..., ess=...)
     """
 
     draws: Mapping[str, Tensor]
@@ -210,8 +210,8 @@ class WeightedDraws:
         if not smoothed.reliable:
             warnings.warn(
                 f"{what} cannot be trusted: k-hat is {smoothed.k_hat:.2f} (above {smoothed.threshold:.2f}) for "
-                f"{len(self.log_weights)} draws, so a few of them carry nearly all the weight. Use a guide closer to the "
-                "posterior; more draws help only where k-hat is near the limit.",
+                f"{len(self.log_weights)} draws, so a few of them carry nearly all the weight. Use a guide closer "
+                "to the posterior; more draws help only where k-hat is near the limit.",
                 BayeshnetWarning,
                 stacklevel=stacklevel + 1,
             )

@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,6 +114,11 @@ class Family(nn.Module, ABC):
         if short_form is not None:
             _SHORT_FORMS[short_form] = cls
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Until it is built, an object has nothing to make a distribution of.
+        vars(self)["distribution"] = partial(_refuse_distribution, type(self).__name__)
+
     def build(self, start: Start) -> Self:
         """Make a trainable member of the family; this object stays as it is.
 
@@ -129,6 +135,7 @@ class Family(nn.Module, ABC):
         made = copy.copy(self)
         # Settings are shared; what a module registers is not.
         vars(made).update({key: copy.deepcopy(value) for key, value in vars(self).items() if key in _MODULE_STATE})
+        vars(made).pop("distribution", None)
         made.init_parameters(start)
         return made
 
@@ -187,7 +194,11 @@ class Family(nn.Module, ABC):
 
     def settings(self) -> Mapping[str, Any]:
         """Return the settings to show, by name; public attributes that are neither modules nor tensors by default."""
-        own = {key: value for key, value in vars(self).items() if key not in _MODULE_STATE and not key.startswith("_")}
+        own = {
+            key: value
+            for key, value in vars(self).items()
+            if key not in {*_MODULE_STATE, "distribution"} and key[0] != "_"
+        }
         return {k: v for k, v in own.items() if v is not None and not isinstance(v, Tensor | nn.Module)}
 
     # ------------------------------------------------------------------ what a guide asks for
@@ -220,16 +231,12 @@ class Family(nn.Module, ABC):
     def __repr__(self) -> str:
         return self.describe()
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if self._parameters or self._modules or name.startswith("_"):
-                raise
-            raise AttributeError(
-                f"{type(self).__name__}: has no {name!r}, since it is not built yet; pass it to a guide, "
-                "AutoHypernet(model, example=..., family=...), or call build(start)."
-            ) from None
+
+def _refuse_distribution(name: str, loc: Tensor | None = None, scale: Tensor | None = None) -> TorchDistribution:
+    raise UsageError(
+        f"family: is a {name} that is not built yet; pass it to a guide, AutoHypernet(model, example=..., family=...), "
+        "or call build(start)."
+    )
 
 
 def family_of(value: Family | str, argument: str) -> Family:

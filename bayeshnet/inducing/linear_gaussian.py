@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bayeshnet.entropy.protocol import BOUND_THE_GRADIENT
 from bayeshnet.errors import DensityError
 from bayeshnet.normal_density import LOG_2PI
 
@@ -201,7 +202,7 @@ def _root(gram: Tensor, weighted: Tensor, factor: Tensor) -> Tensor:
     if not math.isfinite(largest):
         raise DensityError(
             "The matrix of a conditional layer is not finite: features or precisions of its inducing points became "
-            "NaN or infinite. Lower the learning rate, or clip gradients (fit(..., clip_norm=10.0))."
+            f"NaN or infinite. Lower the learning rate, or {BOUND_THE_GRADIENT}."
         )
     if largest <= LARGEST:
         root, info = torch.linalg.cholesky_ex(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))

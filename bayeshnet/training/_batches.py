@@ -1,4 +1,4 @@
-"""The data of a fit: one batch or many, and whether they agree with the model's ``dataset_size``."""
+"""The batches of a fit, and whether their rows agree with the model's ``dataset_size``."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class _Rows:
     """What is known of the rows in the data.
 
     Attributes:
-        total: Their number.
-        accepted: First and last of the sizes that do not contradict it.
+        total: Number of rows.
+        accepted: Ranges of sizes of the data set, first and last, that do not contradict it.
         per_batch: Rows of the largest batch.
-        exact: Whether ``total`` is their number, or there may be more.
+        exact: Whether ``total`` is the number of rows, or there may be more.
     """
 
     total: int
@@ -45,17 +45,22 @@ class _Rows:
 
 
 class Batches:
-    """The arguments of the model at each step, again and again.
+    """The arguments of the model at each step, without end.
 
-    A :class:`~bayeshnet.BayesianModel` whose ``dataset_size`` is missing, or not that of the data, is warned about:
-    before the first step where lengths are known, else after the first pass, in which the rows are counted.
+    A warning says so where the ``dataset_size`` of a :class:`~bayeshnet.BayesianModel` is missing, or not that of the
+    data: before the first step where lengths are known, else after the first pass, in which the rows are counted.
 
     Args:
         data: One batch (a tuple, a dict or one tensor), or an iterable of them.
         model: The model.
 
     Raises:
-        TypeError: If the data are neither.
+        ArgumentTypeError: If the data are neither.
+
+    Example:
+        >>> batches = iter(Batches([("first",), ("second",)], model=print))
+        >>> [next(batches)[0] for _ in range(3)]
+        [('first',), ('second',), ('first',)]
     """
 
     def __init__(self, data: Any, model: Any) -> None:
@@ -67,7 +72,7 @@ class Batches:
             )
         if isinstance(data, Iterator):
             raise ArgumentTypeError(
-                "data: is an iterator, which can be gone through once only; pass a list of batches or a DataLoader."
+                "data: is an iterator, which gives its batches once only; pass a list of batches or a DataLoader."
             )
         self._data: Any = data
         self._model = model if isinstance(model, BayesianModel) else None
@@ -90,7 +95,7 @@ class Batches:
                     self._seen, self._num, self._largest = self._seen + rows, self._num + 1, max(self._largest, rows)
                 yield arguments
             if empty:
-                raise ArgumentError("data: is an empty iterable; there is no batch to fit to.")
+                raise ArgumentError("data: is an empty iterable; pass at least one batch.")
             if first:
                 first = False
                 self.check_counted_size(whole=True, stacklevel=4)
@@ -121,10 +126,10 @@ class Batches:
             self._compare(rows, stacklevel=stacklevel + 1)
 
     def check_counted_size(self, *, whole: bool, stacklevel: int) -> None:
-        """Warn after the data were gone through once, or after the last step.
+        """Warn after the first pass through the data, or after the last step.
 
         Args:
-            whole: Whether the rows that were counted are all.
+            whole: Whether all rows were counted.
             stacklevel: That of the warning, as seen from the caller.
         """
         size = None if self._model is None else self._model.dataset_size
@@ -171,13 +176,13 @@ class Batches:
 
 
 def _num_rows(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
-    """Number of targets; 0 where there are none, which the model itself will say."""
+    """Number of targets; 0 where there are none, which the model will refuse."""
     _, y = inputs_and_targets(*arguments)
     return len(y) if isinstance(y, Tensor) and y.dim() > 0 else 0
 
 
 def _rows_of_batches(batches: list[Any]) -> _Rows | None:
-    """Rows of batches in memory; one that comes twice counts once."""
+    """Rows of batches in memory; a batch that comes twice counts once."""
     known: dict[int, int] = {}
     for batch in batches:
         if not isinstance(batch, Tensor | Mapping | tuple | list):

@@ -31,7 +31,15 @@ Callback: TypeAlias = Callable[[int, History], "bool | None"]
 
 
 def flat_then_cosine(steps: int, *, flat: float = 0.4, final: float = 0.02) -> Callable[[int], float]:
-    """Factor of the learning rate per step: 1 for a share of the steps, then a cosine down to ``final``.
+    """Return a schedule: a factor of 1 for a share of the steps, then a cosine down to ``final``.
+
+    Args:
+        steps: Number of steps.
+        flat: Share of the steps with a factor of 1.
+        final: Factor of the last step.
+
+    Returns:
+        A function from the step to the factor, for ``lr_schedule`` of :func:`fit`.
 
     Example:
         >>> schedule = flat_then_cosine(1000)

@@ -1,4 +1,4 @@
-"""What made a loss or a gradient that is not finite."""
+"""The cause of a loss or a gradient that is not finite."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from bayeshnet.entropy.protocol import BOUND_THE_GRADIENT
 from bayeshnet.errors import BayeshnetError
 from bayeshnet.sites.arguments import non_finite_places
 
-__all__ = ["UNKNOWN_CAUSE", "gradient_cause", "non_finite_cause"]
+__all__ = ["BAD_PARAMETER", "UNKNOWN_CAUSE", "gradient_cause", "non_finite_cause"]
 
 UNKNOWN_CAUSE = "no single site shows it with one particle: look at the data of this batch, and lower lr."
+BAD_PARAMETER = f"a parameter is not finite after the last update: lower lr, or {BOUND_THE_GRADIENT}."
 
 
 @torch.no_grad()
@@ -30,7 +32,7 @@ def non_finite_cause(
     rng_state: Tensor,
     params: Iterable[Tensor],
 ) -> str | None:
-    """Repeat a step and say what in it is not finite first: a parameter, or a site of the guide or the model.
+    """Repeat a step and name what in it is not finite first: a parameter, or a site of the guide or the model.
 
     Args:
         model: The Pyro model.
@@ -44,10 +46,17 @@ def non_finite_cause(
         A clause that names it and says what to do, or None if nothing is found.
 
     Raises:
-        BayeshnetError: One of this package that comes up in the repetition, which says it better.
+        BayeshnetError: If the repetition raises one, whose message is the better one.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> model = lambda y: pyro.sample("obs", dist.Normal(0.0, 1.0), obs=y)
+        >>> args = (torch.tensor(math.inf),)
+        >>> print(non_finite_cause(model, lambda y: None, args, {}, torch.get_rng_state(), []))
+        the first site that is not finite is 'obs' (its value in the model). The batch holds inf in data[0] ...
     """
     if any(not bool(torch.isfinite(param).all()) for param in params):
-        return "a parameter is not finite after the last update: lower lr, or bound the gradient with clip_norm."
+        return BAD_PARAMETER
     torch.set_rng_state(rng_state)
     try:
         site = _first_bad_site(model, guide, args, kwargs)
@@ -94,7 +103,7 @@ def _first_bad_site(
 def gradient_cause(loss_and_grads: Callable[[], Any], rng_state: Tensor, named: Mapping[str, Tensor]) -> str:
     """Say which gradients of a step are not finite though its loss is, and where they come from.
 
-    The step is repeated twice with the same random numbers: once with an eye on the latents, and once in PyTorch's
+    The step is repeated twice with the same random numbers: once with hooks on the latents, and once in PyTorch's
     anomaly mode, which names the operation.
 
     Args:
@@ -104,6 +113,13 @@ def gradient_cause(loss_and_grads: Callable[[], Any], rng_state: Tensor, named: 
 
     Returns:
         Some clauses that name parameters, latent sites and operation, and say what to do.
+
+    Example:
+        >>> x = torch.zeros(1, requires_grad=True)
+        >>> step = lambda: (x.sqrt() * 0.0).sum().backward()
+        >>> step()
+        >>> print(gradient_cause(step, torch.get_rng_state(), {"x": x}))
+        the gradients of 'x' are NaN. The first operation whose derivative is NaN is Sqrt... Its slope is infinite ...
     """
     bad = [name for name, p in named.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
     kinds = {kind for name in bad for kind in _kinds(named[name].grad)}
@@ -140,7 +156,7 @@ def _listed(names: list[str], most: int = 4) -> str:
 
 
 class _Repeat:
-    """Runs a step again, and keeps what it fails on."""
+    """Runs a step again, and returns what went wrong in it."""
 
     def __init__(self, step: Callable[[], Any], rng_state: Tensor, params: list[Tensor]) -> None:
         self.step, self.rng_state, self.params = step, rng_state, params
@@ -162,7 +178,7 @@ class _Repeat:
 
 
 def _operation(outcome: tuple[str, list[str]]) -> str | None:
-    """What anomaly mode says: the name of a function, and the line of the program that called it."""
+    """Return what anomaly mode found: the name of a function, and the line of the program that called it."""
     found = re.search(r"Function '(\w+?)(?:Backward\w*)?' returned nan", outcome[0])
     if found is None:
         return None
@@ -174,7 +190,7 @@ def _operation(outcome: tuple[str, list[str]]) -> str | None:
 
 
 class _LatentGradients(Messenger):
-    """Notes the latents that a gradient arrives at which is not finite."""
+    """Notes the latents whose gradients are not finite."""
 
     def __init__(self) -> None:
         super().__init__()

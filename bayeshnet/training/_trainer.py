@@ -1,4 +1,4 @@
-"""One step of stochastic variational inference after the other, none of which leaves parameters that are not finite."""
+"""The steps of stochastic variational inference, none of which leaves parameters that are not finite."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bayeshnet.models.param_sites import ParamCapture
 from bayeshnet.sites.arguments import check_rows, inputs_and_targets
 from bayeshnet.sites.kept_state import KeptBuffers, restored, tensors_of
 from bayeshnet.training._checks import check_optimizer
-from bayeshnet.training._nonfinite import UNKNOWN_CAUSE, gradient_cause, non_finite_cause
+from bayeshnet.training._nonfinite import BAD_PARAMETER, UNKNOWN_CAUSE, gradient_cause, non_finite_cause
 from bayeshnet.training._schedule import LearningRates, Schedule
 
 __all__ = ["Trainer"]
 
-# An update can overflow though the gradient is finite. So often a copy is made of what is finite.
+# Steps between copies of the parameters to go back to: an update can overflow though its gradient is finite.
 _COPY_EVERY = 100
 
 
@@ -38,6 +38,15 @@ class Trainer:
         schedule: Its factor by step, or a scheduler; see :class:`LearningRates`.
         make_optimizer: From parameter groups to an optimiser; Adam by default.
         clip_norm: Bound on the norm of the gradient.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro.infer import Trace_ELBO
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> model = lambda: pyro.sample("z", dist.Normal(1.0, 1.0))
+        >>> trainer = Trainer(model, AutoNormal(model), Trace_ELBO(), 0.1, lambda step: 0.5**step, None, None)
+        >>> [round(trainer.step(step, (), {})[1], 3) for step in range(3)]
+        [0.1, 0.05, 0.025]
     """
 
     def __init__(
@@ -73,7 +82,7 @@ class Trainer:
             kwargs: Keyword arguments.
 
         Returns:
-            The loss, and the learning rate.
+            The loss, and the learning rate of the first parameter group.
 
         Raises:
             NonFiniteLossError: If loss or gradients are not finite. Parameters, buffers and the optimiser's state are
@@ -119,7 +128,10 @@ class Trainer:
         return value, rate
 
     def finish(self, steps: int) -> None:
-        """Refuse parameters that the last update has made NaN or infinite, after so many steps.
+        """Raise if the last update has made a parameter NaN or infinite.
+
+        Args:
+            steps: Number of steps that were made.
 
         Raises:
             NonFiniteLossError: If there are any; they are then those of some steps before.
@@ -128,7 +140,7 @@ class Trainer:
             self._refuse_params(f"step {steps - 1}:")
 
     def close(self) -> None:
-        """End the decay; the optimiser may be in use elsewhere."""
+        """End the decay of this fit; the optimiser may be in use elsewhere."""
         for decay in self._decays or ():
             decay.remove()
 
@@ -137,7 +149,7 @@ class Trainer:
     def _bound_gradients(
         self, step: int, value: float, args: tuple[Any, ...], kwargs: Mapping[str, Any], rng_state: Tensor
     ) -> None:
-        """Refuse gradients that are not finite before the optimiser sees them, and bound their norm."""
+        """Raise if a gradient is not finite, before the optimiser sees it, and bound the norm of all."""
         params = self.params.values()
         gradients = [param.grad for param in params if param.grad is not None]
         dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
@@ -202,12 +214,12 @@ class Trainer:
         self._set_back()
         shown = ", ".join(map(repr, bad[:4])) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
         raise NonFiniteLossError(
-            f"{when} a parameter is not finite after the last update: lower lr, or bound the gradient with clip_norm. "
-            f"It is {shown}; all parameters were set back to those before step {self._copied_at}."
+            f"{when} {BAD_PARAMETER} It is {shown}; all parameters were set back to those before step "
+            f"{self._copied_at}."
         ) from error
 
     def _go_back(self, step: int, error: DensityError) -> None:
-        """Undo updates after which the guide has no density any more, finite as its parameters may be."""
+        """Undo updates after which the guide has no density, though its parameters may be finite."""
         if not self._copies or step == self._copied_at:
             return  # nothing was updated since
         self._set_back()
@@ -278,7 +290,7 @@ class Trainer:
 
 
 def _drop_gradients(params: Iterable[Tensor]) -> None:
-    """Not zeroed but dropped: the next backward pass then writes instead of adding."""
+    """Drop gradients instead of zeroing them: the next backward pass then writes instead of adding."""
     for param in params:
         param.grad = None
 

@@ -10,6 +10,7 @@ import torch
 
 from bayeshnet.checks import require_count, require_positive
 from bayeshnet.errors import ArgumentError
+from bayeshnet.formatting import number, with_error
 
 __all__ = ["FlatElbo", "History", "loss_slope"]
 
@@ -46,7 +47,8 @@ class History:
     def __repr__(self) -> str:
         parts = [f"steps={len(self)}"]
         if self.losses:
-            parts.append(f"elbo={_with_error(*self.elbo())}")
+            mean, error = self.elbo()
+            parts.append(f"elbo={number(mean, digits=4) if math.isnan(error) else with_error(mean, error)}")
         parts += [f"seconds={self.seconds:.1f}", f"stopped={self.stopped!r}"]
         return f"History({', '.join(parts)})"
 
@@ -75,16 +77,8 @@ class History:
         return -float(tail.mean()), error
 
 
-def _with_error(mean: float, error: float) -> str:
-    """A mean with as many decimals as its standard error has two digits for."""
-    if not (math.isfinite(mean) and math.isfinite(error)):
-        return f"{mean:.4g}"
-    decimals = 2 if error == 0.0 else max(0, 1 - math.floor(math.log10(error)))
-    return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
-
-
 def loss_slope(losses: list[float]) -> tuple[float, float]:
-    """Least-squares slope of a series per step, and its standard error.
+    """Return the least-squares slope of a series per step, and its standard error.
 
     Example:
         >>> loss_slope([3.0, 2.0, 1.0])

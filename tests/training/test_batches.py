@@ -174,7 +174,7 @@ def test_the_effect_on_the_posterior():
     ):
         pyro.set_rng_seed(0)
         model = BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=0.5), dataset_size=size)
-        guide = AutoHypernet(model, example=(rows[:100], rows[:100, 0]), conditional=None, body="mean_field")
+        guide = AutoHypernet(model, example=(rows[:100], rows[:100, 0]), conditional=None, family="mean_field")
         expected = contextlib.nullcontext() if name == "right" else pytest.warns(DatasetSizeWarning)
         with expected:
             fit(model, guide, form, 500, lr=0.03, progress=False)

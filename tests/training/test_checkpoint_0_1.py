@@ -121,11 +121,13 @@ def test_keys_are_renamed_where_they_belong():
     holder = Holder(guide)
     now = holder.state_dict()
     old = {
-        key.replace("guide.family.", "guide.body.").replace("guide.tempering_exponent", "guide.candidate_power"): value
+        key.replace("guide.family.", "guide.family.").replace(
+            "guide.tempering_exponent", "guide.candidate_power"
+        ): value
         for key, value in now.items()
     }
     assert "body.weight" in old
-    assert "guide.body.loc" in old
+    assert "guide.family.loc" in old
     found = renamed_state(holder, old)
     assert found.keys() == now.keys()
     assert all(found[key] is value for key, value in now.items())

@@ -29,7 +29,7 @@ def test_the_slope_of_losses():
     [
         (History(stopped="interrupted"), "History(steps=0, seconds=0.0, stopped='interrupted')"),
         (History([12.5], [0.1], 1.26), "History(steps=1, elbo=-12.5, seconds=1.3, stopped='steps')"),
-        (History([1.0] * 5, [0.1] * 5), "History(steps=5, elbo=-1.00 ± 0.00, seconds=0.0, stopped='steps')"),
+        (History([1.0] * 5, [0.1] * 5), "History(steps=5, elbo=-1 ± 0, seconds=0.0, stopped='steps')"),
         # The mean is 1000, the standard deviation 10.05 and the error of 100 steps a tenth of that.
         (History([990.0, 1010.0] * 400, []), "History(steps=800, elbo=-1000.0 ± 1.0, seconds=0.0, stopped='steps')"),
         (History([math.nan, 1.0]), "History(steps=2, elbo=nan, seconds=0.0, stopped='steps')"),

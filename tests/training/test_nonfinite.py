@@ -1,4 +1,4 @@
-"""What a loss that is not finite is blamed on."""
+"""The cause of a loss that is not finite."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class RootUnderWhere(nn.Module):
 GUIDES = {
     "AutoHypernet": lambda model: AutoHypernet(model, example=(X, TARGETS)),
     "no conditional layers": lambda model: AutoHypernet(model, example=(X, TARGETS), conditional=None),
-    "mean field": lambda model: AutoHypernet(model, example=(X, TARGETS), conditional=None, body="mean_field"),
+    "mean field": lambda model: AutoHypernet(model, example=(X, TARGETS), conditional=None, family="mean_field"),
     "AutoNormal": AutoNormal,
     "AutoHypernetNormal": lambda model: AutoHypernetNormal(model, example=(X, TARGETS)),
     "AutoHypernetDelta": lambda model: AutoHypernetDelta(model, example=(X, TARGETS)),
@@ -114,12 +114,12 @@ def test_a_gradient_of_the_model_alone():
 
     model = BayesianModel(nn.Linear(3, 1), likelihood=Learned(scale=0.5, learn=True))
     guide = GUIDES["mean field"](model)
-    before = guide.body.loc.detach().clone()
+    before = guide.family.loc.detach().clone()
     with pytest.raises(
         NonFiniteLossError, match=r"step 0: .* the gradients of 'likelihood.log_scale' are NaN\. .*Sqrt"
     ):
         fit(model, guide, (X, TARGETS), 3, progress=False)
-    assert torch.equal(guide.body.loc.detach(), before)
+    assert torch.equal(guide.family.loc.detach(), before)
     assert math.isfinite(float(model.likelihood.log_scale.detach()))
 
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from pyro.infer import SVI, ReweightedWakeSleep
 
-from bayeshnet import AutoHypernet, AutoHypernetNormal
+from bayeshnet import AutoHypernet, AutoHypernetNormal, families
 from bayeshnet.errors import DensityError
-from bayeshnet.infer import Mixture
 
 MEAN = torch.tensor([1.0, -2.0, 0.5])
 ROOT = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-0.3, 0.2, 0.5]])
@@ -42,9 +41,9 @@ def train(guide, steps: int, lr: float = 0.03) -> None:
 # that its scores are 0 on average is tested in tests/families/test_score.py.
 CASES = {
     "hypernet": (lambda: AutoHypernet(target, example=()), 1200, 0.03),
-    "mean_field": (lambda: AutoHypernet(target, example=(), body="mean_field"), 1200, 0.03),
-    "units": (lambda: AutoHypernet(target, example=(), body="units"), 1200, 0.03),
-    "mixture of low rank": (lambda: AutoHypernet(target, example=(), body=Mixture(2, of="low_rank")), 3000, 0.02),
+    "mean_field": (lambda: AutoHypernet(target, example=(), family="mean_field"), 1200, 0.03),
+    "block_gaussian": (lambda: AutoHypernet(target, example=(), family="block_gaussian"), 1200, 0.03),
+    "low_ranks": (lambda: AutoHypernet(target, example=(), family=families.Mixture("low_rank", 2)), 3000, 0.02),
     "explicit": (lambda: AutoHypernetNormal(target, example=()), 1200, 0.03),
 }
 
@@ -68,14 +67,14 @@ def test_finds_the_mean_of_a_gaussian(name):
 
 
 def test_independent_noise_says_what_is_missing():
-    guide = AutoHypernet(target, example=(), noise="independent")
+    guide = AutoHypernet(target, example=(), family=families.Hypernet(noise="independent"))
     with pytest.raises(DensityError, match="value: a gradient of log q at a fixed value was asked for"):
         train(guide, 1)
 
 
 def test_jacobian_of_a_detached_draw_is_a_constant():
     """The log-density that a bijection contributes had the gradient of the draw, whatever Pyro had detached."""
-    guide = AutoHypernet(target, example=(), body="mean_field")
+    guide = AutoHypernet(target, example=(), family="mean_field")
     trace = pyro.poutine.trace(guide).get_trace()
     site = trace.nodes["_jac_t"]
     assert site["fn"].log_prob(site["value"]).requires_grad
@@ -83,9 +82,9 @@ def test_jacobian_of_a_detached_draw_is_a_constant():
     assert not site["fn"].log_prob(site["value"]).requires_grad
     trace.compute_log_prob()
     log_q = sum(node["log_prob"].sum() for node in trace.nodes.values() if node["type"] == "sample")
-    scores = torch.autograd.grad(log_q, [guide.body.loc, guide.body.log_scale])
+    scores = torch.autograd.grad(log_q, [guide.family.loc, guide.family.log_scale])
     latent: Any = trace.nodes["_AutoHypernet_latent"]["value"]
     value = (latent - guide.loc) / guide.scale
-    residual = (value - guide.body.loc) / guide.body.log_scale.exp()
-    torch.testing.assert_close(scores[0], (residual / guide.body.log_scale.exp()).detach(), rtol=1e-4, atol=1e-4)
+    residual = (value - guide.family.loc) / guide.family.log_scale.exp()
+    torch.testing.assert_close(scores[0], (residual / guide.family.log_scale.exp()).detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scores[1], (residual.square() - 1.0).detach(), rtol=1e-4, atol=1e-4)
