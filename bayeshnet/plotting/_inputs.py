@@ -28,6 +28,13 @@ class PredictionLike(Protocol):
         draws: Sampled functions ``[S, B]``.
         samples: Sampled observations ``[S, B]``: functions with noise.
         mean: Predictive mean ``[B]``.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> functions = np.zeros((100, 20))
+        >>> mine = SimpleNamespace(draws=functions, samples=functions + 0.1, mean=functions.mean(0))
+        >>> isinstance(mine, PredictionLike)
+        True
     """
 
     @property

@@ -20,6 +20,11 @@ class HistoryLike(Protocol):
 
     Attributes:
         losses: The loss of each step.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> isinstance(SimpleNamespace(losses=[3.0, 2.0, 1.5]), HistoryLike)
+        True
     """
 
     @property

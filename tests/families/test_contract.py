@@ -210,7 +210,7 @@ def test_a_users_own_family_reaches_a_known_posterior():
 
     guide = AutoHypernet(model, example=(x, y), family=FullRank(), conditional=None)
     assert "FullRank" in repr(guide)
-    fit(model, guide, (x, y), steps=700, lr=0.05, progress=False)
+    fit(model, guide, (x, y), steps=1000, lr=0.05, progress=False)
     with torch.no_grad():
         found = guide.get_posterior()
     found = dist.MultivariateNormal(found.mean, scale_tril=found.scale_tril)
