@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from torch import Tensor
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.formatting import array, span
-from bayeshnet.sites.quantiles import sample_quantiles
+from bayeshnet.sites.quantiles import checked_level, sample_quantiles
 
 __all__ = ["Prediction"]
 
@@ -137,10 +136,7 @@ class Prediction:
             ArgumentTypeError: If ``level`` is not a number.
             UsageError: For a classification.
         """
-        if not isinstance(level, numbers.Real) and not (isinstance(level, Tensor) and level.numel() == 1):
-            raise ArgumentTypeError(f"level: is {level!r}; pass a number between 0 and 1, such as 0.9.")
-        if not 0.0 < level < 1.0:
-            raise ArgumentError(f"level: is {level}; pass a number between 0 and 1, such as 0.9.")
+        level = checked_level("level", level)
         if kind not in ("observation", "function"):
             raise ArgumentError(f"kind: is {kind!r}; pass 'observation' or 'function'.")
         if self.is_classification:

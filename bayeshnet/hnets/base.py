@@ -22,9 +22,9 @@ from bayeshnet.hnets.arguments import (
 from bayeshnet.hnets.failed_calls import input_error
 from bayeshnet.hnets.formats import TargetLayout, check_ret_format, format_output
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
+from bayeshnet.hnets.hyperfan_gauss import gauss_hyperfan_init
 from bayeshnet.layers.spectral_norm import SpectralNorm
 from bayeshnet.layers.torch_modes import under_functorch
-from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.param_table import ParamRecord, number_conditions
 from bayeshnet.typing import CondId, NestedWeights, Shapes, WeightsArg
 
@@ -266,37 +266,7 @@ class HyperNet(nn.Module, HyperNetInterface):
             raise better from error
         return format_output(out, self._targets, ret_format)
 
-    def apply_gauss_hyperfan_init(
-        self,
-        mnet: MainNetInterface | None = None,
-        mean_var: float = 0.003,
-        rho_var: float = 0.083,
-        use_xavier: bool = False,
-        uncond_var: float = 1.0,
-        cond_var: float = 1.0,
-        keep_hyperfan_mean: bool = False,
-        eps: float = 1e-5,
-        *,
-        rho_mean: float = 0.0,
-    ) -> None:
-        """Initialise a network whose targets are ``[means..., rhos...]`` of a Gaussian over weights.
-
-        The method form of :func:`~bayeshnet.init.gauss_hyperfan_init`, which says what the arguments mean and what is
-        raised.
-
-        Example:
-            >>> from bayeshnet.hnets import HMLP
-            >>> hnet = HMLP([[100, 50], [100, 50]], uncond_in_size=8, cond_in_size=0)
-            >>> hnet.apply_gauss_hyperfan_init(rho_mean=-3.0)
-            >>> mean, rho = hnet(torch.randn(1, 8))
-            >>> bool(mean.abs().max() < 0.1 and (rho + 3).abs().max() < 0.5)
-            True
-        """
-        from bayeshnet.hnets.hyperfan_gauss import gauss_hyperfan_init  # noqa: PLC0415 - it knows all classes
-
-        gauss_hyperfan_init(
-            self, mnet, mean_var, rho_var, use_xavier, uncond_var, cond_var, keep_hyperfan_mean, eps, rho_mean=rho_mean
-        )
+    apply_gauss_hyperfan_init = gauss_hyperfan_init
 
     def _read_inputs(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -21,9 +21,9 @@ from bayeshnet.hnets.arguments import (
 from bayeshnet.hnets.chunk_args import check_cond_id_of_chunks, check_needed_chunk_embs, chunk_rows
 from bayeshnet.hnets.composite import CompositeHyperNet
 from bayeshnet.hnets.full import FullHyperNet
-from bayeshnet.hnets.hyperfan import Overrides
-from bayeshnet.hnets.hyperfan_chunked import chunked_net_hyperfan_init
-from bayeshnet.mnets.mnet_interface import MainNetInterface
+from bayeshnet.hnets.hyperfan import chunked_hyperfan_init
+from bayeshnet.hnets.hyperfan_chunks import ChunkedPart
+from bayeshnet.hnets.hyperfan_parts import Places, inner_parts
 from bayeshnet.mnets.param_table import ParamRecord, num_weights
 from bayeshnet.typing import CondId, Shapes
 
@@ -166,55 +166,13 @@ class ChunkedHyperNet(CompositeHyperNet):
 
     # ------------------------------------------------------------------ initialisation
 
-    def apply_chunked_hyperfan_init(
-        self,
-        method: str = "in",
-        use_xavier: bool = False,
-        uncond_var: float = 1.0,
-        cond_var: float = 1.0,
-        eps: float = 1e-05,
-        cemb_normal_init: bool = False,
-        mnet: MainNetInterface | None = None,
-        target_vars: Overrides = None,
-    ) -> None:
-        """Initialise so that each chunk has the scale that the layers in it need, by its embedding's variance.
+    apply_chunked_hyperfan_init = chunked_hyperfan_init
 
-        All layers get a fan-in initialisation and biases of 0; formulas: :mod:`bayeshnet.hnets.hyperfan_chunked`. The
-        other inputs need a variance well below 1, which the caller has to see to: the chunk embedding can only add to
-        what they make. With transposed convolutions the variances hold on average over the pixels of a chunk.
-
-        Args:
-            method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the
-                harmonic mean of the two variances.
-            use_xavier: Xavier (linear units) rather than Kaiming (ReLU).
-            uncond_var: Variance of the unconditional input, whose mean is taken to be 0. Counts only if there is one.
-            cond_var: Variance that the conditional inputs have. Counts only if there are any.
-            eps: The least variance of a chunk embedding; a warning says if it had to be used, and the variance of the
-                other inputs that would avoid it.
-            cemb_normal_init: Draw chunk embeddings from normal rather than uniform distributions.
-            mnet: The network that receives the weights; its ``param_shapes`` or ``hyper_shapes_learned`` are the
-                targets. Without it vectors are taken for the biases of the weights just before them.
-            target_vars: Variances of the targets: a list with a number or None per target, or a dict from names
-                (``"weight"``, ``"bias"``, ...) to numbers. The default is that of ``method`` for weights,
-                ``1 / (3 f_in)`` for biases and 1 for everything else.
-
-        Raises:
-            ValueError: If the method is unknown, a variance is negative, ``target_vars`` do not fit, or the shapes of
-                ``mnet`` are not the targets.
-            TypeError: If an argument has a type that is not accepted.
-            RuntimeError: With batch norm or spectral norm, or if weights or chunk embeddings are external.
-
-        Example:
-            >>> from bayeshnet.hnets.chunked_mlp_hnet import ChunkedHMLP
-            >>> hnet = ChunkedHMLP([[10, 40], [80, 10]], 400, uncond_in_size=8, cond_in_size=0)
-            >>> hnet.apply_chunked_hyperfan_init(uncond_var=0.01)
-            >>> bounds = [(3 * (2 * 2 / fan_in - 0.01)) ** 0.5 for fan_in in (40, 10)]
-            >>> [bool(c.abs().max() <= bound) for c, bound in zip(hnet.get_chunk_emb(), bounds)]
-            [True, True]
-        """
-        chunked_net_hyperfan_init(
-            self, method, use_xavier, uncond_var, cond_var, eps, cemb_normal_init, mnet, target_vars
-        )
+    def init_parts(self, places: Sequence[Places]) -> list[ChunkedPart]:
+        """See :meth:`bayeshnet.hnets.hyperfan_parts.Initialisable.init_parts`."""
+        (core,) = inner_parts(self.internal_hnet, [{0: 1.0}])
+        sizes = self.uncond_in_size, self.cond_in_size
+        return [ChunkedPart(self, tuple(places), *sizes, self.chunk_size, tuple(self._own or ()), core)]
 
     # ------------------------------------------------------------------ interface
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -69,9 +70,24 @@ class Axis:
             >>> Axis.plan(4, 4, 1).mean_taps, Axis.plan(2, 2, 3).mean_taps
             (1.0, 2.0)
         """
-        first = [i * self.stride - self.padding for i in range(self.in_size)]
-        ends = [(max(start, 0), min(start + self.kernel, self.out_size)) for start in first]
-        return sum(max(stop - start, 0) for start, stop in ends) / self.out_size
+        return fmean(self.spread([1.0] * self.in_size))
+
+    def spread(self, power: Sequence[float]) -> list[float]:
+        """Return for each output pixel the sum over the input pixels that go into it.
+
+        Args:
+            power: A number for each input pixel.
+
+        Example:
+            >>> Axis.plan(2, 4, 3).spread([1.0, 5.0])
+            [1.0, 6.0, 5.0, 5.0]
+        """
+        out = [0.0] * self.out_size
+        for i, value in enumerate(power):
+            start = i * self.stride - self.padding
+            for j in range(max(start, 0), min(start + self.kernel, self.out_size)):
+                out[j] += value
+        return out
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.arguments import check_activation, check_sizes, no_embeddings, read_target_shapes
 from bayeshnet.hnets.deconv_geometry import Deconv, plan_deconvs, read_image_shape, read_kernel_sizes
 from bayeshnet.hnets.full import FullHyperNet
+from bayeshnet.hnets.hyperfan_chunks import DeconvPart
+from bayeshnet.hnets.hyperfan_parts import Places
 from bayeshnet.layers.batch_norm import BatchNormLayer
 from bayeshnet.layers.self_attention import self_attention, self_attention_shapes
 from bayeshnet.mnets.param_table import ParamRecord, num_weights
@@ -184,6 +186,10 @@ class HDeconv(FullHyperNet):
                 nn.init.uniform_(param, -bound, bound)
             else:  # batch norm the identity; without name the scale of an attention unit, which starts at 0
                 nn.init.constant_(param, 1.0 if name == "bn_scale" else 0.0)
+
+    def init_parts(self, places: Sequence[Places]) -> list[DeconvPart]:
+        """See :meth:`bayeshnet.hnets.hyperfan_parts.Initialisable.init_parts`."""
+        return [DeconvPart(self, tuple(self._deconvs))]
 
     # ------------------------------------------------------------------ the map
 

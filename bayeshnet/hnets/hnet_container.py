@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning
 from bayeshnet.hnets.arguments import HyperInputs, broadcast_size, check_sizes, expand_rows, read_target_shapes
-from bayeshnet.hnets.assembly import Assembler, AssemblyFct
+from bayeshnet.hnets.assembly import Assembler, AssemblyFct, trace_places
 from bayeshnet.hnets.base import HyperNet
 from bayeshnet.hnets.composite import CompositeHyperNet
 from bayeshnet.hnets.formats import TargetLayout, format_output
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
+from bayeshnet.hnets.hyperfan_parts import Part, Places, PlainPart, inner_parts
+from bayeshnet.mnets.own_lists import kept_records
 from bayeshnet.mnets.param_table import PARAM_NAMES, ParamRecord
 from bayeshnet.typing import CondId, Shapes
 
@@ -226,6 +228,34 @@ class HContainer(CompositeHyperNet):
                 if tensors and not any(tensor is None for tensor in tensors):  # pyright: ignore[reportUnnecessaryComparison]
                     found[key] = tensors
         return {**found, **((inputs.extra.get("hnets") or [{}] * (i + 1))[i] or {})} or None
+
+    # ------------------------------------------------------------------ initialisation
+
+    def init_parts(self, places: Sequence[Places]) -> list[Part]:
+        """See :meth:`bayeshnet.hnets.hyperfan_parts.Initialisable.init_parts`."""
+        sizes = [len(part.target_shapes) for part in self.internal_hnets]
+        kinds = [self._plain_tensors(kind) for kind in ("uncond", "cond")]
+
+        def assemble(tensors: Sequence[Tensor]) -> list[Tensor]:
+            rest = iter(tensors)
+            made = [[next(rest) for _ in range(size)] for size in sizes]
+            return self._assemble(made, *[[next(rest) for _ in plain] for plain in kinds])
+
+        shapes = [shape for part in self.internal_hnets for shape in part.target_shapes]
+        shapes += [list(record.shape) for plain in kinds for record, _ in plain]
+        device = next((param.device for _, param in kept_records(self)), None)
+        found = iter(trace_places(assemble, shapes, places, device))
+        parts: list[Part] = []
+        for hnet, size in zip(self.internal_hnets, sizes, strict=True):
+            parts += inner_parts(hnet, [next(found) for _ in range(size)])
+        return parts + [PlainPart(record, params, next(found)) for plain in kinds for record, params in plain]
+
+    def _plain_tensors(self, kind: str) -> list[tuple[ParamRecord, tuple[Tensor, ...]]]:
+        """The plain weights of one condition (any), each with the parameters that it is in all conditions."""
+        records = [record for record in self.param_table if record.extra.get("celement_type") == kind]
+        params = [param for record, param in kept_records(self) if record.extra.get("celement_type") == kind]
+        num = len(records) // max(1, len({record.extra.get("celement_cind") for record in records}))
+        return [(record, tuple(params[i::num])) for i, record in enumerate(records[:num])]
 
     # ------------------------------------------------------------------ interface
 

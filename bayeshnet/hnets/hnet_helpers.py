@@ -14,7 +14,7 @@ from bayeshnet.hnets.chunked import ChunkedHyperNet
 from bayeshnet.hnets.hnet_container import HContainer
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
-from bayeshnet.mnets.own_lists import kept_params
+from bayeshnet.mnets.own_lists import kept_records
 from bayeshnet.mnets.param_table import ParamRecord
 
 __all__ = ["get_conditional_parameters", "init_chunk_embeddings", "init_conditional_embeddings"]
@@ -46,7 +46,7 @@ def get_conditional_parameters(hnet: HyperNetInterface, cond_id: int) -> list[nn
     ids = parse_cond_id(cond_id, hnet.num_known_conds or None)
     if len(ids) != 1:
         raise ArgumentError(f"cond_id: one condition is expected, not {len(ids)}.")
-    return [param for record, param in _kept(hnet) if record.conditional and _condition_of(record) == ids[0]]
+    return [param for record, param in kept_records(hnet) if record.conditional and _condition_of(record) == ids[0]]
 
 
 def init_conditional_embeddings(
@@ -76,7 +76,7 @@ def init_conditional_embeddings(
     _check_hnet(hnet)
     _check_init(normal_std, init_fct)
     with torch.no_grad():
-        for record, param in _kept(hnet):
+        for record, param in kept_records(hnet):
             # Plain weights of a container may be called embeddings too, but they are outputs and no inputs.
             if not record.conditional or record.name != "embedding" or _is_chunk_emb(record) or _is_plain(record):
                 continue
@@ -116,7 +116,7 @@ def init_chunk_embeddings(
     with torch.no_grad():
         for leaf in _leaves(hnet):
             seen: dict[int, int] = {}
-            for record, param in _kept(leaf):
+            for record, param in kept_records(leaf):
                 if not _is_chunk_emb(record):
                     continue
                 condition = record.condition if record.conditional else None
@@ -140,12 +140,6 @@ def _leaves(hnet: HyperNetInterface) -> Iterator[HyperNetInterface]:
             yield from _leaves(part)
     else:
         yield hnet
-
-
-def _kept(hnet: HyperNetInterface) -> list[tuple[ParamRecord, nn.Parameter]]:
-    """Records and values of the internal parameters."""
-    records = [record for record in hnet.param_table if record.internal]
-    return list(zip(records, kept_params(hnet), strict=True))
 
 
 def _condition_of(record: ParamRecord) -> int:

@@ -14,6 +14,7 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets.arguments import HyperInputs, expand_rows, parse_cond_id
 from bayeshnet.hnets.base import HyperNet
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
+from bayeshnet.hnets.hyperfan_parts import Part, Places, inner_parts
 from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.typing import CondId, Scalar, Weights
 
@@ -211,6 +212,10 @@ class HPerturbWrapper(HyperNet):
         if z.shape[1] != num:
             raise ArgumentError(f"uncond_input: has shape {list(z.shape)}; noise for {num} weights is expected.")
         return z
+
+    def init_parts(self, places: Sequence[Places]) -> list[Part]:
+        """See :meth:`bayeshnet.hnets.hyperfan_parts.Initialisable.init_parts`."""
+        return inner_parts(self._hnet, places)
 
     # ------------------------------------------------------------------ what is wrapped
 

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets.arguments import HyperInputs, check_input, check_sizes, no_embeddings, read_target_shapes
-from bayeshnet.hnets.assembly import Assembler, AssemblyFct
+from bayeshnet.hnets.assembly import Assembler, AssemblyFct, trace_places
 from bayeshnet.hnets.chunk_args import check_cond_id_of_chunks, check_needed_chunk_embs, chunk_rows
 from bayeshnet.hnets.composite import CompositeHyperNet
+from bayeshnet.hnets.hyperfan_heads import HeadPart
+from bayeshnet.hnets.hyperfan_parts import Places
 from bayeshnet.hnets.mlp_hnet import HMLP
+from bayeshnet.mnets.own_lists import kept_records
 from bayeshnet.mnets.param_table import ParamRecord, num_weights, split_sizes
 from bayeshnet.typing import CondId, Shapes
 
@@ -257,6 +260,30 @@ class StructuredHMLP(CompositeHyperNet):
         # One unbind per tensor: its backward stacks the gradients of all chunks at once.
         tensors = [piece.view(batch, num, *shape).unbind(1) for piece, shape in zip(pieces, shapes, strict=True)]
         return [list(chunk) for chunk in zip(*tensors, strict=True)]
+
+    # ------------------------------------------------------------------ initialisation
+
+    def init_parts(self, places: Sequence[Places]) -> list[HeadPart]:
+        """See :meth:`bayeshnet.hnets.hyperfan_parts.Initialisable.init_parts`."""
+
+        def assemble(tensors: Sequence[Tensor]) -> list[Tensor]:
+            rest = iter(tensors)
+            chunks: list[list[Tensor]] = []
+            for shapes, num in zip(self._chunk_shapes, self._num_per_chunk, strict=True):
+                # One head makes all chunks of a network, so that they share their marks.
+                chunk = [next(rest) for _ in shapes]
+                chunks += [list(chunk) for _ in range(num)]
+            return self._assemble(chunks)
+
+        kept = kept_records(self)
+        shapes = [shape for chunk in self._chunk_shapes for shape in chunk]
+        found = iter(trace_places(assemble, shapes, places, next((p.device for _, p in kept), None)))
+        parts: list[HeadPart] = []
+        for i, hnet in enumerate(self.internal_hnets):
+            (part,) = hnet.init_parts([next(found) for _ in hnet.target_shapes])
+            embs = [p for r, p in kept if r.extra.get("info") == "chunk embeddings" and r.extra["hnet_ind"] == i]
+            parts.append(replace(part, chunk_emb_size=self._chunk_emb_sizes[i], chunk_embs=tuple(embs)))
+        return parts
 
     # ------------------------------------------------------------------ interface
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets import StructuredHMLP
-from bayeshnet.hnets.assembly import Assembler
+from bayeshnet.hnets.assembly import Assembler, trace_assembly, trace_places
 from bayeshnet.hnets.formats import TargetLayout, format_output
 
 SHAPES = [(4, 3), (2,)]  # from two matrices [2, 3] and a vector
@@ -262,3 +262,40 @@ def test_a_network_whose_assembly_moves_nothing_copies_nothing(batch, ret_format
     # All are views of what the internal network made: 32 numbers of 4 bytes per sample.
     assert len({t.untyped_storage().data_ptr() for t in tensors}) == 1
     assert tensors[0].untyped_storage().nbytes() == batch * 32 * 4
+
+
+def test_tracing_an_assembly():
+    def assemble(tensors):
+        a, b, c, _ = tensors
+        first = torch.cat([a, b.flatten(1), torch.zeros(1, 3)], dim=1)  # constants come from nowhere
+        return [first, c.transpose(1, 2), torch.cat([a, a], dim=1)]
+
+    assert trace_assembly(assemble, [[2], [2, 2], [3, 4], [5]]) == [{0: 2, 2: 4}, {0: 4}, {1: 12}, {}]
+
+
+def test_constants_do_not_look_like_weights():
+    assert trace_assembly(lambda t: [torch.cat([t[0], torch.linspace(0, 2, 100)[None]], dim=1)], [[2]]) == [{0: 2}]
+
+
+def test_an_assembly_that_computes():
+    for assemble in (
+        lambda t: [2 * t[0]],
+        lambda t: [t[0] + t[1]],
+        lambda t: [(t[0] + t[1]) / 2],
+        lambda t: [t[0] - t[1], t[0]],
+    ):
+        with pytest.raises(UsageError, match="changes the weights of target 0 instead of moving them"):
+            trace_assembly(assemble, [[2], [2]])
+
+
+def test_tracing_leaves_the_generator_alone():
+    state = torch.get_rng_state()
+    trace_assembly(lambda t: t, [[2], [2]])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_places_are_composed():
+    """Two tensors in one target of an inner network, which is split between two outer targets."""
+    places = [{5: 0.25, 7: 0.75}, {7: 1.0}]
+    found = trace_places(lambda t: [torch.cat(t[:2], dim=1), t[1]], [[2], [6], [3]], places)
+    assert found == [{5: 0.25, 7: 0.75}, {5: 0.125, 7: 0.875}, {}]

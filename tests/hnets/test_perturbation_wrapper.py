@@ -12,7 +12,7 @@ import pickle
 import pytest
 import torch
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 
 SHAPES = [[3, 2], [3]]  # nine weights
@@ -33,6 +33,21 @@ def flat(hnet, *args, **kwargs):
 
 
 # ---------------------------------------------------------------------- equations
+
+
+@pytest.mark.parametrize("noise", ["shared", "independent"])
+@pytest.mark.parametrize("learn_sigma", [None, "per_weight"])
+def test_noise_is_drawn_in_one_call(inner, noise, learn_sigma):
+    hnet = HPerturbWrapper(inner, noise=noise, learn_sigma=learn_sigma).double()
+    torch.manual_seed(3)
+    drawn = hnet.draw_noise(6)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.randn(6, 9 if noise == "shared" else 13, dtype=torch.float64))
+    assert not drawn.requires_grad
+    assert flat(hnet, drawn).shape == (6, 9)
+    handled = HPerturbWrapper(inner, output_handler=lambda out, **_: out)
+    with pytest.raises(UsageError, match=r"draw_noise: the wrapper has handlers"):
+        handled.draw_noise(6)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.02, 1.5])
