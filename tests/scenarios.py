@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
-from bayeshnet.infer import Mixture
+from bayeshnet.families import Mixture
 from tests.problems import EFFECTS, ERRORS, away_from_zero, bnn, eight_schools
 
 Y = torch.tensor([3.0, 3.5, 4.0, 2.0])
@@ -31,13 +31,13 @@ EXACT_BODIES: dict[str, Any] = {
     "mean_field": "mean_field",
     "low_rank": "low_rank",
     "units": "units",
-    "mixture": Mixture(3),
+    "mixture": Mixture(num_components=3),
 }
 BODIES: dict[str, Any] = {
     **EXACT_BODIES,
-    "mixture of low rank": Mixture(2, of="low_rank"),
+    "mixture of low rank": Mixture("low_rank", 2),
     "hypernet": "hypernet",
-    "mixture of hypernetworks": Mixture(2, of="hypernet"),
+    "mixture of hypernetworks": Mixture("hypernet", 2),
 }
 
 

@@ -234,7 +234,7 @@ def test_the_best_of_several_candidates_keeps_its_number():
     """Drawn without gradients, each is the best of several; the gradient, as documented, is that of a single one."""
     torch.manual_seed(0)
     q, params = conditional()
-    assert q.num_candidates > 1
+    assert q.num_proposals > 1
     value = q.sample((30,))
     with torch.no_grad():
         plain = q.log_prob(value)

@@ -22,17 +22,19 @@ from bayeshnet import (
     start_from,
 )
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.families import Hypernet, Mixture
 from bayeshnet.families._warm_start import move_body
 from bayeshnet.families.base import Body
 from bayeshnet.hnets import HMLP, ChunkedHMLP, HPerturbWrapper
-from bayeshnet.infer import Mixture
 from tests.problems import EFFECTS, ERRORS, bnn, eight_schools
 
 GUIDES = {
     "hypernet": lambda model, data: AutoHypernet(model, example=data, conditional=None),
-    "independent": lambda model, data: AutoHypernet(model, example=data, conditional=None, noise="independent"),
-    "mean field": lambda model, data: AutoHypernet(model, example=data, conditional=None, body="mean_field"),
-    "low rank": lambda model, data: AutoHypernet(model, example=data, conditional=None, body="low_rank"),
+    "independent": lambda model, data: AutoHypernet(
+        model, example=data, conditional=None, family=Hypernet(noise="independent")
+    ),
+    "mean field": lambda model, data: AutoHypernet(model, example=data, conditional=None, family="mean_field"),
+    "low rank": lambda model, data: AutoHypernet(model, example=data, conditional=None, family="low_rank"),
     "normal": lambda model, data: AutoHypernetNormal(model, example=data),
     "chunked normal": lambda model, data: AutoHypernetNormal(
         model, example=data, hnet=lambda s: ChunkedHMLP(s, 7, 8, True, cond_in_size=0, layers=(8,), verbose=False)
@@ -232,7 +234,7 @@ def test_a_mixture_shares_the_variance_out(of):
     """Half between its 40 components, half within: means within 4 of their standard errors, and all of it there."""
     torch.manual_seed(0)
     model, data = bnn()
-    guide = AutoHypernet(model, example=data, body=Mixture(40, of=of), conditional=None)
+    guide = AutoHypernet(model, example=data, family=Mixture(of, 40), conditional=None)
     draws = {name: 2.0 + 0.5 * torch.randn(300, *p.shape) for name, p in network().named_parameters()}
     start_from(guide, draws)
     found = guide.sample_posterior(4000)
@@ -243,8 +245,8 @@ def test_a_mixture_shares_the_variance_out(of):
         # Half of the variance is that of 40 places, known to sqrt(2 / 39) of it.
         assert float(ratio.log().mean().abs()) < 4.0 * 0.25 * math.sqrt(2 / 39) / math.sqrt(ratio.numel()) + 0.02
     with torch.no_grad():
-        places = torch.stack([part.distribution().rsample((200,)).mean(0) for part in guide.body.parts()])
-        between = places.std(0) / guide.body.distribution().rsample((4000,)).std(0)
+        places = torch.stack([part.distribution().rsample((200,)).mean(0) for part in guide.family.parts()])
+        between = places.std(0) / guide.family.distribution().rsample((4000,)).std(0)
     assert float(between.square().mean()) == pytest.approx(0.5, abs=0.1)
 
 
@@ -252,7 +254,7 @@ def test_a_mixture_from_a_network():
     """A point has no spread: the components are then around it."""
     torch.manual_seed(0)
     model, data = bnn()
-    guide, net = AutoHypernet(model, example=data, body="mixture"), network()
+    guide, net = AutoHypernet(model, example=data, family="mixture"), network()
     start_from(guide, net)
     found = guide.sample_posterior(2000)["0.weight"].mean(0)
     # The mean of four places, each drawn a tenth of the prior's 1 / sqrt(2) around the network.

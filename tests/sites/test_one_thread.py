@@ -133,8 +133,8 @@ def test_ctrl_c_after_the_steps_keeps_the_history(monkeypatch, where):
     """Before: the history was lost, and the guide left with the power 1 that it is calibrated at."""
     model, data = candidates_problem()
     guide = AutoHypernet(model, example=data)
-    assert guide.num_candidates > 1
-    assert float(guide.candidate_power) == 0.0
+    assert guide.num_proposals > 1
+    assert float(guide.tempering_exponent) == 0.0
     before = {name: module.training for name, module in model.named_modules()}
     if where == "conditional":
         monkeypatch.setattr(BayesianModel, "conditional", interrupt)
@@ -148,7 +148,7 @@ def test_ctrl_c_after_the_steps_keeps_the_history(monkeypatch, where):
     assert history.stopped == "interrupted"
     assert not torch.equal(state, torch.get_rng_state())
     if where != "diagnosis":
-        assert float(guide.candidate_power) == 0.0
+        assert float(guide.tempering_exponent) == 0.0
     assert {name: module.training for name, module in model.named_modules()} == before
     monkeypatch.undo()
     assert fit(model, guide, data, 2, progress=False).stopped == "steps"
