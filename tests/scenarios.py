@@ -26,15 +26,15 @@ PREDICTIVE = [
     (name, parallel) for name in PROBLEMS for parallel in (False, True) if (name, parallel) != ("constrained", True)
 ]
 
-# The `body` of an AutoHypernet. Those with an exact density at any value come first.
-EXACT_BODIES: dict[str, Any] = {
+# The `family` of an AutoHypernet. Those with an exact density at any value come first.
+EXACT_FAMILIES: dict[str, Any] = {
     "mean_field": "mean_field",
     "low_rank": "low_rank",
-    "units": "units",
+    "block_gaussian": "block_gaussian",
     "mixture": Mixture(num_components=3),
 }
-BODIES: dict[str, Any] = {
-    **EXACT_BODIES,
+FAMILIES: dict[str, Any] = {
+    **EXACT_FAMILIES,
     "mixture of low rank": Mixture("low_rank", 2),
     "hypernet": "hypernet",
     "mixture of hypernetworks": Mixture("hypernet", 2),

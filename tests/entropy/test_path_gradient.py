@@ -16,7 +16,6 @@ from bayeshnet.entropy import ChangeOfVariables, NoisySampler
 from bayeshnet.entropy._fused_mlp_draw import fused_mlp_draw
 from bayeshnet.entropy.path_gradient import PathGradient
 from bayeshnet.families import Hypernet, Mixture
-from bayeshnet.families.base import MixtureBody
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from tests.problems import EFFECTS, ERRORS
 
@@ -181,9 +180,9 @@ def centred() -> None:
 
 
 def test_a_mixture_and_an_estimator_that_says_so_have_none() -> None:
-    for options in ({"family": Mixture("hypernet", 2)}, {"estimator": ChangeOfVariables(path_gradients=False)}):
-        body: Any = AutoHypernet(curved, example=(), **options).body
-        for part in body.parts() if isinstance(body, MixtureBody) else [body]:
+    for chosen in (Mixture("hypernet", 2), Hypernet(estimator=ChangeOfVariables(path_gradients=False))):
+        family: Any = AutoHypernet(curved, example=(), family=chosen).family
+        for part in family.parts() if isinstance(family, Mixture) else [family]:
             assert part.sampler.path_gradient is None
     assert repr(ChangeOfVariables(path_gradients=False)) == "ChangeOfVariables(path_gradients=False)"
 

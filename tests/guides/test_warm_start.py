@@ -22,9 +22,7 @@ from bayeshnet import (
     start_from,
 )
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.families import Hypernet, Mixture
-from bayeshnet.families._warm_start import move_body
-from bayeshnet.families.base import Body
+from bayeshnet.families import Family, Hypernet, Mixture, placed
 from bayeshnet.hnets import HMLP, ChunkedHMLP, HPerturbWrapper
 from tests.problems import EFFECTS, ERRORS, bnn, eight_schools
 
@@ -303,13 +301,13 @@ def test_errors():
         with pytest.raises(UsageError, match=match):
             start_from(target, source)
 
-    class Other(Body):
+    class Other(Family):
+        def init_parameters(self, start):
+            self.loc = nn.Parameter(start.mean())
+
         def distribution(self, loc=None, scale=None):
-            return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+            return dist.Normal(*placed(self.loc, torch.ones_like(self.loc), loc, scale)).to_event(1)
 
-        def describe(self):
-            return "other"
-
-    with pytest.raises(UsageError, match="no starting point is known for its body, a Other"):
-        move_body(Other(), torch.zeros(2), torch.ones(2))
+    with pytest.raises(UsageError, match=r"has the family Other, which has no warm_start\(mean, std\)"):
+        start_from(AutoHypernet(model, example=data, family=Other()), good)
     assert not list(pyro.get_param_store().keys())
