@@ -21,8 +21,8 @@ ROOMS = (
     "deprecation",
     "normal_density",
     "layers",
-    "mnets",
     "fans",
+    "mnets",
     "hnets",
     "init",
     "probabilistic",
@@ -136,6 +136,44 @@ def test_a_room_imports_only_rooms_above_it():
     assert not offenders(below)
 
 
+def private_parts(path: Path) -> list[tuple[int, str]]:
+    """Files of other rooms that are imported though their names start with an underscore."""
+    found: list[tuple[int, str]] = []
+    for line, module, names in imports_of(path):
+        for imported in [module, *(f"{module}.{name}" for name in names)]:
+            parts = imported.split(".")
+            hidden = any(part.startswith("_") and not part.startswith("__") for part in parts)
+            if parts[0] == "bayeshnet" and hidden and parts[1] != room_of(path):
+                found.append((line, imported))
+                break
+    return found
+
+
+def test_files_with_an_underscore_stay_in_their_room():
+    assert not offenders(private_parts)
+
+
+def shadowed(path: Path) -> list[str]:
+    """Submodules of a package that ``import p.m as x`` does not give, since ``__init__.py`` binds their name."""
+    if path.name != "__init__.py":
+        return []
+    package = ".".join(path.parent.relative_to(ROOT).parts)
+    bound: list[str] = []
+    for node in tree_of(path).body:
+        if isinstance(node, ast.ImportFrom) and node.module != package:
+            bound += [alias.asname or alias.name for alias in node.names]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            bound += [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name for name in bound if (path.parent / name).is_dir() or (path.parent / f"{name}.py").exists()]
+
+
+def test_no_module_is_shadowed_by_a_function():
+    assert not offenders(shadowed)
+
+
 def test_only_dependencies_are_imported():
     def foreign(path: Path) -> list[tuple[int, str]]:
         extra = {**OPTIONAL, **IF_PRESENT}.get(room_of(path) or "", set[str]())
@@ -215,7 +253,23 @@ def test_the_rules_see_what_they_forbid(tmp_path, monkeypatch):
     path = tmp_path / "bayeshnet" / "layers" / "bad.py"
     path.parent.mkdir(parents=True)
     path.write_text("from ..infer import fit\nfrom bayeshnet import mnets, AutoHypernet\nimport bayeshnet.hnets.base\n")
+    hidden = tmp_path / "bayeshnet" / "layers" / "hidden.py"
+    hidden.write_text(
+        "from bayeshnet.layers._own import x\nfrom bayeshnet.mnets._other import y\nimport bayeshnet.mnets._other\n"
+        "from bayeshnet.mnets import _other, z\nfrom bayeshnet import __version__\nfrom torch import _C\n"
+    )
+    assert private_parts(hidden) == [
+        (2, "bayeshnet.mnets._other"),
+        (3, "bayeshnet.mnets._other"),
+        (4, "bayeshnet.mnets._other"),
+    ]
     assert [room for _, room in rooms_imported(path)] == ["infer", "mnets", "__init__", "hnets"]
+    package = path.parent / "__init__.py"
+    package.write_text(
+        "from bayeshnet.layers.bad import bad\nfrom bayeshnet.layers import hidden\nfrom torch import nn as hidden\n"
+        "def other(): ...\nbad = 3\n"
+    )
+    assert shadowed(package) == ["bad", "hidden", "bad"]
     assert room_of(path) == "layers"
     assert room_of(tmp_path / "bayeshnet" / "__init__.py") is None
     assert dotted(ast.parse("torch.cuda.manual_seed", mode="eval").body) == "torch.cuda.manual_seed"

@@ -1,6 +1,8 @@
 r"""A draw of a tanh MLP with shared noise and the log-determinant of its map, with their gradient in closed form.
 
-GAIN
+Gain: the general form takes 1.4 (1.2) times as long for draw, density and backward pass of 1 (16) samples of 601
+weights, 1.1 (1.03) times for a whole training step, and 1.0 to 1.2 times for 100 predictions. Medians of 15 and more
+alternating pairs, one thread: ``python benchmarks/svi_step.py --fused``.
 
 For ``w = h(z_{1:n}) + \sigma z`` with tanh layers, what :class:`~bayeshnet.entropy.ChangeOfVariables` computes in one
 pass for the draw and another for its density is done in one here, in fewer operations. With :math:`h_0 = z_{1:n}`,
@@ -38,6 +40,14 @@ def fused_mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
     """Draw ``num`` samples, with the log-determinant of their map under gradients; None where this does not apply.
 
     The samples are those of :meth:`~bayeshnet.entropy.sampler.NoisySampler.draw` with the same random numbers.
+
+    Example:
+        >>> from bayeshnet.hnets import HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> sampler = NoisySampler(HPerturbWrapper(hnet))
+        >>> sign, log_abs_det = fused_mlp_draw(sampler, 5).log_det
+        >>> log_abs_det.shape
+        torch.Size([5])
     """
     layers = _tanh_layers(sampler) if sampler.shared and sampler.latent_dim else None
     if layers is None or not ordinary_rules_apply(cast("Tensor", layers[0]).device):
@@ -51,7 +61,15 @@ def fused_mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
 
 
 def tanh_jacobian(sampler: NoisySampler, z: Tensor) -> Tensor | None:
-    """Compute ``sampler.jacobian(z, rows=n)`` for n noise inputs by the plain formula; None where it does not apply."""
+    """Compute ``sampler.jacobian(z, rows=n)`` for n noise inputs by the plain formula; None where it does not apply.
+
+    Example:
+        >>> from bayeshnet.hnets import HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> sampler, z = NoisySampler(HPerturbWrapper(hnet)), torch.randn(5, 2)
+        >>> torch.equal(tanh_jacobian(sampler, z), sampler.jacobian(z, rows=2))
+        True
+    """
     layers = _tanh_layers(sampler)
     if layers is None:
         return None

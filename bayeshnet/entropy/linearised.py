@@ -30,13 +30,21 @@ class Linearised(LogDensity):
       alone, where its gradients are less noisy.
 
     Where h is linear in its last layer, :math:`J = W C`, the n x n matrix A comes from the Gram matrix of W, made once
-    for all samples. The entropy is over-estimated where the sampler folds; :meth:`diagnose` compares it with importance
-    sampling.
+    for all samples. The entropy is over-estimated where the generator is not injective; :meth:`diagnose` compares it
+    with importance sampling.
 
     Source: Uppal et al., Implicit Variational Inference for High-Dimensional Posteriors, NeurIPS 2023.
 
     Raises:
-        ValueError: If ``form`` is unknown.
+        ArgumentError: If ``form`` is unknown.
+
+    Example:
+        >>> from bayeshnet.distributions import ImplicitWeights
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HPerturbWrapper(HMLP([[3]], uncond_in_size=2, cond_in_size=0), noise="independent")
+        >>> q = ImplicitWeights(hnet, estimator=Linearised())
+        >>> q.log_prob(q.rsample((4,))).shape
+        torch.Size([4])
     """
 
     noise = "independent"
@@ -89,11 +97,15 @@ class Linearised(LogDensity):
         return _symmetric(jacobian @ gram @ jacobian.transpose(1, 2)), pull
 
     def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
-        """Not available: the density at foreign weights is an integral over z."""
+        """Not available: the density at weights that were not sampled here is an integral over z.
+
+        Raises:
+            DensityError: Always.
+        """
         raise DensityError(
             "value: these weights were not drawn by this distribution just before, or are a part of what was, and with "
-            "independent noise the density elsewhere is an integral over the noise. Score draws right after drawing "
-            "them, all at once; or use estimator=ImportanceSampled(), or shared noise (noise='shared')."
+            "independent noise the density elsewhere is an integral over the noise; score samples right after drawing "
+            "them, all at once, or use estimator=ImportanceSampled(), or shared noise (noise='shared')."
         )
 
     @torch.no_grad()

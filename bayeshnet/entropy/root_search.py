@@ -20,6 +20,13 @@ class RootEquation:
 
     Args:
         sampler: A sampler with shared noise.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> equation = RootEquation(NoisySampler(HPerturbWrapper(hnet, sigma_noise=1.0)))
+        >>> equation(torch.zeros(4, 2).double()).shape, equation.jacobian(torch.zeros(4, 2).double()).shape
+        (torch.Size([4, 2]), torch.Size([4, 2, 2]))
     """
 
     def __init__(self, sampler: NoisySampler) -> None:
@@ -91,6 +98,14 @@ def newton(equation: RootEquation, goal: Tensor, starts: Tensor, num_steps: int)
 
     Returns:
         Where each row ended ``[R, n]``, and the norm of its residual ``[R]``.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> equation = RootEquation(NoisySampler(HPerturbWrapper(hnet, sigma_noise=1.0)))
+        >>> root, residual = newton(equation, torch.zeros(1, 2).double(), torch.zeros(1, 2).double(), num_steps=40)
+        >>> bool(residual < 1e-6)
+        True
     """
     u = starts.clone()
     residual = equation(u) - goal
@@ -138,6 +153,14 @@ def follow(equation: RootEquation, goal: Tensor, starts: Tensor, *, num_steps: i
     Returns:
         Where each curve crossed k = 0, to be polished by :func:`newton`, and NaN where it did not ``[R, n]``; whether
         it ran to infinity ``[R]``.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> equation = RootEquation(NoisySampler(HPerturbWrapper(hnet, sigma_noise=1.0)))
+        >>> root, escaped = follow(equation, torch.zeros(1, 2).double(), torch.zeros(1, 2).double())
+        >>> root.shape, escaped
+        (torch.Size([1, 2]), tensor([False]))
     """
     num, n = starts.shape
     slope = equation.far_slope()
@@ -207,6 +230,14 @@ def bracket(equation: RootEquation, goal: Tensor, *, num_steps: int = 50) -> tup
 
     Returns:
         For each solution its row ``[P]``, and the solution ``[P, 1]``.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=1, cond_in_size=0, activation_fn=torch.tanh)
+        >>> equation = RootEquation(NoisySampler(HPerturbWrapper(hnet, sigma_noise=1.0)))
+        >>> row, root = bracket(equation, torch.zeros(1, 1).double())
+        >>> bool(equation(root).abs().max() < 1e-6)
+        True
     """
     inner = torch.linspace(-8.0, 8.0, 1601, dtype=goal.dtype, device=goal.device)
     reach = float((equation(inner.unsqueeze(1)).abs().amax() + goal.abs().amax()) / equation.sigma.min())

@@ -20,7 +20,7 @@ from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError
 from bayeshnet.families._blocks import BlockLayout
 from bayeshnet.families.base import Family, Start, assign
-from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, state_of
+from bayeshnet.families.flat_distribution import FlatDistribution
 from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["BlockGaussian", "BlockGaussianWeights", "BlockNoise"]
@@ -81,16 +81,26 @@ class BlockGaussianWeights(FlatDistribution):
                 )
         self.loc, self.log_scale, self.factors, self.layout = loc, log_scale, list(factors), layout
         self.noise = noise
-        super().__init__(loc.shape[1], validate_args=validate_args)
+        own = {"loc": loc, "log_scale": log_scale, **{f"factors_{i}": factor for i, factor in enumerate(factors)}}
+        self.depends_on = (own,)
+        self._noise: FlatDistribution | None = None
+        if isinstance(noise, FlatDistribution):
+            self._noise, self.depends_on = noise, (own, *noise.depends_on)
+        super().__init__(Size(), loc.shape[1:], validate_args=validate_args)
 
     # ------------------------------------------------------------------ sampling and density
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:
-        """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to all parameters."""
-        shape = Size(sample_shape) + self.batch_shape
-        num, parts = math.prod(shape), len(self.loc)
+    def draw(self, num: int) -> tuple[Tensor, _Made]:
+        """See :meth:`FlatDistribution.draw`."""
+        parts = len(self.loc)
         rounds = -(-num // parts)  # every component makes as many; of the last round some are left out, at random
-        drawn = self._draw_noise(parts * rounds)
+        of_noise: Any = None
+        if self._noise is not None:
+            drawn, of_noise = self._noise.draw(parts * rounds)
+        elif self.noise is not None:
+            drawn = self.noise.rsample(Size((parts * rounds,)))
+        else:
+            drawn = torch.randn(parts * rounds, self.loc.shape[1], dtype=self.loc.dtype, device=self.loc.device)
         noise = drawn.unflatten(0, (parts, rounds))
         mixed = _mixed(self.factors, self.layout, noise)
         ordered = torch.addcmul(self.loc.unsqueeze(1), self.log_scale.exp().unsqueeze(1), mixed).flatten(0, 1)
@@ -101,49 +111,34 @@ class BlockGaussianWeights(FlatDistribution):
             chosen = chosen[torch.randperm(num, device=ordered.device)]
             ordered = ordered.index_select(0, chosen)
         # Not ordered[:, order]: with its backward pass that takes twice the time.
-        placed = ordered.index_select(1, self.layout.order)
-        made_of = None if self.noise is None else last_made_of(self.noise)
-        return self._remember(placed.reshape(shape + self.event_shape), _Made(ordered, drawn, chosen, made_of))
+        return ordered.index_select(1, self.layout.order), _Made(ordered, drawn, chosen, of_noise)
 
-    def state(self) -> Any:
-        """See :meth:`FlatDistribution.state`."""
-        return state_of(self.loc, self.log_scale, *self.factors, self.noise)
+    def log_prob_of_draw(self, made_of: _Made) -> Tensor:
+        """See :meth:`FlatDistribution.log_prob_of_draw`."""
+        if made_of.chosen is None:
+            return self._log_drawn_noise(made_of) - self.log_scale.sum()
+        log_q = self._average(log_standard_normal(self._residuals(made_of.ordered)))
+        if self.noise is None:
+            return log_q
+        return log_q + (self._log_drawn_noise(made_of) - log_standard_normal(made_of.drawn)).index_select(
+            0, made_of.chosen
+        )
 
-    def _draw_noise(self, num: int) -> Tensor:
-        if self.noise is not None:
-            return self.noise.rsample(Size((num,)))
-        return torch.randn(num, self.loc.shape[1], dtype=self.loc.dtype, device=self.loc.device)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of the mixture ``[*sample_shape, *batch_shape]``.
-
-        Raises:
-            ValueError: If the last dimension is not D.
-            RuntimeError: If ``noise`` has no density at foreign values, and the value was not drawn here.
-        """
-        origin = self._recall(value)
-        if origin is None or not origin.live:
-            rows = value.reshape(-1, value.shape[-1])
-            log_q = self._foreign_log_q(rows) if origin is None else self.log_prob_of(rows, origin.made_of)
-            return self._shaped(log_q, value)
-        made: _Made = origin.made_of
-        if made.chosen is None:
-            return self._shaped(self._log_noise(made.drawn) - self.log_scale.sum(), value)
-        log_q = self._average(log_standard_normal(self._residuals(made.ordered)))
-        if self.noise is not None:
-            log_q = log_q + (self._log_noise(made.drawn) - log_standard_normal(made.drawn)).index_select(0, made.chosen)
-        return self._shaped(log_q, value)
+    def _log_drawn_noise(self, made_of: _Made) -> Tensor:
+        if self._noise is not None and made_of.noise is not None:
+            return self._noise.log_prob_of_draw(made_of.noise)
+        return self._log_noise(made_of.drawn)
 
     def log_prob_of(self, rows: Tensor, made_of: _Made) -> Tensor:
         """See :meth:`FlatDistribution.log_prob_of`; of several components it is that of the mixture."""
-        if made_of.chosen is not None or not isinstance(self.noise, FlatDistribution):
-            return self._foreign_log_q(rows)
+        if made_of.chosen is not None or self._noise is None:
+            return self._log_prob_at(rows)
         noise = self._residuals(_by_unit(rows, self.layout)).squeeze(0)
         # The numbers of the draw, which is a solution to the last digit, and the gradient of the residuals.
         noise = made_of.drawn.detach() + (noise - noise.detach())
-        return self.noise.log_prob_of(noise, made_of.noise) - self.log_scale.sum()
+        return self._noise.log_prob_of(noise, made_of.noise) - self.log_scale.sum()
 
-    def _foreign_log_q(self, rows: Tensor) -> Tensor:
+    def _log_prob_at(self, rows: Tensor) -> Tensor:
         return self._average(self._log_noise(self._residuals(_by_unit(rows, self.layout))))
 
     def _log_noise(self, noise: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
-"""What all distributions over a vector of weights share: their state, and their memory of the last draw."""
+"""What all distributions over a vector of weights share: shapes, and the memory of the last draw."""
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,9 +12,10 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["FlatDistribution", "Origin", "last_made_of", "state_of"]
+__all__ = ["FlatDistribution"]
 
 Self = TypeVar("Self", bound="FlatDistribution")
 
@@ -29,59 +33,50 @@ _SAME_NUMBERS = {
 }
 
 
-def state_of(*parts: Any) -> tuple[Any, ...]:
-    """The states of distributions, and the versions of tensors; what is neither is taken for a constant."""
-    return tuple(
-        [
-            version_of(part) if isinstance(part, Tensor) else part.state()
-            for part in parts
-            if isinstance(part, Tensor | FlatDistribution)
-        ]
-    )
-
-
-def last_made_of(distribution: TorchDistribution) -> Any:
-    """What the last draw of a distribution was made of, None if it keeps no memory of it."""
-    return distribution.last_made_of if isinstance(distribution, FlatDistribution) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a value that was drawn comes from.
-
-    Attributes:
-        made_of: What the distribution that drew it knows of it besides its numbers.
-        live: Whether the value still hangs on the graph of its draw, or no gradient is recorded, or nothing could be
-            differentiated. Its log-density may then be computed from what made it. Else it is a fixed value, or a
-            function of something else, and the gradient of its log-density is that of the density at this place: the
-            score.
-    """
-
-    made_of: Any
-    live: bool
-
-
 @dataclass(frozen=True, slots=True)
 class _Last:
-    """The last draw: its version by then and that of the parameters, whether nothing in it is learned, its origin."""
+    """The last draw: its version by then, the state of the parameters, and whether nothing in it is learned."""
 
     value: Tensor
     version: int
-    state: Any
+    state: list[tuple[int, int, int]]
     constant: bool
-    made_of: Any
 
 
 class FlatDistribution(TorchDistribution):
-    """A distribution over R^D, whose state is all in its attributes.
+    r"""A distribution over R^D that may know more of its own draws than their values.
 
-    A subclass that knows more of its own draws than their values keeps that by :meth:`_remember` in ``rsample``, and
-    asks for it by :meth:`_recall` in ``log_prob``. The one and the other of these two gradients of log q is right,
-    depending on the value: that along the draw, where the value moves with the parameters, as in an ELBO; and that at a
-    fixed value, as in reweighted wake-sleep, maximum likelihood or a prior. :attr:`Origin.live` tells them apart.
+    Two gradients of log q are right, depending on the value: that along the draw, where the value moves with the
+    parameters, as in an ELBO; and that at a fixed value, as in reweighted wake-sleep, maximum likelihood or a prior.
+    :meth:`log_prob` tells them apart: it recognises the last draw, as long as no parameter has changed since.
 
-    Args:
-        size: D.
+    A subclass calls ``super().__init__(Size(), Size((D,)))``, and defines how to draw rows, :meth:`draw`, and their
+    density in each case: :meth:`log_prob_of_draw`, :meth:`log_prob_of` and ``_log_prob_at``. A distribution made of
+    others draws from them by the same methods; only the outermost one keeps its last draw.
+
+    Attributes:
+        depends_on: All tensors that the distribution depends on, by name; the ``_parameters`` of modules, where a
+            tensor may be replaced, among them. A draw is not remembered beyond a change of one of them: what made it
+            would no longer make it.
+        last_made_of: What :meth:`draw` knows of the last draw besides its numbers; None before the first.
+
+    Example:
+        >>> from bayeshnet.normal_density import log_standard_normal
+        >>> class Shifted(FlatDistribution):
+        ...     def __init__(self, loc):
+        ...         super().__init__(Size(), loc.shape)
+        ...         self.loc, self.depends_on = loc, ({"loc": loc},)
+        ...     def draw(self, num):
+        ...         noise = torch.randn(num, len(self.loc))
+        ...         return self.loc + noise, noise
+        ...     def log_prob_of_draw(self, made_of):
+        ...         return log_standard_normal(made_of)
+        ...     def _log_prob_at(self, rows):
+        ...         return log_standard_normal(rows - self.loc)
+        >>> q = Shifted(torch.ones(3))
+        >>> w = q.rsample((7,))
+        >>> bool((q.log_prob(w) == log_standard_normal(q.last_made_of)).all())
+        True
     """
 
     # torch declares these as properties and uses them as plain attributes.
@@ -89,12 +84,12 @@ class FlatDistribution(TorchDistribution):
     support: Any = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
     has_rsample = True
 
-    def __init__(self, size: int, *, validate_args: bool | None = None) -> None:
-        self._last: _Last | None = None
-        super().__init__(Size(), Size((size,)), validate_args=validate_args)
+    depends_on: Sequence[Mapping[str, Tensor | None]] = ()
+    last_made_of: Any = None
+    _last: _Last | None = None
 
     def expand(self: Self, batch_shape: Any, _instance: Any = None) -> Self:
-        """The same distribution, drawn independently for every place of ``batch_shape``."""
+        """Return the same distribution, drawn independently for every place of ``batch_shape``."""
         new: Self = type(self).__new__(type(self)) if _instance is None else _instance
         new.__dict__.update(self.__getstate__())
         TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
@@ -103,69 +98,100 @@ class FlatDistribution(TorchDistribution):
 
     def __getstate__(self) -> dict[str, Any]:
         # The last draw hangs on its autograd graph, which can be neither copied nor pickled.
-        return {**self.__dict__, "_last": None}
+        return {**self.__dict__, "_last": None, "last_made_of": None}
 
-    def _remember(self, value: Tensor, made_of: Any) -> Tensor:
-        """Keep a draw and what it was made of until the next one; returns the draw."""
-        constant = torch.is_grad_enabled() and not value.requires_grad
-        self._last = _Last(value, version_of(value), self.state(), constant, made_of)
-        return value
+    # ------------------------------------------------------------------ for subclasses
 
-    def state(self) -> Any:
-        """Changes whenever the distribution does: versions of all tensors that it depends on.
-
-        A draw is not remembered beyond a change of the parameters; what made it would no longer make it.
-        """
-        return None
-
-    def _recall(self, value: Tensor) -> Origin | None:
-        """Where the value comes from if it is the last draw, else None.
-
-        Raises:
-            ValueError: If the last dimension of the value is not D.
-            TypeError: If it is no tensor of real numbers.
-        """
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            given = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise ArgumentTypeError(f"value: is {given}; pass a floating-point tensor [..., {self.event_shape[0]}].")
-        if value.dim() == 0 or value.shape[-1:] != self.event_shape:
-            raise ArgumentError(
-                f"value: has shape {tuple(value.shape)}; its last dimension has to be {self.event_shape[0]}, the "
-                "number of weights and other latents."
-            )
-        last = self._last
-        if last is None or version_of(last.value) != last.version:  # changed in place: it is no longer what was drawn
-            return None
-        if value is not last.value and not _same_rows(value, last.value):
-            return None
-        live = _hangs_on(value, last.value)
-        # Of a live draw autograd itself notices that parameters have changed.
-        if not live and self.state() != last.state:
-            return None
-        constant = last.constant and not value.requires_grad
-        return Origin(last.made_of, live or constant or not torch.is_grad_enabled())
-
-    @property
-    def last_made_of(self) -> Any:
-        """What the last draw was made of, None before the first."""
-        return None if self._last is None else self._last.made_of
-
-    def log_prob_of(self, rows: Tensor, made_of: Any) -> Tensor:
-        """Log-density ``[S]`` of rows ``[S, D]`` whose origin is known, as a function of the rows.
-
-        Its gradient is that at a fixed value.
+    @abstractmethod
+    def draw(self, num: int) -> tuple[Tensor, Any]:
+        """Draw rows ``[num, D]``, without keeping them in memory.
 
         Args:
-            rows: Values that were drawn here.
-            made_of: What :attr:`last_made_of` was right after the draw.
-        """
-        return self.log_prob(rows)
+            num: Number of rows.
 
-    def _refuse_non_finite(self, rows: Tensor) -> Tensor:
-        """Which of these rows ``[S, D]`` are NaN or infinite, and so have no density: ``[S]``.
+        Returns:
+            The rows, and what they were made of, for :meth:`log_prob_of_draw` and :meth:`log_prob_of`; None if nothing
+            is known of them besides their numbers.
+        """
+
+    def log_prob_of_draw(self, made_of: Any) -> Tensor:
+        """Return the log-density ``[S]`` of rows right after their draw; its gradient is that along the draw.
+
+        Args:
+            made_of: What :meth:`draw` returned beside the rows, if it was not None.
+        """
+        raise NotImplementedError
+
+    def log_prob_of(self, rows: Tensor, made_of: Any) -> Tensor:
+        """Return the log-density ``[S]`` of rows that were drawn here; its gradient is that at a fixed value.
+
+        Args:
+            rows: The rows ``[S, D]``.
+            made_of: What :meth:`draw` returned beside them.
+        """
+        return self._log_prob_at(rows)
+
+    @abstractmethod
+    def _log_prob_at(self, rows: Tensor) -> Tensor:
+        """Return the log-density ``[S]`` of rows ``[S, D]`` that were not sampled here."""
+
+    # ------------------------------------------------------------------ sampling and density
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+        """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to all parameters."""
+        shape = Size(sample_shape) + self.batch_shape
+        rows, self.last_made_of = self.draw(math.prod(shape))
+        value = rows.reshape(shape + self.event_shape)
+        self._last = None
+        if self.last_made_of is not None:
+            constant = torch.is_grad_enabled() and not value.requires_grad
+            self._last = _Last(value, _version(value), _state(self.depends_on), constant)
+        return value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density ``[*sample_shape, *batch_shape]``.
+
+        Cheap for the value that :meth:`rsample` returned last. The gradient is that along the draw if the value hangs
+        on the draw's graph, and that of the density at a fixed value otherwise: the score, which is 0 on average over
+        draws.
 
         Raises:
-            ValueError: If there is one, and values are to be validated.
+            ArgumentError: If the last dimension is not D.
+            ArgumentTypeError: If ``value`` is not a tensor of real numbers.
+            DensityError: If the distribution has no density at a value that was not sampled here.
+        """
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            given = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else kind_of(value)
+            raise ArgumentTypeError(f"value: is {given}; pass a floating-point tensor [..., {self.event_shape[0]}].")
+        if value.dim() == 0 or value.shape[-1:] != self.event_shape:
+            size = self.event_shape[0]
+            raise ArgumentError(
+                f"value: has shape {tuple(value.shape)}; its last dimension has to be {size}, the number of weights "
+                "and other latents."
+            )
+        rows = value.reshape(-1, value.shape[-1])
+        last, made_of = self._last, self.last_made_of
+        if last is None or not self._is_last(value, last):
+            log_q = self._log_prob_at(rows)
+        elif not torch.is_grad_enabled() or (last.constant and not value.requires_grad) or _hangs_on(value, last.value):
+            log_q = self.log_prob_of_draw(made_of)
+        else:
+            log_q = self.log_prob_of(rows, made_of)
+        shape = value.shape[:-1]
+        log_q = log_q if log_q.shape == shape else log_q.reshape(shape)
+        return log_q.expand(torch.broadcast_shapes(shape, self.batch_shape)) if self.batch_shape else log_q
+
+    def _is_last(self, value: Tensor, last: _Last) -> bool:
+        """Return whether a value is the last draw, which nothing has changed since."""
+        if _version(last.value) != last.version or (value is not last.value and not _same_rows(value, last.value)):
+            return False
+        return _state(self.depends_on) == last.state
+
+    def _refuse_non_finite(self, rows: Tensor) -> Tensor:
+        """Return which of these rows ``[S, D]`` are NaN or infinite, and so have no density: ``[S]``.
+
+        Raises:
+            ArgumentError: If there is one, and values are to be validated.
         """
         bad = ~torch.isfinite(rows).all(-1)
         if self._validate_args and bool(bad.any()):
@@ -176,26 +202,29 @@ class FlatDistribution(TorchDistribution):
             )
         return bad
 
-    def _shaped(self, log_q: Tensor, value: Tensor) -> Tensor:
-        """Log-densities ``[S]`` of the rows of a value in the shape that Pyro expects."""
-        log_q = log_q.reshape(value.shape[:-1])
-        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
+
+def _state(places: Sequence[Mapping[str, Tensor | None]]) -> list[tuple[int, int, int]]:
+    """Return what changes with every change of a tensor: in place, of its memory, or for another tensor."""
+    try:
+        return [(id(t), t._version, t.data_ptr()) for place in places for t in place.values() if t is not None]
+    except RuntimeError:  # of inference mode, or inside of torch.func
+        return [(id(t), _version(t), 0) for place in places for t in place.values() if t is not None]
 
 
 def _same_rows(value: Tensor, last: Tensor) -> bool:
-    """Whether a value has the numbers of the last draw, in whatever dimensions its rows are ordered."""
+    """Return whether a value has the numbers of the last draw, in whatever dimensions its rows are ordered."""
     if value.numel() != last.numel() or value.dtype != last.dtype or value.device != last.device:
         return False
     return bool(torch.equal(value.reshape(last.shape), last))
 
 
-def version_of(value: Tensor) -> int:
-    """Counts the changes of a tensor in place; tensors of inference mode, which cannot be differentiated, have none."""
+def _version(value: Tensor) -> int:
+    """Count the changes of a tensor in place; tensors of inference mode, which cannot be differentiated, have none."""
     return 0 if value.is_inference() else value._version
 
 
 def _hangs_on(value: Tensor, last: Tensor) -> bool:
-    """Whether a value equal to the last draw is it, or a copy or view of it in the same graph."""
+    """Return whether a value equal to the last draw is it, or a copy or view of it in the same graph."""
     if last.grad_fn is None:
         return False
     node: Any = value.grad_fn

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -16,9 +15,8 @@ from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
-from bayeshnet.families.flat_distribution import FlatDistribution, state_of
+from bayeshnet.families.flat_distribution import FlatDistribution
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
-from bayeshnet.layers.module_versions import module_state
 
 __all__ = ["ImplicitWeights"]
 
@@ -37,6 +35,11 @@ class ImplicitWeights(FlatDistribution):
     as a prior, in a hand-written model. Gradients flow to the hypernetwork through both :meth:`rsample` and
     :meth:`log_prob`; in a hand-written guide announce its parameters to Pyro with
     :func:`~bayeshnet.models.emit_param_sites`.
+
+    The density is cheap for the value that :meth:`rsample` returned last, whose noise is known. Elsewhere the noise is
+    searched for, if the estimator allows it; else :meth:`log_prob` raises a :class:`~bayeshnet.errors.DensityError`, as
+    it does where no sample has a density (batch norm). It refuses values that are NaN or infinite, if arguments are
+    validated. An estimator without a gradient at fixed values raises in the backward pass.
 
     Args:
         hnet: A hypernetwork in a perturbation wrapper, or its :class:`~bayeshnet.entropy.NoisySampler`.
@@ -91,7 +94,9 @@ class ImplicitWeights(FlatDistribution):
         for name, part in (("loc", self.loc), ("scale", self.scale)) if validate_args is not False else ():
             if part is not None and not bool(torch.isfinite(part).all()):
                 raise ArgumentError(f"{name}: has entries that are NaN or infinite.")
-        super().__init__(self.sampler.event_dim, validate_args=validate_args)
+        own = {"loc": self.loc, "scale": self.scale, "cond_input": self.sampler.cond_input}
+        self.depends_on = (*self.sampler.places, own)
+        super().__init__(Size(), Size((self.sampler.event_dim,)), validate_args=validate_args)
 
     def __repr__(self) -> str:
         noise = "shared" if self.sampler.shared else "independent"
@@ -103,69 +108,48 @@ class ImplicitWeights(FlatDistribution):
 
     # ------------------------------------------------------------------ sampling and density
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:
-        """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to the hypernetwork."""
-        shape = Size(sample_shape) + self.batch_shape
-        draw = self.estimator.draw(self.sampler, math.prod(shape))
-        return self._remember(self._placed(draw.weights).reshape(shape + self.event_shape), draw)
-
-    def state(self) -> Any:
-        """See :meth:`FlatDistribution.state`."""
-        sampler, state = self.sampler, module_state(self.sampler.places)
-        if self.loc is None and self.scale is None and sampler.cond_input is None:
-            return state
-        return state, state_of(self.loc, self.scale, sampler.cond_input)
+    def draw(self, num: int) -> tuple[Tensor, Draw]:
+        """See :meth:`FlatDistribution.draw`."""
+        made_of = self.estimator.draw(self.sampler, num)
+        if self.loc is None and self.scale is None:
+            return made_of.weights, made_of
+        return self._placed(made_of.weights), made_of
 
     def _placed(self, weights: Tensor) -> Tensor:
         if self.scale is None:
             return weights if self.loc is None else weights + self.loc
         return weights * self.scale if self.loc is None else torch.addcmul(self.loc, weights, self.scale)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density ``[*sample_shape, *batch_shape]``.
-
-        Cheap for the value that :meth:`rsample` returned last, whose noise is known. Elsewhere the noise is searched
-        for, if the estimator allows it. The gradient is that along the draw if the value hangs on the draw's graph, and
-        that of the density at a fixed value otherwise: the score, which is 0 on average over draws. An estimator that
-        has no such gradient raises when it is asked for.
-
-        Raises:
-            ValueError: If the last dimension is not D, or values that are to be validated are NaN or infinite.
-            TypeError: If ``value`` is no tensor of real numbers.
-            RuntimeError: If the density of a foreign value is not available, or no sample has one (batch norm).
-        """
-        origin = self._recall(value)
+    def log_prob_of_draw(self, made_of: Draw) -> Tensor:
+        """See :meth:`FlatDistribution.log_prob_of_draw`."""
         if self.sampler.checked_by is not self.estimator:
             self.estimator.check(self.sampler)
-        if origin is None or not origin.live:
-            self._check_dtype(value)
-        rows = value.reshape(-1, value.shape[-1])
-        if origin is None:
-            return self._shaped(self._foreign_log_q(rows), value)
-        if not origin.live:
-            return self._shaped(self.log_prob_of(rows, origin.made_of), value)
-        log_q = self.estimator.log_prob(self.sampler, origin.made_of)
-        return self._shaped(log_q if self.scale is None else log_q - self.scale.log().sum(), value)
-
-    def _check_dtype(self, value: Tensor) -> None:
-        dtype = self.sampler.sigma.dtype
-        if value.dtype != dtype:
-            raise ArgumentTypeError(
-                f"value: has dtype {value.dtype}, the hypernetwork makes {dtype}; convert it, value.to({dtype})."
-            )
-
-    def _foreign_log_q(self, rows: Tensor) -> Tensor:
-        foreign = self._unplaced(rows)
-        bad = self._refuse_non_finite(foreign)
-        foreign = foreign.masked_fill(bad.unsqueeze(-1), 0.0)  # estimators refuse them
-        log_q = self.estimator.log_prob_at(self.sampler, foreign) if len(foreign) else foreign.new_zeros(0)
-        log_q = log_q.masked_fill(bad, math.nan)
+        log_q = self.estimator.log_prob(self.sampler, made_of)
         return log_q if self.scale is None else log_q - self.scale.log().sum()
 
     def log_prob_of(self, rows: Tensor, made_of: Draw) -> Tensor:
         """See :meth:`FlatDistribution.log_prob_of`."""
+        self.estimator.check(self.sampler)
+        self._check_dtype(rows)
         log_q = self.estimator.log_prob_of(self.sampler, self._unplaced(rows), made_of)
         return log_q if self.scale is None else log_q - self.scale.log().sum()
+
+    def _log_prob_at(self, rows: Tensor) -> Tensor:
+        self.estimator.check(self.sampler)
+        self._check_dtype(rows)
+        weights = self._unplaced(rows)
+        bad = self._refuse_non_finite(weights)
+        weights = weights.masked_fill(bad.unsqueeze(-1), 0.0)  # estimators refuse them
+        log_q = self.estimator.log_prob_at(self.sampler, weights) if len(weights) else weights.new_zeros(0)
+        log_q = log_q.masked_fill(bad, math.nan)
+        return log_q if self.scale is None else log_q - self.scale.log().sum()
+
+    def _check_dtype(self, rows: Tensor) -> None:
+        dtype = self.sampler.sigma.dtype
+        if rows.dtype != dtype:
+            raise ArgumentTypeError(
+                f"value: has dtype {rows.dtype}, the hypernetwork makes {dtype}; convert it, value.to({dtype})."
+            )
 
     def _unplaced(self, rows: Tensor) -> Tensor:
         rows = rows if self.loc is None else rows - self.loc

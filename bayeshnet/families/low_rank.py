@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
@@ -24,8 +23,9 @@ class MultiplicativeLowRank(FlatDistribution):
         \log q(w) = \log N(\varepsilon; 0, I) - \sum_i \log \sigma_i - \log |\det (I_r + V^\top U)|
 
     Unlike a covariance "diagonal plus low rank" it can narrow directions as well as widen them. With U or V zero it is
-    the mean-field Gaussian. A density costs ``D r + r^3``, for foreign values too: the inverse is
-    ``I - U (I_r + V^T U)^-1 V^T``.
+    the mean-field Gaussian. A density costs ``D r + r^3`` at any value, since the inverse is
+    ``I - U (I_r + V^T U)^-1 V^T``; :meth:`log_prob` raises a :class:`~bayeshnet.errors.DensityError` where the
+    covariance is singular or not finite.
 
     Args:
         loc: Mean ``[D]``.
@@ -53,7 +53,7 @@ class MultiplicativeLowRank(FlatDistribution):
                 f"{list(left.shape)}, {list(right.shape)}; [D], [D], [D, r] and [D, r] are expected."
             )
         self.loc, self.log_scale, self.left, self.right = loc, log_scale, left, right
-        super().__init__(len(loc), validate_args=validate_args)
+        super().__init__(Size(), loc.shape, validate_args=validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -68,19 +68,13 @@ class MultiplicativeLowRank(FlatDistribution):
         own = 1.0 + 2.0 * (self.left * self.right).sum(-1) + ((self.left @ gram) * self.left).sum(-1)
         return ((2.0 * self.log_scale).exp() * own).expand(self.batch_shape + self.event_shape)
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:
-        """Draw ``[*sample_shape, *batch_shape, D]``."""
-        shape = Size(sample_shape) + self.batch_shape + self.event_shape
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+    def draw(self, num: int) -> tuple[Tensor, None]:
+        """See :meth:`FlatDistribution.draw`."""
+        noise = torch.randn(num, len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
         noise = noise + (noise @ self.right) @ self.left.T
-        return torch.addcmul(self.loc, noise, self.log_scale.exp())
+        return torch.addcmul(self.loc, noise, self.log_scale.exp()), None
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density ``[*batch]`` of weights ``[*batch, D]``.
-
-        Raises:
-            RuntimeError: If the covariance is singular or not finite.
-        """
+    def _log_prob_at(self, rows: Tensor) -> Tensor:
         rank = self.left.shape[-1]
         # r x r algebra in float64: the determinant is that of a matrix that may be close to singular.
         left, right = self.left.double(), self.right.double()
@@ -91,11 +85,10 @@ class MultiplicativeLowRank(FlatDistribution):
                 "left, right: I + V^T U is singular or not finite, so the distribution has no density; lower the "
                 "learning rate or start from a smaller left factor."
             )
-        scaled = (value - self.loc) * (-self.log_scale).exp()
+        scaled = (rows - self.loc) * (-self.log_scale).exp()
         inner = torch.linalg.solve(core, (scaled @ self.right).double().unsqueeze(-1)).squeeze(-1)
         noise = scaled - inner.to(scaled.dtype) @ self.left.T
-        log_q = log_standard_normal(noise) - self.log_scale.sum() - log_det.to(scaled.dtype)
-        return self._shaped(log_q, value)
+        return log_standard_normal(noise) - self.log_scale.sum() - log_det.to(scaled.dtype)
 
 
 class LowRank(Family, short_form="low_rank"):

@@ -15,7 +15,7 @@ from bayeshnet.checks import require_count
 from bayeshnet.entropy.protocol import Diagnosis
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.families.base import INIT_SCALE, Family, Start, family_of
-from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, state_of
+from bayeshnet.families.flat_distribution import FlatDistribution
 from bayeshnet.families.implicit_weights import ImplicitWeights
 
 __all__ = ["Mixture", "MixtureWeights"]
@@ -70,7 +70,9 @@ class MixtureWeights(FlatDistribution):
             _check_components(self.components)
         self.shares = _shares(weights, len(self.components))
         self.stratified = stratified
-        super().__init__(self.components[0].event_shape[0], validate_args=validate_args)
+        flat = [part for part in self.components if isinstance(part, FlatDistribution)]
+        self.depends_on = tuple([place for part in flat for place in part.depends_on])
+        super().__init__(Size(), self.components[0].event_shape, validate_args=validate_args)
 
     def __repr__(self) -> str:
         return (
@@ -81,19 +83,16 @@ class MixtureWeights(FlatDistribution):
 
     # ------------------------------------------------------------------ sampling and density
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:
-        """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to the components."""
-        shape = Size(sample_shape) + self.batch_shape
-        num = math.prod(shape)
+    def draw(self, num: int) -> tuple[Tensor, _Made]:
+        """See :meth:`FlatDistribution.draw`."""
         # Counts in random order are choices one by one.
-        parts = [part.rsample(Size((count,))) for part, count in zip(self.components, self._counts(num), strict=True)]
+        drawn = [
+            part.draw(count) if isinstance(part, FlatDistribution) else (part.rsample(Size((count,))), None)
+            for part, count in zip(self.components, self._counts(num), strict=True)
+        ]
+        parts, noise = [rows for rows, _ in drawn], [made_of for _, made_of in drawn]
         order = torch.randperm(num, device=parts[0].device)
-        made = _Made(parts, order, [last_made_of(component) for component in self.components])
-        return self._remember(torch.cat(parts)[order].reshape(shape + self.event_shape), made)
-
-    def state(self) -> Any:
-        """See :meth:`FlatDistribution.state`."""
-        return state_of(*self.components)
+        return torch.cat(parts)[order], _Made(parts, order, noise)
 
     def _counts(self, num: int) -> list[int]:
         """How many of ``num`` draws come from each component."""
@@ -104,23 +103,9 @@ class MixtureWeights(FlatDistribution):
             which = torch.multinomial(self.shares, num, replacement=True) if num else torch.zeros(0, dtype=torch.long)
         return torch.bincount(which, minlength=len(self.components)).tolist()
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of the whole mixture ``[*sample_shape, *batch_shape]``.
-
-        Raises:
-            ValueError: If the last dimension is not D.
-            RuntimeError: If a component has no density there.
-        """
-        origin = self._recall(value)
-        rows = value.reshape(-1, value.shape[-1])
-        if origin is None:
-            return self._shaped(self._log_mixture(rows, None), value)
-        if origin.live:
-            made: _Made = origin.made_of
-            log_q = self._log_mixture(torch.cat(made.parts), made)[made.order]
-        else:
-            log_q = self.log_prob_of(rows, origin.made_of)
-        return self._shaped(log_q, value)
+    def log_prob_of_draw(self, made_of: _Made) -> Tensor:
+        """See :meth:`FlatDistribution.log_prob_of_draw`."""
+        return self._log_mixture(torch.cat(made_of.parts), made_of)[made_of.order]
 
     def log_prob_of(self, rows: Tensor, made_of: _Made) -> Tensor:
         """See :meth:`FlatDistribution.log_prob_of`."""
@@ -129,19 +114,24 @@ class MixtureWeights(FlatDistribution):
         made = _Made(parts, made_of.order, made_of.noise, fixed=True)
         return self._log_mixture(sorted_rows, made)[made_of.order]
 
+    def _log_prob_at(self, rows: Tensor) -> Tensor:
+        return self._log_mixture(rows, None)
+
     def _log_mixture(self, rows: Tensor, made: _Made | None) -> Tensor:
         """Log-density of rows ``[S, D]``; ``made`` says which of them came from which component, if that is known."""
         columns: list[Tensor] = []
         for k, component in enumerate(self.components):
-            own = None if made is None or made.noise[k] is None else made.parts[k]
-            if made is None or own is None or len(own) == 0:
+            noise = None if made is None else made.noise[k]
+            own = None if made is None else made.parts[k]
+            if made is None or own is None or len(own) == 0 or noise is None:
                 columns.append(component.log_prob(rows))
                 continue
+            flat = cast("FlatDistribution", component)
             # The noise behind a component's own draws is known, and need not be searched for.
             before, after = torch.cat([own[:0], *made.parts[:k]]), torch.cat([*made.parts[k + 1 :], own[:0]])
             others = torch.cat([before, after])
             elsewhere = component.log_prob(others) if len(others) else others.sum(-1)
-            here = component.log_prob_of(own, made.noise[k]) if made.fixed else component.log_prob(own)
+            here = flat.log_prob_of(own, noise) if made.fixed else flat.log_prob_of_draw(noise)
             columns.append(torch.cat([elsewhere[: len(before)], here, elsewhere[len(before) :]]))
         stacked = torch.stack(columns, -1)
         return torch.logsumexp(stacked + self.shares.log().to(stacked), -1)

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from bayeshnet.checks import require_flag, require_positive
 from bayeshnet.errors import ArgumentError
-from bayeshnet.families._blocks import BlockLayout
+from bayeshnet.families import BlockLayout
 from bayeshnet.families.base import INIT_SCALE, Family, Start, family_of
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
-from bayeshnet.inducing.conditional_weights import FlatLayout
+from bayeshnet.inducing.flat_layout import FlatLayout
 from bayeshnet.models.bayesian_model import BayesianModel
-from bayeshnet.sites.latents import PriorStart
+from bayeshnet.sites.prior import PriorStart
 
 __all__ = ["check_start", "family_from", "family_start", "unconditional", "whitened"]
 

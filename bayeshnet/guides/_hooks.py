@@ -35,7 +35,7 @@ def finish(guide: AutoHypernet, data: Any) -> None:
 
     Both draw random numbers; the caller's stream goes on as if they had not.
     """
-    if guide.num_candidates > 1 and guide.inducing is not None:
+    if guide.num_proposals > 1 and guide.inducing is not None:
         with torch.random.fork_rng(devices=[]):
             rows = first_rows(data, CALIBRATION_ROWS)
             if rows is not None and isinstance(guide.original_model, BayesianModel):

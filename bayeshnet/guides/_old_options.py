@@ -1,9 +1,11 @@
-"""Options of version 0.1, which work for one version more."""
+"""Options and attributes of version 0.1, which work for one version more."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, cast
+
+from torch import Tensor
 
 from bayeshnet.deprecation import warn_renamed
 from bayeshnet.errors import ArgumentError
@@ -26,6 +28,23 @@ class OldNames:
         """The old name of ``family``."""
         warn_renamed("AutoHypernet.body", "AutoHypernet.family")
         return cast("Any", self).family
+
+    @property
+    def num_candidates(self) -> int:
+        """The old name of ``num_proposals``."""
+        warn_renamed("AutoHypernet.num_candidates", "AutoHypernet.num_proposals")
+        return cast("Any", self).num_proposals
+
+    @num_candidates.setter
+    def num_candidates(self, number: int) -> None:
+        warn_renamed("AutoHypernet.num_candidates", "AutoHypernet.num_proposals")
+        cast("Any", self).num_proposals = number
+
+    @property
+    def candidate_power(self) -> Tensor:
+        """The old name of ``tempering_exponent``."""
+        warn_renamed("AutoHypernet.candidate_power", "AutoHypernet.tempering_exponent")
+        return cast("Any", self).tempering_exponent
 
 
 def old_mixture(num_components: int = 4, of: str = "mean_field") -> Mixture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -17,16 +17,18 @@ from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.guides._building import check_start, family_from, family_start, unconditional, whitened
 from bayeshnet.guides._hooks import finish, prepare
 from bayeshnet.guides._old_options import OldNames, with_old_options
+from bayeshnet.guides._pseudo_targets import move_pseudo_targets
 from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
-from bayeshnet.inducing.build import Conditional, ConditionalPlan, place_inducing, plan_or_reason
+from bayeshnet.inducing.build import Conditional, ConditionalPlan, plan_or_reason
 from bayeshnet.inducing.conditional_weights import ConditionalWeights
 from bayeshnet.inducing.layers import InducingLayers
-from bayeshnet.inducing.resampling import best_power, checked_num_candidates, score_candidates
+from bayeshnet.inducing.placement import place_inducing
+from bayeshnet.inducing.resampling import best_exponent, checked_num_proposals, score_proposals
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.arguments import call_arguments, check_rows
 from bayeshnet.sites.kept_state import restored
-from bayeshnet.sites.latents import prior_start
+from bayeshnet.sites.prior import prior_start
 
 __all__ = ["AutoHypernet"]
 
@@ -115,12 +117,12 @@ class AutoHypernet(OldNames, Guide):
         check_start(init_scale=init_scale, whiten=whiten)
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
         args, kwargs = call_arguments(example, "example")
-        prior = prior_start(model, self._sites, self._init_loc(), args, kwargs)
+        prior = prior_start(model, self.sites, self.init_loc(), args, kwargs)
         wanted = None if conditional == "auto" and chosen.draws_all else conditional
         options: Any = {"conditional": wanted, "num_inducing": num_inducing}
-        self._plan, self._why_not = plan_or_reason(model, self._sites, prior, args, kwargs, **options)
+        self._plan, self._why_not = plan_or_reason(model, self.sites, prior, args, kwargs, **options)
         layout = None if self._plan is None else self._plan.layout
-        init_loc = None if init_loc_fn is None else self._init_loc()
+        init_loc = None if init_loc_fn is None else self.init_loc()
         whitening = whitened(prior, layout, init_loc=init_loc, whiten=whiten)
         self.register_buffer("loc", whitening.loc)
         self.register_buffer("scale", whitening.scale)
@@ -134,11 +136,11 @@ class AutoHypernet(OldNames, Guide):
         # A buffer, so that a guide that was trained, saved and loaded keeps its points in a further fit.
         self.register_buffer("inducing_placed", torch.tensor(enough, device=self.loc.device))
         self.inducing_placed: Tensor
-        self.num_candidates = num_proposals
-        # Noise that is inferred decides among candidates as much as their fit does; what fits is known after calibrate.
+        self.num_proposals = num_proposals
+        # Noise that is inferred weighs in as much as the fit of a proposal; what fits is known after calibrate.
         certain = self._plan is None or self._plan.log_precision is None
-        self.register_buffer("candidate_power", torch.full_like(self.loc[0], float(certain)))
-        self.candidate_power: Tensor
+        self.register_buffer("tempering_exponent", torch.full_like(self.loc[0], float(certain)))
+        self.tempering_exponent: Tensor
         # Of a copy, in place of its model's; no part of checkpoints, which are loaded into guides that have a model.
         self.register_buffer("copied_prior_scale", None, persistent=False)
         self.copied_prior_scale: Tensor | None
@@ -171,13 +173,13 @@ class AutoHypernet(OldNames, Guide):
         return self.family.hnet
 
     def __repr__(self) -> str:
-        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self._sites)}"]
+        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self.sites)}"]
         if self.family is not None:
             parts.append(f"family={self.family.describe()}")
         if self._plan is not None:
             names = ", ".join(self._plan.names)
             parts.append(f"conditional=[{names}], num_inducing={self._plan.inducing.num_inducing}")
-            parts.append(f"num_candidates={self.num_candidates}")
+            parts.append(f"num_proposals={self.num_proposals}")
         elif self._why_not is not None:
             parts.append(f"conditional=None ({self._why_not})")
         return f"AutoHypernet({', '.join(parts)})"
@@ -188,13 +190,13 @@ class AutoHypernet(OldNames, Guide):
         return self.family.estimator if isinstance(self.family, Hypernet) else None
 
     @property
-    def num_candidates(self) -> int:
-        """A draw without gradient is chosen from so many; may be set."""
-        return vars(self)["num_candidates"]
+    def num_proposals(self) -> int:
+        """Number of proposals that a draw without gradient is resampled from; may be set."""
+        return vars(self)["num_proposals"]
 
-    @num_candidates.setter
-    def num_candidates(self, number: int | None) -> None:
-        vars(self)["num_candidates"] = checked_num_candidates(number, self._plan, self.family)
+    @num_proposals.setter
+    def num_proposals(self, number: int | None) -> None:
+        vars(self)["num_proposals"] = checked_num_proposals(number, self._plan, self.family)
 
     @property
     def clip_norm(self) -> float | None:
@@ -221,6 +223,17 @@ class AutoHypernet(OldNames, Guide):
         """As in the base class; and calibrate importance resampling, check the density, and warn of what is wrong."""
         super().end_fit(model, data)
         finish(self, data)
+
+    @torch.no_grad()
+    def move_to(self, mean: Tensor, std: Tensor | None = None, draws: Mapping[str, Tensor] | None = None) -> None:
+        """Move the family, and the pseudo-targets of conditional layers; see the base class."""
+        if self._plan is not None and move_pseudo_targets(self, self._plan, mean, draws):
+            self.inducing_placed.fill_(True)
+        std = torch.full_like(mean, torch.nan) if std is None else std
+        if self.family is not None:
+            layout = None if self._plan is None else self._plan.layout
+            means, stds = (mean - self.loc) / self.scale, std / self.scale
+            self.family.warm_start(unconditional(means, layout), unconditional(stds, layout))
 
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Check how far the density of the family can be trusted: folding, or the gap to importance sampling.
@@ -250,33 +263,33 @@ class AutoHypernet(OldNames, Guide):
         self.inducing_placed.fill_(True)
 
     def calibrate(self, x: Tensor, y: Tensor) -> float:
-        """Choose how far the inducing points are trusted in choosing among candidates: by the ELBO, on these data.
+        """Choose the tempering exponent of importance resampling: by the ELBO, on these data.
 
-        :func:`~bayeshnet.fit` does it at its end. The result is the buffer ``candidate_power``, from 0 (one candidate
-        is as good as another) to 1; it stays as it was if this is interrupted.
+        :meth:`end_fit` does it. The result is the buffer ``tempering_exponent``, from 0 (all proposals weigh the same)
+        to 1 (the inducing points are trusted like the data); it stays as it was if this is interrupted.
 
         Args:
             x: Inputs ``[B, ...]``.
             y: Targets.
 
         Returns:
-            The power.
+            The exponent.
 
         Raises:
-            ValueError: If the model refuses these data.
-            RuntimeError: If no layer is conditional.
+            ArgumentError: If the model does not accept these data.
+            UsageError: If no layer is conditional.
         """
         model = self.original_model
         if self.inducing is None or not isinstance(model, BayesianModel):
             raise UsageError(f"calibrate: {_UNPLACED}")
         check_rows(model, x, y)
-        with restored([self.candidate_power], on_error=True):
-            self.candidate_power.fill_(1.0)
-            if self.num_candidates > 1:
+        with restored([self.tempering_exponent], on_error=True):
+            self.tempering_exponent.fill_(1.0)
+            if self.num_proposals > 1:
                 posterior = cast("ConditionalWeights", self.get_posterior())
-                ratios, weights = score_candidates(model, posterior, self._sites, x, y)
-                self.candidate_power.fill_(best_power(ratios, weights, self.num_candidates))
-        return float(self.candidate_power)
+                ratios, weights = score_proposals(model, posterior, self.sites, x, y)
+                self.tempering_exponent.fill_(best_exponent(ratios, weights, self.num_proposals))
+        return float(self.tempering_exponent)
 
     @property
     def wants_rows(self) -> int:
@@ -291,6 +304,8 @@ class AutoHypernet(OldNames, Guide):
         if family is not None and (inducing is None or self._plan is None):
             return family.distribution(self.loc, self.scale)
         plan = cast("ConditionalPlan", self._plan)
+        num_proposals = self.num_proposals
+        prior_scale = None if torch.is_grad_enabled() else self._prior_scale()
         return ConditionalWeights(
             None if family is None else family.distribution(),
             cast("InducingLayers", inducing),
@@ -298,9 +313,9 @@ class AutoHypernet(OldNames, Guide):
             loc=self.loc,
             scale=self.scale,
             log_precision=plan.log_precision,
-            prior_scale=None if torch.is_grad_enabled() else self._prior_scale(),
-            num_candidates=self.num_candidates,
-            power=self.candidate_power,
+            prior_scale=prior_scale,
+            num_proposals=num_proposals,
+            tempering_exponent=self.tempering_exponent,
             validate_args=False,
         )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bayeshnet.inducing.conditional_weights import ConditionalWeights, FlatLayout
+from bayeshnet.inducing.conditional_weights import ConditionalWeights
+from bayeshnet.inducing.flat_layout import FlatLayout
 from bayeshnet.inducing.layers import InducingLayers
 from bayeshnet.inducing.linear_gaussian import LayerConditional
 

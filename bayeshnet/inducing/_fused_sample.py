@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from bayeshnet.inducing.linear_gaussian import LARGEST, LayerConditional
-from bayeshnet.layers.torch_modes import own_gradients_apply
 from bayeshnet.normal_density import LOG_2PI
 
 __all__ = ["PseudoObservations"]
@@ -40,13 +39,14 @@ class PseudoObservations:
         offset: M, ``[q, out]``.
         log_scale: Logarithm of r, ``[q]``.
         log_spread: Logarithm of c, ``[out]``.
+        made: The Gaussian over the weights, once :meth:`conditional` has made it.
 
     Example:
         >>> free = {"offset": torch.zeros(5, 2), "log_scale": torch.zeros(5), "log_spread": torch.zeros(2)}
         >>> known = {"targets": torch.randn(10, 2), "log_precision": torch.zeros(10), "prior_scale": torch.ones(1, 5)}
         >>> numbers = {name: value.double() for name, value in (known | free).items()}
         >>> observed = PseudoObservations(torch.randn(3, 10, 4), bias=True, **numbers)
-        >>> weights, log_prob = observed.rsample()
+        >>> weights, log_prob = observed.rsample(fused=True)
         >>> weights.shape, log_prob.shape
         (torch.Size([3, 5, 2]), torch.Size([3]))
     """
@@ -59,16 +59,16 @@ class PseudoObservations:
     offset: Tensor
     log_scale: Tensor
     log_spread: Tensor
-    _made: LayerConditional | None = field(default=None, init=False, repr=False)
+    made: LayerConditional | None = field(default=None, init=False, repr=False)
 
     def conditional(self) -> LayerConditional:
         """The Gaussian over the weights, made once.
 
         Raises:
-            RuntimeError: If features or precisions are NaN or infinite.
+            DensityError: If features or precisions are NaN or infinite.
         """
-        if self._made is None:
-            self._made = LayerConditional.of(
+        if self.made is None:
+            self.made = LayerConditional.of(
                 self.full_features(),
                 self.targets,
                 self.log_precision,
@@ -77,22 +77,25 @@ class PseudoObservations:
                 log_scale=self.log_scale,
                 log_spread=self.log_spread,
             )
-        return self._made
+        return self.made
 
     def full_features(self) -> Tensor:
         """The features with the column of ones ``[S, m, q]``, in the dtype of the algebra."""
         features = self.features.to(self.offset.dtype)
         return torch.nn.functional.pad(features, (0, 1), value=1.0) if self.bias else features
 
-    def rsample(self) -> tuple[Tensor, Tensor]:
+    def rsample(self, *, fused: bool) -> tuple[Tensor, Tensor]:
         """Draw weights ``[S, q, out]`` with their log-density ``[S]``.
 
+        Args:
+            fused: Whether a function with a gradient of our own may be used; see
+                :func:`~bayeshnet.layers.torch_modes.own_gradients_apply`.
+
         Raises:
-            RuntimeError: If features or precisions are NaN or infinite.
+            DensityError: If features or precisions are NaN or infinite.
         """
         # One matrix for all outputs, and a prior that is not learned, is what the function below covers.
-        several = len(self.prior_scale) > 1 or self.prior_scale.requires_grad
-        if several or not own_gradients_apply(self.features.device):
+        if not fused or len(self.prior_scale) > 1 or self.prior_scale.requires_grad:
             return self.conditional().rsample()
         with torch.no_grad():
             parts = _Parts.of(self)

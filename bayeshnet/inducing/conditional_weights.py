@@ -1,97 +1,105 @@
-"""The weights of a network: some drawn by a body, the others conditionally on them."""
+"""The weights of a network, of which some layers are drawn conditionally on the others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
+from torch.distributions.transforms import Transform
 
-from bayeshnet.families.flat_distribution import FlatDistribution, last_made_of, state_of
+from bayeshnet.deprecation import warn_renamed
+from bayeshnet.errors import ArgumentError
+from bayeshnet.families.flat_distribution import FlatDistribution
+from bayeshnet.inducing.flat_layout import FlatLayout
 from bayeshnet.inducing.layers import ConditionalDraw, InducingLayers
 from bayeshnet.normal_density import log_standard_normal
 
-__all__ = ["ConditionalWeights", "FlatLayout"]
+__all__ = ["ConditionalWeights", "NoisePrecision"]
 
 # Without gradients, so many float64 numbers of features are worked on at once: 8 MB, about a processor's cache.
 _CHUNK = 2**20
 
-# So many sets of rivals estimate the density of a value that was not drawn here.
+# So many sets of proposals estimate the density of a value that was not sampled here.
 _SETS = 8
+
+_RENAMED = {"body": "unconditional", "num_candidates": "num_proposals", "power": "tempering_exponent"}
+_REQUIRED: Any = None
 
 
 @dataclass(frozen=True, slots=True)
-class FlatLayout:
-    """Where the tensors lie in the flat vector of all latents.
+class NoisePrecision:
+    """From the latent noise of a likelihood to the logarithm of its precision.
 
     Attributes:
-        shapes: Shape of each tensor of the network, in table order, as it lies in the vector.
-        rest: Number of latents that follow the network's weights.
-        layers: For each conditional layer the indices of its weight and bias (or None).
+        shape: Shape of the latent, which is one number.
+        transform: From the unconstrained latent to its value; None for the identity.
+        is_precision: Whether it is the precision, or the standard deviation.
 
     Example:
-        >>> layout = FlatLayout(((5, 2), (5,), (1, 5), (1,)), 1, ((2, 3),))
-        >>> layout.sizes, layout.body_sizes
-        ([10, 5, 5, 1, 1], [10, 5, 1])
+        >>> from torch.distributions.transforms import ExpTransform
+        >>> NoisePrecision(Size(), ExpTransform(), is_precision=False)(torch.tensor([[0.5], [1.0]]))
+        tensor([-1., -2.], dtype=torch.float64)
     """
 
-    shapes: tuple[tuple[int, ...], ...]
-    rest: int
-    layers: tuple[tuple[int, int | None], ...]
+    shape: Size
+    transform: Transform | None
+    is_precision: bool
 
-    @property
-    def conditional(self) -> set[int]:
-        """Indices of the tensors that are drawn conditionally."""
-        return {i for layer in self.layers for i in layer if i is not None}
-
-    @property
-    def sizes(self) -> list[int]:
-        """Number of elements of each part of the vector: the tensors, then the rest."""
-        return [*(math.prod(shape) for shape in self.shapes), self.rest]
-
-    @property
-    def body_sizes(self) -> list[int]:
-        """The same for the parts that the body draws."""
-        conditional = self.conditional
-        return [size for i, size in enumerate(self.sizes) if i not in conditional]
+    def __call__(self, rest: Tensor) -> Tensor:
+        """Return ``[S]``, of unconstrained latents ``[S, 1]``."""
+        value: Any = rest.reshape(-1, *self.shape)
+        if self.transform is not None:
+            value = self.transform(value)
+        value = value.reshape(-1).double()
+        return value.log() if self.is_precision else -2.0 * value.log()
 
 
 class ConditionalWeights(FlatDistribution):
     r"""A distribution over all weights, in which some layers are conditional on the others.
 
-    .. math:: q(u) = q_\mathrm{body}(u_b) \prod_l q(u_l \mid u_b, u_{<l})
+    .. math:: q(u) = q_0(u_0) \prod_l q(u_l \mid u_0, u_{<l})
 
     in whitened coordinates, ``w = loc + scale * u``. The conditional factors are exact Gaussians, see
-    :class:`~bayeshnet.inducing.layers.InducingLayers`. Where the body has a density at foreign values, so has
-    this distribution.
+    :class:`~bayeshnet.distributions.InducingLayers`. Where :math:`q_0`, the distribution of the unconditional latents,
+    has a density at values that it did not sample, so has this distribution.
 
-    With ``num_candidates`` K > 1, a draw that needs no gradient is the one of K independent candidates that the
-    pseudo-targets chose: with probability proportional to
+    With ``num_proposals`` K > 1, draws that need no gradient are made by importance resampling: each is one of K
+    independent proposals, chosen by the pseudo-targets with probability proportional to
 
-    .. math:: a_k = \bigl(\hat Z(u_k) \, p(u_k) / q_\mathrm{body}(u_k)\bigr)^\tau
+    .. math:: a_k = \bigl(\hat Z(u_k) \, p(u_k) / q_0(u_k)\bigr)^\tau
 
-    where Z is the density of the pseudo-targets, the last layer integrated out, p the prior, and tau ``power``. What is
-    evaluated as log q is :math:`\log q(u_k) + \log(K a_k / \sum_l a_l)`, with which the ELBO is a bound on the
-    evidence for any a; for a that are exact it is the importance-weighted one (Cremer, Morris & Duvenaud,
-    https://arxiv.org/abs/1704.02916), and the draws are closer to the posterior with every candidate. Draws with a
-    gradient, as in training, have one candidate: the same parameters serve both.
+    where Z is the density of the pseudo-targets, the last layer integrated out, p the prior, and tau the tempering
+    exponent. What is evaluated as log q is :math:`\log q(u_k) + \log(K a_k / \sum_l a_l)`, with which the ELBO is a
+    bound on the evidence for any a; for a that are exact it is the importance-weighted one (Cremer, Morris & Duvenaud,
+    https://arxiv.org/abs/1704.02916), and the draws are closer to the posterior with every proposal. Draws with a
+    gradient, as in training, are single proposals: the same parameters serve both.
+
+    At a value that was not sampled here, and without gradients, :meth:`log_prob` estimates the effect of resampling
+    from fresh proposals; with gradients it leaves it out. So it does in the gradient at draws that were made without
+    gradients: that is the score of single proposals, which is not 0 on average over resampled ones. Draws made with
+    gradients, as every ELBO and ``ReweightedWakeSleep`` make them, are single proposals, and exact.
 
     Args:
-        body: A distribution over R^n, n being the number of latents that are not drawn conditionally; None if n is 0.
+        unconditional: The distribution of the latents that are not drawn conditionally, over R^n; None if n is 0.
         inducing: The conditional layers.
         layout: Where everything lies in the vector of all latents.
         loc: Prior mean of all latents ``[D]``.
         scale: Prior standard deviation ``[D]``.
         log_precision: From latents that are no weights ``[S, rest]`` the logarithm ``[S]`` of a factor of the
             pseudo-targets' precisions, for observation noise that is inferred.
-        prior_scale: Prior standard deviations ``[n]`` of the body's latents in whitened coordinates, where they are
-            other than 1; for choosing among candidates.
-        num_candidates: Number of candidates K of a draw without gradient.
-        power: The exponent tau, a tensor without dimensions; 1 by default.
+        prior_scale: Prior standard deviations ``[n]`` of the unconditional latents in whitened coordinates, where they
+            are other than 1; for resampling.
+        num_proposals: Number of proposals K of a draw without gradient.
+        tempering_exponent: The exponent tau, a tensor without dimensions; 1 by default.
+        renamed: Old names of arguments, which go in the next version.
+
+    Raises:
+        ArgumentError: If ``inducing`` or ``layout`` is left out.
 
     Example:
         >>> from torch import nn
@@ -107,176 +115,176 @@ class ConditionalWeights(FlatDistribution):
 
     def __init__(
         self,
-        body: TorchDistribution | None,
-        inducing: InducingLayers,
-        layout: FlatLayout,
+        unconditional: TorchDistribution | None = None,
+        inducing: InducingLayers = _REQUIRED,
+        layout: FlatLayout = _REQUIRED,
         *,
         loc: Tensor,
         scale: Tensor,
         log_precision: Callable[[Tensor], Tensor] | None = None,
         prior_scale: Tensor | None = None,
-        num_candidates: int = 1,
-        power: Tensor | None = None,
+        num_proposals: int = 1,
+        tempering_exponent: Tensor | None = None,
         validate_args: bool | None = None,
+        **renamed: Any,
     ) -> None:
-        self.body, self.inducing, self.layout = body, inducing, layout
+        if renamed:
+            new = _with_new_names(renamed)
+            unconditional = new.get("unconditional", unconditional)
+            num_proposals = new.get("num_proposals", num_proposals)
+            tempering_exponent = new.get("tempering_exponent", tempering_exponent)
+        if inducing is _REQUIRED or layout is _REQUIRED:  # defaults only since `unconditional` had another name
+            raise ArgumentError("inducing, layout: one is None; pass InducingLayers and the FlatLayout of all latents.")
+        self.unconditional, self.inducing, self.layout = unconditional, inducing, layout
         self.loc, self.scale = loc, scale
-        self.log_precision, self.prior_scale, self.num_candidates = log_precision, prior_scale, num_candidates
-        self.power = loc.new_ones(()) if power is None else power
-        super().__init__(len(loc), validate_args=validate_args)
+        self.log_precision, self.prior_scale, self.num_proposals = log_precision, prior_scale, num_proposals
+        self.tempering_exponent = loc.new_ones(()) if tempering_exponent is None else tempering_exponent
+        own = {"loc": loc, "scale": scale, "tempering_exponent": self.tempering_exponent}
+        self.depends_on = (*inducing.places, own)
+        self._flat: FlatDistribution | None = None
+        if isinstance(unconditional, FlatDistribution):
+            self._flat, self.depends_on = unconditional, (*self.depends_on, *unconditional.depends_on)
+        super().__init__(Size(), loc.shape, validate_args=validate_args)
 
-    # ------------------------------------------------------------------ sampling and density
+    def __getattr__(self, name: str) -> Any:
+        if name not in _RENAMED:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        warn_renamed(f"ConditionalWeights.{name}", f"ConditionalWeights.{_RENAMED[name]}")
+        return getattr(self, _RENAMED[name])
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:
-        """Draw ``[*sample_shape, *batch_shape, D]``, differentiable with respect to body and inducing points."""
-        shape = Size(sample_shape) + self.batch_shape
-        num = math.prod(shape)
+    # ------------------------------------------------------------------ sampling
+
+    def draw(self, num: int) -> tuple[Tensor, _Made]:
+        """See :meth:`FlatDistribution.draw`."""
         if torch.is_grad_enabled():
-            whitened, body, draw = self._draw(num)
-            made_of = None if self.body is None else last_made_of(self.body)
-            rows = self._join(body, draw.values)
+            drawn = self._propose(num)
+            rows = self._join(drawn.parts, drawn.layers.values)
+            return rows, _Made(rows.dtype, None, drawn.whitened, drawn.made_of, drawn.layers.log_probs)
+        size = max(1, _CHUNK // (self.inducing.cost * self.num_proposals))
+        counts = [min(size, num - done) for done in range(0, num, size)] or [0]
+        rows, log_q = (torch.cat(column) for column in zip(*map(self._resample, counts), strict=True))
+        return rows, _Made(rows.dtype, log_q)
 
-            def log_q() -> Tensor:
-                return self._log_body(whitened) + draw.log_prob
-
-            made = _Made(log_q, whitened, made_of)
-        else:
-            size = max(1, _CHUNK // (self.inducing.cost * self.num_candidates))
-            counts = [min(size, num - done) for done in range(0, num, size)] or [0]
-            parts = [self._chosen(count) for count in counts]
-            rows, log_probs = (torch.cat(column) for column in zip(*parts, strict=True))
-            made = _Made(lambda: log_probs)
-
-        return self._remember(rows.reshape(shape + self.event_shape), made)
-
-    def state(self) -> Any:
-        """See :meth:`FlatDistribution.state`."""
-        return self.inducing.state(), state_of(self.body, self.loc, self.scale, self.power)
-
-    def _chosen(self, num: int) -> tuple[Tensor, Tensor]:
-        """Draws ``[num, D]``, each chosen from its candidates, and their log q ``[num]``."""
-        if self.num_candidates == 1 or num == 0:
-            whitened, body, draw = self._draw(num)
-            return self._join(body, draw.values), self._log_body(whitened) + draw.log_prob
-        whitened, body, draw = self._draw(num * self.num_candidates, finish=False)
-        log_body = self._log_body(whitened)
-        log_weight = self._log_weight(whitened, log_body, draw).reshape(num, self.num_candidates)
+    def _resample(self, num: int) -> tuple[Tensor, Tensor]:
+        """Draw ``[num, D]``, each resampled from its proposals, with their log q ``[num]``."""
+        several = self.num_proposals > 1 and num > 0
+        drawn = self._propose(num * self.num_proposals, finish=not several)
+        if not several:
+            log_q = self._log_unconditional(drawn.whitened, drawn.made_of)
+            return self._join(drawn.parts, drawn.layers.values), log_q + torch.stack(drawn.layers.log_probs).sum(0)
+        log_q, log_weight = self._weigh(drawn.whitened, drawn.layers, drawn.made_of)
+        log_weight = log_weight.reshape(num, self.num_proposals)
         choice = torch.multinomial(log_weight.softmax(-1), 1)
-        excess = math.log(self.num_candidates) + log_weight.log_softmax(-1).gather(1, choice).squeeze(1)
-        places = choice.squeeze(1) + self.num_candidates * torch.arange(num, device=choice.device)
-        chosen = draw.finish(places)
-        rows = self._join([part[places] for part in body], chosen.values)
-        return rows, chosen.log_prob + log_body[places] + excess
+        excess = math.log(self.num_proposals) + log_weight.log_softmax(-1).gather(1, choice).squeeze(1)
+        places = choice.squeeze(1) + self.num_proposals * torch.arange(num, device=choice.device)
+        values, log_probs = drawn.layers.finish(places)
+        rows = self._join([part[places] for part in drawn.parts], values)
+        return rows, torch.stack(log_probs).sum(0) + log_q[places] + excess
 
-    def _draw(self, num: int, *, finish: bool = True) -> tuple[Tensor, list[Tensor], ConditionalDraw]:
-        """Whitened latents of the body, the parts of the vector that they make, and what is conditional on them."""
-        whitened = self.loc.new_zeros(num, 0) if self.body is None else self.body.rsample(Size((num,)))
-        body = self._body_parts(whitened)
-        return whitened, body, self._condition(num, body, finish=finish)
+    def _propose(self, num: int, *, finish: bool = True) -> _Proposals:
+        """Draw ``num`` independent proposals."""
+        made_of: Any = None
+        if self._flat is not None:
+            whitened, made_of = self._flat.draw(num)
+        elif self.unconditional is not None:
+            whitened = self.unconditional.rsample(Size((num,)))
+        else:
+            whitened = self.loc.new_zeros(num, 0)
+        parts = self._parts(whitened)
+        return _Proposals(whitened, made_of, parts, self._condition(num, parts, finish=finish))
 
     def _condition(
-        self, num: int, body: Sequence[Tensor], given: Sequence[Tensor] | None = None, *, finish: bool = True
+        self, num: int, parts: Sequence[Tensor], given: Sequence[Tensor] | None = None, *, finish: bool = True
     ) -> ConditionalDraw:
-        """The conditional layers, given parts of the body that ``num`` draws made."""
-        layout, conditional, parts = self.layout, self.layout.conditional, iter(body)
+        """Draw or condition the conditional layers, given the other parts of ``num`` vectors."""
+        layout, left = self.layout, iter(parts)
         weights = [
-            None if i in conditional else next(parts).reshape(num, *shape) for i, shape in enumerate(layout.shapes)
+            None if i in layout.conditional else next(left).reshape(num, *shape)
+            for i, shape in enumerate(layout.shapes)
         ]
-        log_precision = None if self.log_precision is None else self.log_precision(body[-1])
+        log_precision = None if self.log_precision is None else self.log_precision(parts[-1])
         return self.inducing.draw(num, weights, given, log_precision=log_precision, finish=finish)
 
-    def _log_body(self, whitened: Tensor) -> Tensor:
-        """Log-density of the body's whitened latents ``[S]``."""
-        return whitened.sum(-1) if self.body is None else self.body.log_prob(whitened)  # 0, of no latents
-
-    def _log_weight(self, whitened: Tensor, log_body: Tensor, draw: ConditionalDraw) -> Tensor:
-        """Logarithm of a, ``[S]``; finite."""
+    def _weigh(self, whitened: Tensor, layers: ConditionalDraw, made_of: Any = None) -> tuple[Tensor, Tensor]:
+        """Return the log-density of unconditional latents and the logarithm of a, both ``[S]``; the latter finite."""
         scale = self.prior_scale
         log_prior = log_standard_normal(whitened if scale is None else whitened / scale)
         log_prior = log_prior if scale is None else log_prior - scale.log().sum()
-        log_weight = self.power * (draw.log_weight + log_prior - log_body)
-        return torch.nan_to_num(log_weight, nan=-1e30, posinf=1e30, neginf=-1e30)
+        log_q = self._log_unconditional(whitened, made_of)
+        log_weight = self.tempering_exponent * (layers.log_weight + log_prior - log_q)
+        return log_q, torch.nan_to_num(log_weight, nan=-1e30, posinf=1e30, neginf=-1e30)
 
-    def candidates(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``num`` single candidates: latents ``[num, D]``, their log q and the logarithm of their a ``[num]``."""
-        whitened, body, draw = self._draw(num)
-        log_body = self._log_body(whitened)
-        log_q = log_body + draw.log_prob - self.scale.log().sum()
-        return self._join(body, draw.values), log_q, self._log_weight(whitened, log_body, draw)
+    def proposals(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw ``num`` single proposals.
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density ``[*sample_shape, *batch_shape]``.
-
-        Of a value that was not drawn here, and without gradients, the effect of several candidates is estimated from
-        fresh ones; with gradients it is left out. So it is in the gradient at draws that were made without gradients:
-        that is the score of single candidates, which is not 0 on average over the best of several. Draws made with
-        gradients, as every ELBO and ``ReweightedWakeSleep`` make them, are single candidates, and exact.
-
-        Raises:
-            ValueError: If the last dimension is not D.
-            RuntimeError: If the body has no density at a foreign value.
+        Returns:
+            Latents ``[num, D]``, their log q ``[num]``, and the logarithm of their a ``[num]``.
         """
-        origin = self._recall(value)
-        rows = value.reshape(-1, value.shape[-1])
-        if origin is None:
-            log_q = self._foreign_log_q(rows)
-        else:
-            made: _Made = origin.made_of
-            log_q = made.log_q() if origin.live else self._fixed_log_q(rows, made)
-        return self._shaped(log_q.to(value.dtype) - self.scale.log().sum(), value)
+        drawn = self._propose(num)
+        log_unconditional, log_weight = self._weigh(drawn.whitened, drawn.layers, drawn.made_of)
+        log_q = log_unconditional + torch.stack(drawn.layers.log_probs).sum(0) - self.scale.log().sum()
+        return self._join(drawn.parts, drawn.layers.values), log_q, log_weight
+
+    # ------------------------------------------------------------------ density
+
+    def log_prob_of_draw(self, made_of: _Made) -> Tensor:
+        """See :meth:`FlatDistribution.log_prob_of_draw`."""
+        return self._log_drawn(made_of).to(made_of.dtype) - self.scale.log().sum()
 
     def log_prob_of(self, rows: Tensor, made_of: _Made) -> Tensor:
-        """See :meth:`FlatDistribution.log_prob_of`."""
-        return self._fixed_log_q(rows, made_of).to(rows.dtype) - self.scale.log().sum()
-
-    def _fixed_log_q(self, rows: Tensor, made: _Made) -> Tensor:
-        """The number that :meth:`log_prob` has for a draw, with the gradient of a single candidate's density at it."""
+        """See :meth:`FlatDistribution.log_prob_of`: the number of the draw, with the gradient of a single proposal."""
         whitened, given = self._divide(rows)
-        log_q = self._condition(len(rows), self._body_parts(whitened), given).log_prob
-        if isinstance(self.body, FlatDistribution) and made.whitened is not None and made.body is not None:
+        log_q = torch.stack(self._condition(len(rows), self._parts(whitened), given).log_probs).sum(0)
+        if self._flat is not None and made_of.whitened is not None and made_of.unconditional is not None:
             # The numbers of the draw, whose noise is known, and the gradient of what these values make of them.
-            known = made.whitened.detach() + (whitened - whitened.detach())
-            log_q = log_q + self.body.log_prob_of(known, made.body)
+            known = made_of.whitened.detach() + (whitened - whitened.detach())
+            log_q = log_q + self._flat.log_prob_of(known, made_of.unconditional)
         else:
-            log_q = log_q + self._log_body(whitened)
+            log_q = log_q + self._log_unconditional(whitened)
         with torch.no_grad():
-            number = made.log_q()
-        return log_q + (number - log_q).detach()
+            number = self._log_drawn(made_of)
+        return (log_q + (number - log_q).detach()).to(rows.dtype) - self.scale.log().sum()
 
-    def _foreign_log_q(self, rows: Tensor) -> Tensor:
+    def _log_prob_at(self, rows: Tensor) -> Tensor:
         whitened, given = self._divide(rows)
-        draw = self._condition(len(rows), self._body_parts(whitened), given)
-        log_body = self._log_body(whitened)
-        log_q = log_body + draw.log_prob
-        if torch.is_grad_enabled() or self.num_candidates == 1:
-            return log_q
-        log_weight = self._log_weight(whitened, log_body, draw)
-        other, _, rival = self._draw(_SETS * (self.num_candidates - 1), finish=False)
-        rivals = self._log_weight(other, self._log_body(other), rival).reshape(_SETS, -1).logsumexp(1)
-        # K a / (a + those of K - 1 rivals), averaged over sets of rivals.
-        share = log_weight - torch.logaddexp(log_weight, rivals.unsqueeze(-1))
-        return log_q + math.log(self.num_candidates) + share.logsumexp(0) - math.log(_SETS)
+        layers = self._condition(len(rows), self._parts(whitened), given)
+        several = not torch.is_grad_enabled() and self.num_proposals > 1
+        log_q, log_weight = self._weigh(whitened, layers) if several else (self._log_unconditional(whitened), None)
+        log_q = log_q + torch.stack(layers.log_probs).sum(0)
+        if log_weight is not None:
+            fresh = self._propose(_SETS * (self.num_proposals - 1), finish=False)
+            others = self._weigh(fresh.whitened, fresh.layers, fresh.made_of)[1].reshape(_SETS, -1).logsumexp(1)
+            # K a / (a + those of K - 1 other proposals), averaged over sets of them.
+            share = log_weight - torch.logaddexp(log_weight, others.unsqueeze(-1))
+            log_q = log_q + math.log(self.num_proposals) + share.logsumexp(0) - math.log(_SETS)
+        return log_q.to(rows.dtype) - self.scale.log().sum()
+
+    def _log_drawn(self, made_of: _Made) -> Tensor:
+        """Return the log-density ``[S]`` of draws, less the logarithm of the scale."""
+        if made_of.whitened is None:
+            return made_of.log_q  # pyright: ignore[reportReturnType] - one of them is known
+        log_q = self._log_unconditional(made_of.whitened, made_of.unconditional)
+        return log_q + torch.stack(made_of.log_factors).sum(0)
+
+    def _log_unconditional(self, whitened: Tensor, made_of: Any = None) -> Tensor:
+        """Return the log-density ``[S]`` of unconditional latents; they were drawn right now if it is known how."""
+        if self._flat is not None and made_of is not None:
+            return self._flat.log_prob_of_draw(made_of)
+        return whitened.sum(-1) if self.unconditional is None else self.unconditional.log_prob(whitened)  # 0, of none
 
     # ------------------------------------------------------------------ the flat vector
 
-    def _body_parts(self, whitened: Tensor) -> list[Tensor]:
-        """The body's parts ``[S, *]`` of the vector of all latents."""
-        layout, conditional = self.layout, self.layout.conditional
-        spans: list[list[int]] = []
-        start = 0
-        for i, size in enumerate(layout.sizes):
-            if i not in conditional and (size or not spans):
-                if spans and spans[-1][1] == start:
-                    spans[-1][1] = start + size
-                else:
-                    spans.append([start, start + size])
-            start += size
+    def _parts(self, whitened: Tensor) -> Sequence[Tensor]:
+        """Return the parts ``[S, *]`` of the vector of all latents that are not conditional."""
+        layout = self.layout
         # All at once: each operation on a part would cost as much as one on all of them.
-        loc, scale = (_joined([v[begin:end] for begin, end in spans]) for v in (self.loc, self.scale))
-        return list(torch.addcmul(loc, whitened, scale).split(layout.body_sizes, dim=-1))
+        loc, scale = (
+            _joined([v[begin:end] for begin, end in layout.unconditional_spans]) for v in (self.loc, self.scale)
+        )
+        return torch.addcmul(loc, whitened, scale).split(layout.unconditional_sizes, dim=-1)
 
-    def _join(self, body: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-        """All latents ``[S, D]`` of the body's parts and the whitened weights of the conditional layers."""
+    def _join(self, parts: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        """Join the other parts and the whitened weights of the conditional layers to all latents ``[S, D]``."""
         layout = self.layout
         locs, scales = self.loc.split(layout.sizes), self.scale.split(layout.sizes)
         placed: dict[int, Tensor] = {}
@@ -288,21 +296,37 @@ class ConditionalWeights(FlatDistribution):
                 found = list(zip((weight, bias), each, strict=True))
             for i, part in found:
                 placed[i] = torch.addcmul(locs[i], part.flatten(1), scales[i])
-        parts = iter(body)
-        return torch.cat([placed[i] if i in placed else next(parts) for i in range(len(layout.sizes))], dim=-1)
+        left = iter(parts)
+        return torch.cat([placed[i] if i in placed else next(left) for i in range(len(layout.sizes))], dim=-1)
 
     def _divide(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The inverse of :meth:`_join`, from values of any origin."""
+        """Undo :meth:`_join`, for values of any origin."""
         layout = self.layout
         whitened = ((latents - self.loc) / self.scale).split(layout.sizes, dim=-1)
-        conditional = layout.conditional
-        body = torch.cat([part for i, part in enumerate(whitened) if i not in conditional], dim=-1)
+        unconditional = torch.cat([part for i, part in enumerate(whitened) if i not in layout.conditional], dim=-1)
         values: list[Tensor] = []
         for weight, bias in layout.layers:
             matrix = whitened[weight].reshape(-1, *layout.shapes[weight])
             joint = matrix if bias is None else torch.cat([matrix, whitened[bias].unsqueeze(-1)], dim=-1)
             values.append(joint.transpose(1, 2))
-        return body, values
+        return unconditional, values
+
+
+@dataclass(frozen=True, slots=True)
+class _Proposals:
+    """Proposals: their unconditional latents and what these were made of, and what is conditional on them.
+
+    Attributes:
+        whitened: Unconditional latents ``[S, n]`` in whitened coordinates.
+        made_of: What they were made of, if that is known.
+        parts: The same as parts of the vector of all latents.
+        layers: The conditional layers.
+    """
+
+    whitened: Tensor
+    made_of: Any
+    parts: Sequence[Tensor]
+    layers: ConditionalDraw
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,15 +334,32 @@ class _Made:
     """What draws were made of.
 
     Attributes:
-        log_q: Their log-density ``[S]``, less the logarithm of the scale.
-        whitened: The body's latents ``[S, n]``, where each draw is a single candidate.
-        body: What the body made these of, if it remembers.
+        dtype: That of the rows.
+        log_q: Log-density ``[S]`` less the logarithm of the scale, of draws without gradient.
+        whitened: Of single proposals the unconditional latents ``[S, n]``.
+        unconditional: What these were made of, if that is known.
+        log_factors: The conditional layers' log-densities ``[S]``.
     """
 
-    log_q: Callable[[], Tensor]
+    dtype: torch.dtype
+    log_q: Tensor | None
     whitened: Tensor | None = None
-    body: Any = None
+    unconditional: Any = None
+    log_factors: list[Tensor] | tuple[Tensor, ...] = ()
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _with_new_names(renamed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments by their new names.
+
+    Raises:
+        TypeError: If a name has never been one of an argument.
+    """
+    for name in renamed:
+        if name not in _RENAMED:
+            raise TypeError(f"ConditionalWeights.__init__() got an unexpected keyword argument {name!r}")
+        warn_renamed(f"ConditionalWeights({name}=...)", f"ConditionalWeights({_RENAMED[name]}=...)", stacklevel=3)
+    return {_RENAMED[name]: value for name, value in renamed.items()}

@@ -1,20 +1,22 @@
-"""Layers of a network that are drawn conditionally on what comes before them, at learned inducing points."""
+"""Layers of a network that are drawn conditionally on the layers before them, at learned inducing points."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.deprecation import warn_renamed
 from bayeshnet.inducing._fused_sample import PseudoObservations
-from bayeshnet.inducing.linear_gaussian import LayerConditional
-from bayeshnet.layers.module_versions import module_state, places_of
+from bayeshnet.layers.module_versions import places_of
+from bayeshnet.layers.torch_modes import own_gradients_apply
+from bayeshnet.mnets._fused_linear import fused_linear, plain_linear
 from bayeshnet.mnets.batched import batched_forward
-from bayeshnet.mnets.chain import Chain, LinearStep, batched_linear
+from bayeshnet.mnets.chain import Chain, LinearStep
 from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["ConditionalDraw", "HeadNet", "InducingLayers", "LayerPrior"]
@@ -29,6 +31,10 @@ class LayerPrior:
         bias: Index of the bias, or None.
         loc: Prior mean of weight and bias ``[out, q]``, the bias last.
         scale: Prior standard deviation ``[out, q]``.
+
+    Example:
+        >>> LayerPrior(2, 3, loc=torch.zeros(1, 6), scale=torch.ones(1, 6)).same_scale
+        True
     """
 
     weight: int
@@ -44,15 +50,20 @@ class LayerPrior:
 
 @dataclass(frozen=True, slots=True)
 class HeadNet:
-    """A network whose last operation is a linear layer, and the network before it.
+    """A network whose last operation is a linear layer, told apart from the network before it.
 
     Attributes:
-        body: The network without the layer: called with all weights, it returns the layer's inputs.
+        features: The network without the layer: called with all weights, it returns the layer's inputs.
         weight: Index of the layer's weight in the parameter table.
         bias: Index of its bias, or None.
+
+    Example:
+        >>> from bayeshnet.mnets import ModuleMainNet
+        >>> HeadNet(ModuleMainNet(nn.Sequential(nn.Linear(2, 5), nn.Tanh())), weight=2, bias=3).weight
+        2
     """
 
-    body: nn.Module
+    features: nn.Module
     weight: int
     bias: int | None
 
@@ -64,25 +75,29 @@ class ConditionalDraw:
     Attributes:
         values: Whitened weights ``[S, q, out]`` of each layer.
         log_probs: Log-density ``[S]`` of each, given what comes before.
-        last: The Gaussian of the last layer, or of its observed part; made on demand.
-        complete: From a draw of that and its log-density to those of the whole layer.
+        last: What the last layer is conditional on.
+        common: What all outputs of the last layer have in common, where only their differences are observed.
         finished: Whether the last layer was drawn too.
+
+    Example:
+        >>> from bayeshnet.mnets.chain import Chain, LinearStep
+        >>> layer = LayerPrior(0, None, loc=torch.zeros(1, 2), scale=torch.ones(1, 2))
+        >>> net = Chain((LinearStep(0, None),))
+        >>> points = InducingLayers(net, [layer], torch.randn(8, 2), [torch.zeros(8, 1)], [torch.zeros(8)])
+        >>> values, log_probs = points.draw(3, [None], finish=False).finish(torch.tensor([0, 2]))
+        >>> values[0].shape, log_probs[0].shape
+        (torch.Size([2, 2, 1]), torch.Size([2]))
     """
 
     values: list[Tensor]
     log_probs: list[Tensor]
-    last: Callable[[], LayerConditional]
-    complete: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    last: PseudoObservations
+    common: _Common | None = None
     finished: bool = True
 
     @property
-    def log_prob(self) -> Tensor:
-        """Log-density ``[S]`` of all of them, given what comes before."""
-        return torch.stack(self.log_probs).sum(0)
-
-    @property
     def log_weight(self) -> Tensor:
-        """How well the layers before the last one explain its pseudo-targets, as an importance weight ``[S]``.
+        """How well the layers before the last one explain its pseudo-targets: a log importance weight ``[S]``.
 
         The logarithm of the targets' density with the last layer integrated out, times prior over q of the layers
         before it.
@@ -90,14 +105,16 @@ class ConditionalDraw:
         before = len(self.values) - self.finished
         drawn = zip(self.values[:before], self.log_probs[:before], strict=True)
         ratios = [log_standard_normal(value.flatten(1)) - log_q for value, log_q in drawn]
-        return torch.stack([*ratios, self.last().log_evidence]).sum(0)
+        return torch.stack([*ratios, self.last.conditional().log_evidence]).sum(0)
 
-    def finish(self, rows: Tensor) -> ConditionalDraw:
-        """Draw the last layer for these of the samples."""
-        last = self.last().of_samples(rows)
-        value, log_prob = self.complete(*last.rsample())
+    def finish(self, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Draw the last layer for some of the samples, and return their values and log-densities, layer by layer."""
+        gaussian = self.last.made or self.last.conditional()
+        value, log_prob = gaussian.of_samples(rows).rsample()
+        if self.common is not None:
+            value, log_prob = self.common.add_to(value, log_prob)
         values, log_probs = ([part[rows] for part in parts] for parts in (self.values, self.log_probs))
-        return ConditionalDraw([*values, value], [*log_probs, log_prob], lambda: last, self.complete)
+        return [*values, value], [*log_probs, log_prob]
 
 
 class _Points(nn.Module):
@@ -165,9 +182,10 @@ class InducingLayers(nn.Module):
         inputs: Start of the pseudo-inputs ``[m, ...]``.
         targets: Start of the pseudo-targets ``[m, out]`` of each layer.
         log_precision: Start of the logarithm of their precisions ``[m]``, of each layer.
-        contrasts: The last layer's outputs are logits, of which only differences count: pseudo-targets are of these,
-            and what all outputs have in common is drawn from its prior. Where the prior differs between outputs their
-            sum is not independent of the differences, and all are conditional.
+        logit_differences: Whether the last layer's outputs are logits, of which only differences matter:
+            pseudo-targets are of these, and what all outputs have in common is drawn from its prior. Where the prior
+            differs between outputs their sum is not independent of the differences, and all are conditional.
+        renamed: ``contrasts``, the old name of ``logit_differences``.
 
     Example:
         >>> from bayeshnet.mnets.chain import Chain, LinearStep
@@ -175,7 +193,7 @@ class InducingLayers(nn.Module):
         >>> last = LayerPrior(1, None, loc=torch.zeros(1, 5), scale=torch.ones(1, 5))
         >>> points = InducingLayers(chain, [last], torch.randn(8, 2), [torch.zeros(8, 1)], [torch.zeros(8)])
         >>> draw = points.draw(3, [torch.randn(3, 5, 2), None])
-        >>> draw.values[0].shape, draw.log_prob.shape
+        >>> draw.values[0].shape, draw.log_probs[0].shape
         (torch.Size([3, 5, 1]), torch.Size([3]))
     """
 
@@ -187,17 +205,21 @@ class InducingLayers(nn.Module):
         targets: Sequence[Tensor],
         log_precision: Sequence[Tensor],
         *,
-        contrasts: bool = False,
+        logit_differences: bool = False,
+        **renamed: bool,
     ) -> None:
         super().__init__()
+        if renamed:
+            logit_differences = _with_new_name(renamed)
         self._net = net
         # Registered, so that its buffers (statistics of a batch norm, say) move with the guide.
-        self.head_body = net.body if isinstance(net, HeadNet) else None
+        self.head_body = net.features if isinstance(net, HeadNet) else None
         self._layers = tuple(layers)
+        self._conditional = tuple(layer.weight for layer in layers)
         self.inputs = nn.Parameter(inputs.detach().clone())
         sizes = [layer.loc.shape[1] for layer in layers]
         self._same_scale = tuple(layer.same_scale for layer in layers)
-        apart = contrasts and self._same_scale[-1]
+        apart = logit_differences and self._same_scale[-1]
         self.common = _Common(*layers[-1].loc.shape, device=layers[-1].loc.device) if apart else None
         self.points = nn.ModuleList(
             _Points(self.observed_part(i, target), precision, size)
@@ -207,23 +229,16 @@ class InducingLayers(nn.Module):
         for i, layer in enumerate(layers):
             self.register_buffer(f"loc_{i}", self.observed_part(i, layer.loc.to(torch.float64).t()).t())
             self.register_buffer(f"scale_{i}", layer.scale.to(torch.float64))
-        self._places = places_of(self)
-
-    def state(self) -> tuple[Any, ...]:
-        """Changes whenever the parameters do."""
-        return module_state(self._places)
+        self.places = places_of(self)
+        """Where the parameters lie; see :mod:`bayeshnet.layers.module_versions`."""
+        groups = [1 if same else len(layer.loc) for layer, same in zip(layers, self._same_scale, strict=True)]
+        self.cost = len(inputs) * max(size * num for size, num in zip(sizes, groups, strict=True))
+        """Numbers that the largest matrix of features has, for one sample."""
 
     @property
     def num_inducing(self) -> int:
         """Number m of pseudo-inputs."""
         return self.inputs.shape[0]
-
-    @property
-    def cost(self) -> int:
-        """Numbers that the largest matrix of features has, for one sample."""
-        shapes = [layer.loc.shape for layer in self._layers]
-        sizes = [size * (1 if same else out) for (out, size), same in zip(shapes, self._same_scale, strict=True)]
-        return self.num_inducing * max(sizes)
 
     def observed_part(self, i: int, outputs: Tensor) -> Tensor:
         """What the pseudo-targets of conditional layer i are of: its outputs ``[..., out]``, or their differences."""
@@ -255,7 +270,7 @@ class InducingLayers(nn.Module):
         log_probs: list[Tensor] = []
         layers: list[PseudoObservations] = []
 
-        def condition(features: Tensor) -> Tensor:
+        def condition(features: Tensor, fused: bool) -> Tensor:
             i = len(values)
             last = i == len(self._layers) - 1
             layer, shift = self._observed(i, features, log_precision if last else None)
@@ -263,7 +278,9 @@ class InducingLayers(nn.Module):
             if last and not finish:
                 return features
             if given is None:
-                value, log_prob = self._completed(*layer.rsample()) if last else layer.rsample()
+                value, log_prob = layer.rsample(fused=fused)
+                if last and self.common is not None:
+                    value, log_prob = self.common.add_to(value, log_prob)
             else:
                 value = given[i].to(torch.float64)
                 log_prob = layer.conditional().log_prob(self.observed_part(i, value))
@@ -275,14 +292,10 @@ class InducingLayers(nn.Module):
             return features if last else self._outputs(i, layer, value, shift).to(features.dtype)
 
         if isinstance(self._net, HeadNet):
-            self._push_head(self._net, num, weights, condition)
+            self._push_features(self._net, num, weights, condition)
         else:
             self._push_chain(self._net, num, weights, condition)
-        return ConditionalDraw(values, log_probs, layers[0].conditional, self._completed, finish)
-
-    def _completed(self, value: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
-        """The last layer's weights ``[S, q, out]`` and their log-density, of those of its observed part."""
-        return (value, log_prob) if self.common is None else self.common.add_to(value, log_prob)
+        return ConditionalDraw(values, log_probs, layers[0], self.common, finish)
 
     def _observed(
         self, i: int, features: Tensor, log_factor: Tensor | None
@@ -315,36 +328,51 @@ class InducingLayers(nn.Module):
         return out if shift is None else out + shift
 
     def _push_chain(
-        self, chain: Chain, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor], Tensor]
+        self, chain: Chain, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor, bool], Tensor]
     ) -> None:
-        conditional = [layer.weight for layer in self._layers]
         h: Any = self.inputs
+        fused = own_gradients_apply(h.device)  # asked once for all layers: nothing in between changes it
+        linear = fused_linear if fused else plain_linear
         for step in chain.steps:
             if isinstance(step, nn.Dropout):
                 continue  # pseudo-observations are of the network without it
             if not isinstance(step, LinearStep):
                 h = step(h)
-            elif step.weight in conditional:
-                h = condition(h if h.dim() == 3 else h.expand(num, *h.shape))
-                if step.weight == conditional[-1]:
+            elif step.weight in self._conditional:
+                h = condition(h if h.dim() == 3 else h.expand(num, *h.shape), fused)
+                if step.weight == self._conditional[-1]:
                     return
             else:
                 matrix: Any = weights[step.weight]
                 bias = None if step.bias is None else weights[step.bias]
-                h = batched_linear(h if h.dim() == 3 else h.expand(num, *h.shape), matrix, bias)
+                h = linear(h if h.dim() == 3 else h.expand(num, *h.shape), matrix, bias)
 
-    def _push_head(
-        self, net: HeadNet, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor], Tensor]
+    def _push_features(
+        self, net: HeadNet, num: int, weights: Sequence[Tensor | None], condition: Callable[[Tensor, bool], Tensor]
     ) -> None:
-        # The body ignores the weights of the layer that it lacks; they only have to have the right shape.
-        shapes = [record.shape for record in net.body.param_table]  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
+        # The network ignores the weights of the layer that it lacks; they only have to have the right shape.
+        shapes = [record.shape for record in net.features.param_table]  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
         full = [
             self.inputs.new_zeros(()).expand(num, *shape) if w is None else w
             for w, shape in zip(weights, shapes, strict=True)
         ]
-        condition(batched_forward(net.body, full, self.inputs).flatten(1, -2))
+        features = batched_forward(net.features, full, self.inputs).flatten(1, -2)
+        condition(features, own_gradients_apply(features.device))
 
     @staticmethod
     def start_precision(num_rows: int, num_inducing: int, noise: float) -> float:
         """Logarithm of the precision with which m points weigh as much as N observations of this noise."""
         return math.log(num_rows / (num_inducing * noise**2))
+
+
+def _with_new_name(renamed: Mapping[str, bool]) -> bool:
+    """Return ``logit_differences`` as given by its old name.
+
+    Raises:
+        TypeError: If a name has never been one of an argument.
+    """
+    for name in renamed:
+        if name != "contrasts":
+            raise TypeError(f"InducingLayers.__init__() got an unexpected keyword argument {name!r}")
+    warn_renamed("InducingLayers(contrasts=...)", "InducingLayers(logit_differences=...)", stacklevel=3)
+    return renamed["contrasts"]

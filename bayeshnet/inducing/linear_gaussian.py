@@ -97,7 +97,7 @@ class LayerConditional:
             log_spread: Logarithm of c, ``[out]``.
 
         Raises:
-            RuntimeError: If features or precisions are NaN or infinite.
+            DensityError: If features or precisions are NaN or infinite.
         """
         shared = len(prior_scale) == 1
         columns = _columns(targets, shared)

@@ -20,7 +20,7 @@ from bayeshnet.evaluation import (
     predict,
 )
 from bayeshnet.guides import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal, start_from
-from bayeshnet.guides._old_options import old_mixture as Mixture
+from bayeshnet.guides import old_mixture as Mixture
 from bayeshnet.training import FlatElbo, History, fit, flat_then_cosine, load, save
 
 __all__ = [

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.fans import fan_in_and_out
 from bayeshnet.layers.batch_norm import BatchNormLayer
 from bayeshnet.layers.context_mod import ContextModLayer
-from bayeshnet.mnets.fans import fan_in_and_out
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.param_table import ParamRecord
 

@@ -25,6 +25,7 @@ __all__ = [
     "check_shapes",
     "first_set",
     "kept_params",
+    "kept_records",
     "own_list",
     "table_from_lists",
     "wrong",
@@ -302,6 +303,17 @@ def kept_params(net: MainNetInterface) -> list[nn.Parameter]:
         return []
     params: list[nn.Parameter] = list(internal)
     return [params[entry["index"]] for entry in net.param_shapes_meta if entry["index"] >= 0]
+
+
+def kept_records(net: MainNetInterface) -> list[tuple[ParamRecord, nn.Parameter]]:
+    """Return the records of the internal parameters, each with its parameter.
+
+    Example:
+        >>> from bayeshnet.mnets import MLP
+        >>> [(record.name, tuple(param.shape)) for record, param in kept_records(MLP(2, 1, hidden_layers=()))]
+        [('weight', (1, 2)), ('bias', (1,))]
+    """
+    return list(zip((record for record in net.param_table if record.internal), kept_params(net), strict=True))
 
 
 def _is_int(value: Any, least: int) -> bool:

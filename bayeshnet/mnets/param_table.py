@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bayeshnet.fans import PARAM_NAMES
+
 __all__ = [
     "PARAM_NAMES",
     "ParamRecord",
@@ -21,9 +23,6 @@ __all__ = [
     "split_sizes",
 ]
 
-PARAM_NAMES = ("weight", "bias", "bn_scale", "bn_shift", "cm_scale", "cm_shift", "embedding", None)
-"""The values that the ``name`` of a record may have."""
-
 
 @dataclass(frozen=True, slots=True)
 class ParamRecord:
@@ -31,7 +30,7 @@ class ParamRecord:
 
     Attributes:
         shape: Its shape; empty for a scalar.
-        name: What it is, one of :data:`PARAM_NAMES`.
+        name: What it is, one of :data:`~bayeshnet.fans.PARAM_NAMES`.
         layer: The layer it belongs to, -1 if unknown.
         conditional: Whether it is specific to one condition (an embedding of a task, say).
         internal: Whether the network keeps it; if not, it has to be passed to ``forward``.

@@ -187,10 +187,7 @@ class BayesianModel(nn.Module):
             TypeError: If a dtype does not fit.
         """
         self._check_input(x)
-        if self.learned_scales is not None:
-            emit_param_sites("prior", self.learned_scales)
-        draws = {name: pyro.sample(name, fn) for name, fn in self.weight_priors().items()}
-        params = self.likelihood.sample_params()
+        draws, params = self.sample_latents()
         f, lead = self.evaluate(x, draws)
         if f.dim() == len(lead):
             raise ArgumentError("net: returns a single number; a likelihood needs one output per row, [B, ...].")
@@ -204,6 +201,17 @@ class BayesianModel(nn.Module):
         conditional = self.likelihood.conditional(f, params, batch_dims=len(lead) + 1)
         with self._data_plate(rows, observed=y is not None):
             return pyro.sample("obs", conditional, obs=y)
+
+    def sample_latents(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draw the latent sites from the prior, without running the network; the first part of :meth:`forward`.
+
+        Returns:
+            The weights by site name, and the likelihood's latents by their names in it.
+        """
+        if self.learned_scales is not None:
+            emit_param_sites("prior", self.learned_scales)
+        draws = {name: pyro.sample(name, fn) for name, fn in self.weight_priors().items()}
+        return draws, self.likelihood.sample_params()
 
     def evaluate(self, x: Any, weights: Mapping[str, Tensor]) -> tuple[Tensor, Size]:
         """Run the network for draws of its weight sites.

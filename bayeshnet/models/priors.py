@@ -13,7 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.mnets.fans import fan_in_and_out
+from bayeshnet.fans import fan_in_and_out
 from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.models.weight_normal import WeightNormal
 

@@ -80,6 +80,10 @@ class KeptBuffers:
         kept = [(place, key, tensor) for place, key, tensor in found if tensor is not None and not tensor.requires_grad]
         self._saved = [_Saved(place, key, tensor) for place, key, tensor in kept]
 
+    def changed(self) -> bool:
+        """Return whether anything was written to since the last :meth:`keep`."""
+        return any(saved.changed() for saved in self._saved)
+
     def restore(self) -> None:
         """Undo what the step wrote."""
         for saved in self._saved:

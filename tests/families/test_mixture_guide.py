@@ -60,7 +60,7 @@ def test_predictive(problem, parallel):
     inputs = args if problem == "constrained" else args[:1]
     out = Predictive(model, guide=guide, num_samples=6, parallel=parallel)(*inputs)
     assert out["obs"].shape == (6, len(args[-1]))
-    for site in guide._sites:
+    for site in guide.sites:
         assert len(torch.unique(out[site.name].reshape(6, -1), dim=0)) == 6
 
 

@@ -42,11 +42,11 @@ def test_density_of_constrained_sites_by_hand(name):
     trace = poutine.trace(guide).get_trace(*args)
     latent = trace.nodes["_AutoHypernet_latent"]
     expected = latent["fn"].log_prob(latent["value"])
-    for site in guide._sites:
+    for site in guide.sites:
         if site.transform is not None:
-            part = dict(zip((s.name for s in guide._sites), latent["value"].split(guide._sizes), strict=True))[
-                site.name
-            ]
+            part = dict(
+                zip((s.name for s in guide.sites), latent["value"].split([s.numel for s in guide.sites]), strict=True)
+            )[site.name]
             unconstrained = part.reshape(site.shape)
             value = site.constrain(unconstrained)
             expected = expected - site.transform.log_abs_det_jacobian(unconstrained, value).sum()
@@ -61,7 +61,7 @@ def test_predictive(problem, parallel):
     inputs = args if problem == "constrained" else args[:1]
     out = Predictive(model, guide=guide, num_samples=6, parallel=parallel)(*inputs)
     assert out["obs"].shape == (6, len(args[-1]))
-    for site in guide._sites:
+    for site in guide.sites:
         assert out[site.name].shape[0] == 6
 
 

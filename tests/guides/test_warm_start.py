@@ -268,7 +268,7 @@ def test_errors():
     draws = {name: torch.randn(10, *p.shape) for name, p in good.items()}
     cases = [
         (net, net, ArgumentTypeError, "guide: is a Sequential"),
-        (guide, 5, ArgumentTypeError, "source: is a int"),
+        (guide, 5, ArgumentTypeError, "source: is an int"),
         (guide, model, ArgumentTypeError, "source: is a BayesianModel"),
         (guide, {"0.weight": [1.0]}, ArgumentTypeError, "source: '0.weight' is a list"),
         (guide, nn.Linear(2, 1), ArgumentError, "unknown names \\['weight', 'bias'\\] and lacks"),

@@ -502,7 +502,7 @@ def test_forward_arguments_are_read():
         (UsageError, "forward: no input was given", {"uncond_input": None, "cond_id": None}),
         (ArgumentError, "cond_id: excludes cond_input", {"cond_input": torch.ones(1, 2)}),
         (ArgumentError, "cond_id: 3 does not exist", {"cond_id": 3}),
-        (ArgumentTypeError, "cond_id: an int", {"cond_id": 0.5}),
+        (ArgumentTypeError, "cond_id: is 0.5, a float; pass an int", {"cond_id": 0.5}),
         (ArgumentError, r"cond_input: has shape \[2\]; pass a batch", {"cond_input": torch.ones(2), "cond_id": None}),
         (ArgumentError, "uncond_input: has 3 rows, the conditional input 2", {"uncond_input": torch.ones(3, 3)}),
         (ArgumentError, "weights: 1 tensors were given; 6", {"weights": embs[:1]}),

@@ -60,7 +60,7 @@ class Adversarial(nn.Module, LogDensity):
         batch_size: Draws of the sampler, and as many of the Gaussian, per step; at least 2.
 
     Raises:
-        ValueError: If an argument is out of its range, or the object is used for a second sampler.
+        ArgumentError: If an argument is out of its range, or the object is used for a second sampler.
 
     Example:
         >>> from bayeshnet.distributions import ImplicitWeights
@@ -105,8 +105,8 @@ class Adversarial(nn.Module, LogDensity):
         """See :meth:`LogDensity.check`; the first sampler becomes the one that the discriminator is made for.
 
         Raises:
-            ValueError: If the estimator belongs to another sampler.
-            RuntimeError: If the sampler has no density per sample.
+            ArgumentError: If the estimator belongs to another sampler.
+            DensityError: If the sampler has no density per sample.
         """
         LogDensity.check(self, sampler)
         if self._owner is None:
@@ -118,8 +118,8 @@ class Adversarial(nn.Module, LogDensity):
         )
         if hnet is not sampler.hnet or cond_id != sampler.cond_id or not same_input:
             raise ArgumentError(
-                "estimator: this Adversarial() has a discriminator for the draws of another hypernetwork or condition; "
-                "build a new one for each."
+                "estimator: is an Adversarial() with a discriminator for the draws of another hypernetwork or "
+                "condition; pass a new one for each."
             )
 
     def _build(self, sampler: NoisySampler) -> None:
@@ -168,7 +168,8 @@ class Adversarial(nn.Module, LogDensity):
             steps: Number of steps.
 
         Raises:
-            RuntimeError: If the sampler's draws or the discriminator's loss are not finite; nothing is changed then.
+            NonFiniteLossError: If the sampler's draws or the discriminator's loss are not finite; nothing has changed
+                then.
         """
         self.check(sampler)
         network = self._built()

@@ -22,7 +22,7 @@ _FEWEST = 0.01
 
 
 class SemiImplicit(LogDensity):
-    r"""Mix the Gaussians of the own and of K fresh noise inputs, for ``w = h(z) + sigma * e``.
+    r"""Mix the Gaussians of a draw's own noise input and of K fresh ones, for ``w = h(z) + sigma * e``.
 
     .. math::
         \log q(w) \approx \log \frac{1}{K + 1} \sum_{k=0}^{K} N(w; h(z_k), \mathrm{diag}\, \sigma^2)
@@ -31,9 +31,9 @@ class SemiImplicit(LogDensity):
     one call. On average it is not below log q, so the ELBO made of it is a lower bound for every K; it tightens as K
     grows, with an excess of about :math:`\chi^2 / 2K`.
 
-    It fails by saturation: among many weights no fresh input comes near a draw, the own one takes all the weight, and
+    It fails by saturation: among many weights no fresh input comes near a draw, its own one takes all the weight, and
     the value is log N(w; h(z_0), diag sigma^2) - log(K + 1) whatever the spread of h is. Use it for about ten weights
-    or fewer; :meth:`diagnose` measures the own weight.
+    or fewer; :meth:`diagnose` measures the self-weight.
 
     Source: Yin & Zhou, Semi-Implicit Variational Inference, ICML 2018.
 
@@ -41,7 +41,7 @@ class SemiImplicit(LogDensity):
         num_fresh: K, at least 1. Time and memory of a call grow as ``S * K * D``.
 
     Raises:
-        ValueError: If ``num_fresh`` is not positive.
+        ArgumentError: If ``num_fresh`` is not positive.
 
     Example:
         >>> from bayeshnet.distributions import ImplicitWeights
@@ -85,8 +85,8 @@ class SemiImplicit(LogDensity):
         gradient: ``backward`` raises.
 
         Raises:
-            ValueError: If the weights have another dtype than the sampler, or one is NaN or infinite.
-            RuntimeError: If for some of the weights importance sampling kept fewer than 1 % of its samples; in the
+            ArgumentError: If the weights have another dtype than the sampler, or one is NaN or infinite.
+            DensityError: If for some of the weights importance sampling kept fewer than 1 % of its samples; in the
                 backward pass, if a gradient is asked for.
         """
         require_values(sampler, weights)

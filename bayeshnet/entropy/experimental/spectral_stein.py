@@ -116,7 +116,7 @@ class SpectralStein(LogDensity):
             two or three weights and a narrow or curved posterior, 0.95 for ten and more.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
 
     Example:
         >>> from bayeshnet.distributions import ImplicitWeights
@@ -165,15 +165,19 @@ class SpectralStein(LogDensity):
         return value + (basis.score(draw.weights) * moved).sum(-1)
 
     def score(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
-        """The estimated gradient of log q at weights ``[S, D]`` of any origin: ``[S, D]``, itself without gradient."""
+        """Estimate the gradient of log q at weights ``[S, D]`` of any origin: ``[S, D]``, itself without gradient."""
         self.check(sampler)
         return self._basis(sampler).score(weights)
 
     def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
-        """Not available: there is a gradient, but no density."""
+        """Not available: there is a gradient, but no density.
+
+        Raises:
+            DensityError: Always.
+        """
         raise DensityError(
             "value: these weights were not drawn by this distribution just before, and SpectralStein estimates the "
-            "gradient of log q, not its value. Use SpectralStein.score for the gradient, or shared noise "
+            "gradient of log q, not its value; use SpectralStein.score for the gradient, or shared noise "
             "(noise='shared') with ChangeOfVariables() for a density."
         )
 

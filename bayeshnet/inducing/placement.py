@@ -1,0 +1,129 @@
+"""Where inducing points start: at rows of the data, with pseudo-targets that are worth all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeshnet.inducing.layers import InducingLayers
+from bayeshnet.models import likelihoods
+from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.sites.arguments import check_rows
+from bayeshnet.sites.kept_state import restored
+
+__all__ = ["default_num_inducing", "latent_noise", "place_inducing", "starting_points"]
+
+_LOGIT = 2.0
+_LOGIT_WEIGHT = 0.25
+
+
+def default_num_inducing(num_rows: int) -> int:
+    """Return the number of inducing points for so many rows: all up to 40, then as the square root of their number.
+
+    Example:
+        >>> [default_num_inducing(n) for n in (20, 40, 300, 1000, 10_000)]
+        [20, 40, 104, 190, 600]
+    """
+    return min(num_rows, max(40, math.ceil(6 * math.sqrt(num_rows))))
+
+
+@torch.no_grad()
+def place_inducing(model: BayesianModel, inducing: InducingLayers, x: Tensor, y: Tensor, rows: int) -> None:
+    """Move the inducing points to randomly chosen rows of these data, in place.
+
+    Args:
+        model: The model, which checks the data.
+        inducing: The conditional layers.
+        x: Inputs ``[B, ...]``.
+        y: Targets.
+        rows: Number of rows of all data.
+
+    Raises:
+        ArgumentError: If the model does not accept the data.
+
+    Example:
+        >>> from bayeshnet import AutoHypernet
+        >>> x = torch.randn(20, 1)
+        >>> model = BayesianModel(nn.Linear(1, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> guide = AutoHypernet(model, example=(x, x))
+        >>> place_inducing(model, guide.inducing, x + 5.0, x, 20)
+        >>> bool(guide.inducing.inputs.mean() > 3.0)
+        True
+    """
+    check_rows(model, x, y)
+    inputs, targets, log_precision = starting_points(model, x, y, inducing.num_inducing, rows)
+    last: Any = inducing.points[-1]
+    observed = inducing.observed_part(len(inducing.points) - 1, targets)
+    with restored([inducing.inputs, last.targets, last.log_precision], on_error=True):
+        inducing.inputs.copy_(inputs)
+        last.targets.copy_(observed)
+        last.log_precision.copy_(log_precision)
+
+
+def starting_points(model: BayesianModel, x: Tensor, y: Tensor, num: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose pseudo-inputs at random rows, pseudo-targets at their targets, precisions worth all rows together.
+
+    Args:
+        model: The model.
+        x: Inputs ``[B, ...]``.
+        y: Targets.
+        num: Number m of inducing points.
+        rows: Number of rows of all data.
+
+    Returns:
+        Pseudo-inputs ``[m, ...]``, pseudo-targets ``[m, out]`` and the logarithm of their precisions ``[m]``.
+
+    Example:
+        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> [tuple(part.shape) for part in starting_points(model, torch.randn(20, 2), torch.randn(20, 1), 5, 20)]
+        [(5, 2), (5, 1), (5,)]
+    """
+    chosen = torch.randperm(len(x))[:num]
+    if len(chosen) < num:
+        chosen = torch.cat([chosen, torch.randint(len(x), (num - len(chosen),))])
+    labels = y[chosen.to(y.device)]
+    if isinstance(model.likelihood, likelihoods.Categorical):
+        classes = _num_outputs(model)
+        targets = _LOGIT * (2.0 * nn.functional.one_hot(labels.long(), classes).double() - 1.0)
+        weight = _LOGIT_WEIGHT * rows / num
+        return x[chosen.to(x.device)], targets, torch.full((num,), math.log(weight), dtype=torch.float64)
+    targets = labels.double().reshape(num, -1)
+    noise = _noise(model, y)
+    start = InducingLayers.start_precision(rows, num, noise)
+    return x[chosen.to(x.device)], targets, torch.full((num,), start, dtype=torch.float64)
+
+
+def _num_outputs(model: BayesianModel) -> int:
+    weights = [record for record in model.net.param_table if record.name == "weight"]
+    return weights[-1].shape[0]
+
+
+def latent_noise(model: BayesianModel) -> str | None:
+    """Return the name of the likelihood's only latent, if that is one number: the scale or precision of the noise.
+
+    Example:
+        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> latent_noise(model) is None
+        True
+    """
+    latents = model.likelihood.priors()
+    name = next(iter(latents), None)
+    return name if len(latents) == 1 and name is not None and latents[name].event_shape.numel() == 1 else None
+
+
+def _noise(model: BayesianModel, y: Tensor) -> float:
+    """Return the standard deviation of the noise: the known one, or a start for one that is inferred."""
+    if latent_noise(model) is not None:
+        return 1.0  # a draw of the noise has its say later
+    likelihood: Any = model.likelihood
+    spread = float(y.double().std()) if y.numel() > 1 else 1.0
+    if not likelihood.priors():
+        return float(likelihood.log_scale.detach().exp().mean())
+    name, prior = next(iter(likelihood.priors().items()))
+    with torch.no_grad():
+        middle = float(torch.median(prior.sample((101,)).double()))
+    scale = middle if name == "scale" else middle**-0.5
+    return min(max(scale, 1e-3 * spread), 0.3 * spread) if spread > 0 else scale
