@@ -18,7 +18,6 @@ ROOMS = (
     "typing",
     "checks",
     "formatting",
-    "deprecation",
     "normal_density",
     "layers",
     "fans",
