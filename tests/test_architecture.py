@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
+import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,6 +193,30 @@ def test_files_are_short():
     assert not offenders(too_long)
 
 
+def test_most_files_are_shorter_still():
+    lengths = [len(path.read_text(encoding="utf-8").splitlines()) for path in FILES]
+    assert statistics.median(lengths) < 180
+
+
+def test_all_that_the_front_doors_name_has_an_example():
+    """Classes and functions that a package's ``__init__`` exports, old names and plain errors apart."""
+
+    def without(path: Path) -> list[str]:
+        if path.name != "__init__.py":
+            return []
+        module = importlib.import_module(".".join(path.relative_to(ROOT).parent.parts))
+        public = [(name, vars(module)[name]) for name in module.__all__ if name in vars(module)]
+        return [
+            name
+            for name, value in public
+            if (inspect.isclass(value) or inspect.isfunction(value))
+            and ">>>" not in (value.__doc__ or "")
+            and not (inspect.isclass(value) and issubclass(value, Exception))
+        ]
+
+    assert not offenders(without)
+
+
 def test_no_print_and_no_assert():
     def lines(path: Path) -> list[int]:
         return [
@@ -199,6 +226,16 @@ def test_no_print_and_no_assert():
         ]
 
     assert not offenders(lines)
+
+
+def test_hand_written_backward_passes_state_their_gain():
+    """At the top of a ``_fused_*`` file: how much faster than the plain formula, in numbers."""
+
+    def silent(path: Path) -> bool:
+        text = ast.get_docstring(tree_of(path)) or ""
+        return path.name.startswith("_fused_") and not re.search(r"\b(gain|measured)\b.*\d\.\d", text, re.I | re.S)
+
+    assert not offenders(silent)
 
 
 def test_global_state_of_torch_is_the_users():

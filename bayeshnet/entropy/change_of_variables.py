@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from bayeshnet.checks import require_count
 from bayeshnet.entropy._fused_mlp_draw import fused_mlp_draw, tanh_jacobian
@@ -14,6 +13,7 @@ from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.entropy.support import has_full_support, measure_holes
 from bayeshnet.errors import FoldingWarning
 from bayeshnet.normal_density import log_standard_normal
+from bayeshnet.typing import LogDensities, NoiseBatch, WeightBatch
 
 __all__ = ["ChangeOfVariables"]
 
@@ -70,7 +70,7 @@ class ChangeOfVariables(LogDensity):
         """See :meth:`LogDensity.draw`."""
         return fused_mlp_draw(sampler, num) or sampler.draw(num)
 
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob`.
 
         Under gradients, a determinant of the rarer sign among the draws gets the opposite gradient. Its draw lies
@@ -84,12 +84,12 @@ class ChangeOfVariables(LogDensity):
                 log_det = torch.where(rarer, 2.0 * log_det.detach() - log_det, log_det)
         return log_standard_normal(draw.noise) - log_det
 
-    def log_prob_of(self, sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
+    def log_prob_of(self, sampler: NoisySampler, weights: WeightBatch, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob_of`: the noise is known, its gradient is that of an implicit function."""
         noise = known_noise(sampler, weights, draw)
         return log_standard_normal(noise) - self._log_abs_det(sampler, noise[:, : sampler.latent_dim])
 
-    def slogdet(self, sampler: NoisySampler, z: Tensor) -> tuple[Tensor, Tensor]:
+    def slogdet(self, sampler: NoisySampler, z: NoiseBatch) -> tuple[LogDensities, LogDensities]:
         """Compute the sign and the logarithm of the absolute value of det dT/dz at ``z [S, n]``: ``[S]`` each."""
         log_sigma = sampler.log_sigma()
         n = sampler.latent_dim
@@ -102,7 +102,7 @@ class ChangeOfVariables(LogDensity):
         sign, log_abs = torch.linalg.slogdet(matrix)
         return sign.to(z.dtype), log_abs.to(z.dtype) + log_sigma[n:].sum()
 
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
         """Sum the densities of all preimages found; -inf, with a warning, where none was found.
 
         The equation ``h(u) + sigma u = w`` is solved in the first n coordinates, see
@@ -117,7 +117,7 @@ class ChangeOfVariables(LogDensity):
         """
         return find_preimages(sampler, weights, log_abs_det=self._log_abs_det, num_starts=self.num_starts).log_prob
 
-    def _log_abs_det(self, sampler: NoisySampler, z: Tensor) -> Tensor:
+    def _log_abs_det(self, sampler: NoisySampler, z: NoiseBatch) -> LogDensities:
         return self.slogdet(sampler, z)[1]
 
     @torch.no_grad()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from bayeshnet.entropy.sampler import Draw, NoisySampler
+from bayeshnet.typing import NoiseBatch, WeightBatch
 
 __all__ = ["implicit_solution", "known_noise"]
 
 
-def known_noise(sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
+def known_noise(sampler: NoisySampler, weights: WeightBatch, draw: Draw) -> WeightBatch:
     r"""Return the noise ``[S, D]`` of an earlier draw of a sampler with shared noise, as a function of its weights.
 
     The numbers are those of the draw. The gradients are those of the solution z of
@@ -40,7 +40,7 @@ def known_noise(sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
     return torch.cat([z, fixed[:, n:] + (rest - rest.detach())], 1)
 
 
-def implicit_solution(sampler: NoisySampler, goal: Tensor, z: Tensor) -> Tensor:
+def implicit_solution(sampler: NoisySampler, goal: NoiseBatch, z: NoiseBatch) -> NoiseBatch:
     r"""Return a solution z ``[S, n]`` of :math:`h(z)_{1:n} + \sigma_{1:n} z = w_{1:n}` with its gradients.
 
     .. math:: dz = -(\partial_z r)^{-1} \, dr, \quad r = h(z)_{1:n} + \sigma_{1:n} z - w_{1:n}

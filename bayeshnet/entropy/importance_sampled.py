@@ -15,6 +15,7 @@ from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler, chunks, percent, require_values
 from bayeshnet.errors import SearchWarning
 from bayeshnet.normal_density import LOG_2PI
+from bayeshnet.typing import LogDensities, WeightBatch
 
 __all__ = ["ImportanceSampled"]
 
@@ -82,15 +83,15 @@ class ImportanceSampled(LogDensity):
     def __repr__(self) -> str:
         return f"ImportanceSampled(num_inner={self.num_inner}, num_starts={self.num_starts})"
 
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob`."""
         return self._estimate(sampler, draw.weights, draw.z).log_prob.to(draw.weights.dtype)
 
-    def log_prob_of(self, sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
+    def log_prob_of(self, sampler: NoisySampler, weights: WeightBatch, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob_of`; estimated anew, its number differs from that of :meth:`log_prob`."""
         return self._estimate(sampler, weights, draw.z).log_prob.to(weights.dtype)
 
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
         """See :meth:`LogDensity.log_prob_at`; differentiable with respect to the weights and the sampler.
 
         Raises:

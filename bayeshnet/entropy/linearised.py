@@ -13,6 +13,7 @@ from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, DensityError, EntropyGapWarning
 from bayeshnet.normal_density import LOG_2PI, log_standard_normal
+from bayeshnet.typing import LogDensities, WeightBatch
 
 __all__ = ["Linearised"]
 
@@ -62,7 +63,7 @@ class Linearised(LogDensity):
         """See :attr:`LogDensity.per_draw`."""
         return self.form == "density"
 
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob`."""
         if sampler.latent_dim == 0:  # a Gaussian
             return log_standard_normal(draw.noise) - sampler.log_sigma().sum()
@@ -96,7 +97,7 @@ class Linearised(LogDensity):
         pull = (jacobian @ (draw.noise.double() @ scaled_weight).unsqueeze(-1)).squeeze(-1)
         return _symmetric(jacobian @ gram @ jacobian.transpose(1, 2)), pull
 
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
         """Not available: the density at weights that were not sampled here is an integral over z.
 
         Raises:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
 
 from bayeshnet.entropy.diagnosis import Diagnosis
 from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError
+from bayeshnet.typing import LogDensities, WeightBatch
 
 __all__ = ["BOUND_THE_GRADIENT", "Diagnosis", "LogDensity"]
 
@@ -58,10 +58,10 @@ class LogDensity(ABC):
         return sampler.draw(num)
 
     @abstractmethod
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """Compute the log-density of each sample ``[S]``, differentiable with respect to everything in the draw."""
 
-    def log_prob_of(self, sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
+    def log_prob_of(self, sampler: NoisySampler, weights: WeightBatch, draw: Draw) -> LogDensities:
         """Compute the log-density ``[S]`` at the weights ``[S, D]`` of an earlier draw, as fixed values.
 
         Its number is that of :meth:`log_prob`. Its gradient is that of the density at the weights, with respect to them
@@ -85,7 +85,7 @@ class LogDensity(ABC):
         )
 
     @abstractmethod
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
         """Compute the log-density ``[S]`` at weights ``[S, D]`` that this sampler did not just draw.
 
         Raises:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bayeshnet.entropy.sampler import NoisySampler
+from bayeshnet.typing import LogDensities, NoiseBatch
 
 __all__ = ["RootEquation", "bracket", "follow", "newton"]
 
@@ -87,7 +88,9 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def newton(equation: RootEquation, goal: Tensor, starts: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+def newton(
+    equation: RootEquation, goal: NoiseBatch, starts: NoiseBatch, num_steps: int
+) -> tuple[NoiseBatch, LogDensities]:
     """Newton steps, halved up to five times where the residual does not fall; rows that are done cost nothing more.
 
     Args:
@@ -135,7 +138,9 @@ def newton(equation: RootEquation, goal: Tensor, starts: Tensor, num_steps: int)
 
 
 @torch.no_grad()
-def follow(equation: RootEquation, goal: Tensor, starts: Tensor, *, num_steps: int = 300) -> tuple[Tensor, Tensor]:
+def follow(
+    equation: RootEquation, goal: NoiseBatch, starts: NoiseBatch, *, num_steps: int = 300
+) -> tuple[Tensor, Tensor]:
     r"""Follow the solution of ``G(u) + k M (u - u_0) = w`` from a large k, where there is one, down to k = 0.
 
     M is the slope of G far out, the identity for a bounded generator and equal scales: noise of a scale that makes the

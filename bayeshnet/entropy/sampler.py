@@ -28,6 +28,7 @@ from bayeshnet.hnets.linear_head import LinearHeadHyperNet
 from bayeshnet.hnets.row_maps import require_row_map
 from bayeshnet.layers.module_versions import places_of
 from bayeshnet.layers.plain_modules import has_own_hooks
+from bayeshnet.typing import FeatureBatch, Jacobians, LogDensities, NoiseBatch, WeightBatch, Weights
 
 __all__ = ["Draw", "NoisySampler"]
 
@@ -47,10 +48,10 @@ class Draw:
         torch.Size([5, 3])
     """
 
-    weights: Tensor
-    z: Tensor
-    noise: Tensor
-    log_det: tuple[Tensor, Tensor] | None = None
+    weights: WeightBatch
+    z: NoiseBatch
+    noise: WeightBatch
+    log_det: tuple[LogDensities, LogDensities] | None = None
 
 
 class NoisySampler:
@@ -128,11 +129,11 @@ class NoisySampler:
         return head if head is not None and head.has_linear_head else None
 
     @property
-    def sigma(self) -> Tensor:
+    def sigma(self) -> Weights:
         """Standard deviations of the perturbation ``[D]``."""
         return self.hnet.sigma.expand(self.event_dim)
 
-    def log_sigma(self, count: int | None = None) -> Tensor:
+    def log_sigma(self, count: int | None = None) -> Weights:
         """Logarithm of the first ``count`` standard deviations, of all by default."""
         learned = self.hnet.log_sigma_noise
         log_sigma = self.hnet.sigma.log() if learned is None else learned
@@ -145,7 +146,7 @@ class NoisySampler:
 
     # ------------------------------------------------------------------ sampling
 
-    def generate(self, z: Tensor) -> Tensor:
+    def generate(self, z: NoiseBatch) -> WeightBatch:
         """``h(z)`` for inputs ``[S, n]``: ``[S, D]``."""
         condition = self._condition()
         uncond = z if self.latent_dim else None
@@ -161,7 +162,7 @@ class NoisySampler:
         noise = base if self.shared else base[:, self.latent_dim :]
         return self.place(z, noise)
 
-    def place(self, z: Tensor, noise: Tensor) -> Draw:
+    def place(self, z: NoiseBatch, noise: WeightBatch) -> Draw:
         """Make the samples of given noise: ``z [S, n]``, ``noise [S, D]``."""
         return Draw(torch.addcmul(self.generate(z), self.hnet.sigma, noise), z, noise)
 
@@ -187,20 +188,20 @@ class NoisySampler:
         )
         self._density_checked = True  # modules do not change; this is called at every step
 
-    def features(self, z: Tensor) -> Tensor:
+    def features(self, z: NoiseBatch) -> FeatureBatch:
         """The generator's features phi(z) ``[S, q]``, if it has a linear head."""
         if self.linear_head is None:
             raise DensityError("hnet: the generator has no linear head; its features have no meaning.")
         return self.linear_head.features(uncond_input=z, **self._condition())
 
-    def feature_jacobian(self, z: Tensor) -> Tensor:
+    def feature_jacobian(self, z: NoiseBatch) -> Jacobians:
         """Derivatives of the features, ``J[s, i, :] = d phi(z_s) / d z_i``: ``[S, n, q]``."""
         head = self.linear_head
         if head is None:
             raise DensityError("hnet: the generator has no linear head; its features have no meaning.")
         return head.feature_jacobian(uncond_input=z, **self._condition())
 
-    def jacobian(self, z: Tensor, rows: int | None = None) -> Tensor:
+    def jacobian(self, z: NoiseBatch, rows: int | None = None) -> Jacobians:
         """Derivatives of the first ``rows`` (all) weights, ``J[s, i, j] = d h_j(z_s) / d z_i``: ``[S, n, rows]``."""
         head = self.linear_head
         if head is None:
@@ -209,7 +210,7 @@ class NoisySampler:
         return self.feature_jacobian(z) @ weight.T
 
 
-def require_values(sampler: NoisySampler, weights: Tensor) -> None:
+def require_values(sampler: NoisySampler, weights: WeightBatch) -> None:
     """Raise unless a density can be computed at these weights ``[S, D]``.
 
     Raises:

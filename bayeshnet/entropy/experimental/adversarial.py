@@ -23,6 +23,7 @@ from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, DiscriminatorWarning, NonFiniteLossError, UsageError
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.normal_density import log_standard_normal
+from bayeshnet.typing import LogDensities, WeightBatch
 
 __all__ = ["Adversarial"]
 
@@ -210,7 +211,7 @@ class Adversarial(nn.Module, LogDensity):
 
     # ------------------------------------------------------------------ density
 
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob`.
 
         With gradients enabled, in training mode, by a discriminator that has made ``steps`` steps more. It is kept if a
@@ -246,7 +247,7 @@ class Adversarial(nn.Module, LogDensity):
             self._optimizer = self._optimizer or self._new_optimizer()
             self._optimizer.load_state_dict(copy.deepcopy(optimizer))
 
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
         """The same function at any weights, differentiable with respect to them, but not to the sampler.
 
         Away from where the draws and the Gaussian are, T was never trained and means nothing. It does not know what the

@@ -14,6 +14,7 @@ from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler, require_values
 from bayeshnet.errors import DensityError, SelfWeightWarning
 from bayeshnet.normal_density import LOG_2PI
+from bayeshnet.typing import LogDensities, WeightBatch
 
 __all__ = ["SemiImplicit"]
 
@@ -64,7 +65,7 @@ class SemiImplicit(LogDensity):
     def __repr__(self) -> str:
         return f"SemiImplicit(num_fresh={self.num_fresh})"
 
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob`."""
         return torch.logsumexp(self._log_components(sampler, draw), 1) - math.log(self.num_fresh + 1)
 
@@ -78,7 +79,7 @@ class SemiImplicit(LogDensity):
         constant = 0.5 * sampler.event_dim * LOG_2PI + sampler.log_sigma().sum()
         return -0.5 * torch.cat([own, fresh], 1) - constant
 
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
         """By importance sampling over z, since the noise that made the weights is not known.
 
         The estimate is not the bound of :meth:`log_prob`: it is closer to log q, and below it on average. It carries no
