@@ -371,7 +371,7 @@ def test_start_from_moves_any_guide():
 def test_moving_conditional_layers_without_draws():
     """The mean is one draw; the result is that of start_from."""
     bnn, data = network()
-    guides = [AutoHypernet(bnn, example=data, num_candidates=1) for _ in range(2)]
+    guides = [AutoHypernet(bnn, example=data, num_proposals=1) for _ in range(2)]
     guides[1].load_state_dict(guides[0].state_dict())
     values = {name: torch.randn(shape) for name, shape in bnn.latent_shapes.items()}
     torch.manual_seed(1)
