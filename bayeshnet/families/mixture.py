@@ -45,7 +45,7 @@ class MixtureWeights(FlatDistribution):
 
     Raises:
         ValueError: If there are no components, shapes do not fit, weights are not positive, or a hypernetwork's
-            estimator has no differentiable density at foreign values.
+            estimator has no differentiable density at values that it did not sample.
         TypeError: If a component is no distribution.
 
     Example:

@@ -1,4 +1,4 @@
-"""What an ``AutoHypernet`` needs before and after its training."""
+"""What a guide with conditional layers needs before and after its training."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.arguments import first_rows
 
 if TYPE_CHECKING:
-    from bayeshnet.guides.hypernet import AutoHypernet
+    from bayeshnet.guides._family_guide import FamilyGuide
 
 __all__ = ["finish", "prepare", "stacklevel_of_user"]
 
 _PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]  # with the separator
 
 
-def prepare(guide: AutoHypernet, model: Callable[..., Any], data: Any) -> None:
+def prepare(guide: FamilyGuide, model: Callable[..., Any], data: Any) -> None:
     """Give a guide what it lacks: a copy its model, inducing points their rows."""
     if has_network(model):
         guide.attach(model)  # it may be a copy of the one that the guide was built for
@@ -30,7 +30,7 @@ def prepare(guide: AutoHypernet, model: Callable[..., Any], data: Any) -> None:
         guide.place_inducing(*rows)
 
 
-def finish(guide: AutoHypernet, data: Any) -> None:
+def finish(guide: FamilyGuide, data: Any) -> None:
     """Calibrate importance resampling, check the density, and warn of what is wrong with it.
 
     Both draw random numbers; the caller's stream goes on as if they had not.
