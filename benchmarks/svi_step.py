@@ -6,8 +6,9 @@
   tutorials (its layers cannot be vectorised over particles); Pyro's validation is off;
 * floor: plain PyTorch with the same sampler, the same density and the same loss, written out by hand.
 
-With ``--fused``: what the fused draw of tanh hypernetworks saves of a step, and of 100 predictions. A class derived
-from ``HMLP`` may compute something else, so it gets the general form of the same draw and density.
+With ``--fused``: what the fused draw of tanh hypernetworks saves of a step, of 100 predictions, and of draw, density
+and backward pass alone. A class derived from ``HMLP`` may compute something else, so it gets the general form of the
+same draw and density.
 
 Run: ``python benchmarks/svi_step.py [--quick] [--json FILE] [--fused]``.
 """
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 
 import bayeshnet
 from bayeshnet import families, likelihoods, priors
+from bayeshnet.families import ImplicitWeights
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 
 ROWS, INPUTS, HIDDEN, NOISE, NOISE_DIM = 442, 10, 50, 0.5, 20
@@ -150,7 +152,15 @@ def fused(x: Tensor, y: Tensor, num: int, steps: int, kind: type[HMLP]) -> dict[
 
     torch.manual_seed(0)
     guide = bayeshnet.AutoHypernet(model, example=(x, y), conditional=None, hnet=build)
+    q = ImplicitWeights(build([[guide.latent_dim]]))
+
+    def alone() -> None:
+        for _ in range(steps):
+            weights = q.rsample((num,))
+            (q.log_prob(weights).mean() + weights.square().sum()).backward()
+
     return {
+        "alone": alone,
         "step": lambda: void(bayeshnet.fit(model, guide, (x, y), steps=steps, num_particles=num, progress=False)),
         "predict": lambda: void(bayeshnet.predict(model, guide, x, 100)),
     }
@@ -166,9 +176,7 @@ def measure_fused(repeats: int) -> tuple[list[dict[str, object]], dict[str, floa
     x, y = data()
     for num in (1, 16):
         pair = {"fused": fused(x, y, num, 100, HMLP), "general": fused(x, y, num, 100, Derived)}
-        for what, count in {"step": 100, "predict": 1}.items():
-            if what == "predict" and num > 1:
-                continue
+        for what, count in {"alone": 100, "step": 100, **({"predict": 1} if num == 1 else {})}.items():
             seconds = alternate({name: calls[what] for name, calls in pair.items()}, repeats)
             ratio = median(a / b for a, b in zip(seconds["general"], seconds["fused"], strict=True))
             ms = {name: median(times) / count * 1e3 for name, times in seconds.items()}

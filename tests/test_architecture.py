@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
+import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +21,10 @@ ROOMS = (
     "typing",
     "checks",
     "formatting",
-    "deprecation",
     "normal_density",
     "layers",
-    "mnets",
     "fans",
+    "mnets",
     "hnets",
     "init",
     "probabilistic",
@@ -136,6 +138,44 @@ def test_a_room_imports_only_rooms_above_it():
     assert not offenders(below)
 
 
+def private_parts(path: Path) -> list[tuple[int, str]]:
+    """Files of other rooms that are imported though their names start with an underscore."""
+    found: list[tuple[int, str]] = []
+    for line, module, names in imports_of(path):
+        for imported in [module, *(f"{module}.{name}" for name in names)]:
+            parts = imported.split(".")
+            hidden = any(part.startswith("_") and not part.startswith("__") for part in parts)
+            if parts[0] == "bayeshnet" and hidden and parts[1] != room_of(path):
+                found.append((line, imported))
+                break
+    return found
+
+
+def test_files_with_an_underscore_stay_in_their_room():
+    assert not offenders(private_parts)
+
+
+def shadowed(path: Path) -> list[str]:
+    """Submodules of a package that ``import p.m as x`` does not give, since ``__init__.py`` binds their name."""
+    if path.name != "__init__.py":
+        return []
+    package = ".".join(path.parent.relative_to(ROOT).parts)
+    bound: list[str] = []
+    for node in tree_of(path).body:
+        if isinstance(node, ast.ImportFrom) and node.module != package:
+            bound += [alias.asname or alias.name for alias in node.names]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            bound += [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name for name in bound if (path.parent / name).is_dir() or (path.parent / f"{name}.py").exists()]
+
+
+def test_no_module_is_shadowed_by_a_function():
+    assert not offenders(shadowed)
+
+
 def test_only_dependencies_are_imported():
     def foreign(path: Path) -> list[tuple[int, str]]:
         extra = {**OPTIONAL, **IF_PRESENT}.get(room_of(path) or "", set[str]())
@@ -153,6 +193,30 @@ def test_files_are_short():
     assert not offenders(too_long)
 
 
+def test_most_files_are_shorter_still():
+    lengths = [len(path.read_text(encoding="utf-8").splitlines()) for path in FILES]
+    assert statistics.median(lengths) < 180
+
+
+def test_all_that_the_front_doors_name_has_an_example():
+    """Classes and functions that a package's ``__init__`` exports, old names and plain errors apart."""
+
+    def without(path: Path) -> list[str]:
+        if path.name != "__init__.py":
+            return []
+        module = importlib.import_module(".".join(path.relative_to(ROOT).parent.parts))
+        public = [(name, vars(module)[name]) for name in module.__all__ if name in vars(module)]
+        return [
+            name
+            for name, value in public
+            if (inspect.isclass(value) or inspect.isfunction(value))
+            and ">>>" not in (value.__doc__ or "")
+            and not (inspect.isclass(value) and issubclass(value, Exception))
+        ]
+
+    assert not offenders(without)
+
+
 def test_no_print_and_no_assert():
     def lines(path: Path) -> list[int]:
         return [
@@ -162,6 +226,16 @@ def test_no_print_and_no_assert():
         ]
 
     assert not offenders(lines)
+
+
+def test_hand_written_backward_passes_state_their_gain():
+    """At the top of a ``_fused_*`` file: how much faster than the plain formula, in numbers."""
+
+    def silent(path: Path) -> bool:
+        text = ast.get_docstring(tree_of(path)) or ""
+        return path.name.startswith("_fused_") and not re.search(r"\b(gain|measured)\b.*\d\.\d", text, re.I | re.S)
+
+    assert not offenders(silent)
 
 
 def test_global_state_of_torch_is_the_users():
@@ -215,7 +289,23 @@ def test_the_rules_see_what_they_forbid(tmp_path, monkeypatch):
     path = tmp_path / "bayeshnet" / "layers" / "bad.py"
     path.parent.mkdir(parents=True)
     path.write_text("from ..infer import fit\nfrom bayeshnet import mnets, AutoHypernet\nimport bayeshnet.hnets.base\n")
+    hidden = tmp_path / "bayeshnet" / "layers" / "hidden.py"
+    hidden.write_text(
+        "from bayeshnet.layers._own import x\nfrom bayeshnet.mnets._other import y\nimport bayeshnet.mnets._other\n"
+        "from bayeshnet.mnets import _other, z\nfrom bayeshnet import __version__\nfrom torch import _C\n"
+    )
+    assert private_parts(hidden) == [
+        (2, "bayeshnet.mnets._other"),
+        (3, "bayeshnet.mnets._other"),
+        (4, "bayeshnet.mnets._other"),
+    ]
     assert [room for _, room in rooms_imported(path)] == ["infer", "mnets", "__init__", "hnets"]
+    package = path.parent / "__init__.py"
+    package.write_text(
+        "from bayeshnet.layers.bad import bad\nfrom bayeshnet.layers import hidden\nfrom torch import nn as hidden\n"
+        "def other(): ...\nbad = 3\n"
+    )
+    assert shadowed(package) == ["bad", "hidden", "bad"]
     assert room_of(path) == "layers"
     assert room_of(tmp_path / "bayeshnet" / "__init__.py") is None
     assert dotted(ast.parse("torch.cuda.manual_seed", mode="eval").body) == "torch.cuda.manual_seed"

@@ -1,6 +1,9 @@
 r"""A draw of a tanh MLP with shared noise and the log-determinant of its map, with their gradient in closed form.
 
-GAIN
+Gain, as the time of the general form over that of this one, 601 weights, one thread, three runs of ``python
+benchmarks/svi_step.py --fused`` (medians of 5 or 15 alternating pairs) on a machine under heavy load: draw, density and
+backward pass alone (one run) 1.35 for 1 sample and 1.11 for 16; a whole training step 1.10 to 1.24 for 1 sample, and
+0.92 to 1.03 for 16, no gain that this shows; 100 predictions 0.87 to 1.19, likewise.
 
 For ``w = h(z_{1:n}) + \sigma z`` with tanh layers, what :class:`~bayeshnet.entropy.ChangeOfVariables` computes in one
 pass for the draw and another for its density is done in one here, in fewer operations. With :math:`h_0 = z_{1:n}`,
@@ -38,6 +41,14 @@ def fused_mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
     """Draw ``num`` samples, with the log-determinant of their map under gradients; None where this does not apply.
 
     The samples are those of :meth:`~bayeshnet.entropy.sampler.NoisySampler.draw` with the same random numbers.
+
+    Example:
+        >>> from bayeshnet.hnets import HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> sampler = NoisySampler(HPerturbWrapper(hnet))
+        >>> sign, log_abs_det = fused_mlp_draw(sampler, 5).log_det
+        >>> log_abs_det.shape
+        torch.Size([5])
     """
     layers = _tanh_layers(sampler) if sampler.shared and sampler.latent_dim else None
     if layers is None or not ordinary_rules_apply(cast("Tensor", layers[0]).device):
@@ -51,7 +62,15 @@ def fused_mlp_draw(sampler: NoisySampler, num: int) -> Draw | None:
 
 
 def tanh_jacobian(sampler: NoisySampler, z: Tensor) -> Tensor | None:
-    """Compute ``sampler.jacobian(z, rows=n)`` for n noise inputs by the plain formula; None where it does not apply."""
+    """Compute ``sampler.jacobian(z, rows=n)`` for n noise inputs by the plain formula; None where it does not apply.
+
+    Example:
+        >>> from bayeshnet.hnets import HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> sampler, z = NoisySampler(HPerturbWrapper(hnet)), torch.randn(5, 2)
+        >>> torch.equal(tanh_jacobian(sampler, z), sampler.jacobian(z, rows=2))
+        True
+    """
     layers = _tanh_layers(sampler)
     if layers is None:
         return None

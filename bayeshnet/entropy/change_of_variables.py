@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from bayeshnet.checks import require_count
 from bayeshnet.entropy._fused_mlp_draw import fused_mlp_draw, tanh_jacobian
@@ -14,6 +13,7 @@ from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.entropy.support import has_full_support, measure_holes
 from bayeshnet.errors import FoldingWarning
 from bayeshnet.normal_density import log_standard_normal
+from bayeshnet.typing import LogDensities, NoiseBatch, WeightBatch
 
 __all__ = ["ChangeOfVariables"]
 
@@ -31,8 +31,8 @@ class ChangeOfVariables(LogDensity):
         \log q(w) = \log N(z; 0, I_D) - \sum_{i>n} \log \sigma_i
                     - \log |\det(\mathrm{diag}(\sigma_{1:n}) + \partial h_{1:n} / \partial z_{1:n})|
 
-    Exact where T is injective. Where it folds, several z give one w, their densities add up, and the value of one of
-    them is too low: the entropy is over-estimated. :meth:`diagnose` measures by how much.
+    Exact where T is injective. Otherwise T folds: several z give one w, their densities add up, and the value of one
+    of them is too low, so the entropy is over-estimated. :meth:`diagnose` measures by how much.
 
     Args:
         num_starts: Starting points of the search for the noise behind weights that were not just drawn.
@@ -42,14 +42,22 @@ class ChangeOfVariables(LogDensity):
             agree, such as LBFGS, or for one fixed set of draws.
 
     Raises:
-        ValueError: If ``num_starts`` is not positive.
+        ArgumentError: If ``num_starts`` is not positive.
+
+    Example:
+        >>> from bayeshnet.distributions import ImplicitWeights
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HPerturbWrapper(HMLP([[3]], uncond_in_size=2, cond_in_size=0))
+        >>> q = ImplicitWeights(hnet, estimator=ChangeOfVariables())
+        >>> q.log_prob(q.rsample((4,))).shape
+        torch.Size([4])
     """
 
     noise = "shared"
     everywhere = True
 
     def __init__(self, *, num_starts: int = 16, path_gradients: bool = True) -> None:
-        require_count("num_starts", num_starts, advice=", 16 where the sampler may fold")
+        require_count("num_starts", num_starts, advice=", 16 where the generator may not be injective")
         self.num_starts = num_starts
         self.path_gradients = path_gradients
 
@@ -62,7 +70,7 @@ class ChangeOfVariables(LogDensity):
         """See :meth:`LogDensity.draw`."""
         return fused_mlp_draw(sampler, num) or sampler.draw(num)
 
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob`.
 
         Under gradients, a determinant of the rarer sign among the draws gets the opposite gradient. Its draw lies
@@ -76,13 +84,13 @@ class ChangeOfVariables(LogDensity):
                 log_det = torch.where(rarer, 2.0 * log_det.detach() - log_det, log_det)
         return log_standard_normal(draw.noise) - log_det
 
-    def log_prob_of(self, sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
+    def log_prob_of(self, sampler: NoisySampler, weights: WeightBatch, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob_of`: the noise is known, its gradient is that of an implicit function."""
         noise = known_noise(sampler, weights, draw)
         return log_standard_normal(noise) - self._log_abs_det(sampler, noise[:, : sampler.latent_dim])
 
-    def slogdet(self, sampler: NoisySampler, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Sign and logarithm of the absolute value of det dT/dz at ``z [S, n]``: ``[S]`` each."""
+    def slogdet(self, sampler: NoisySampler, z: NoiseBatch) -> tuple[LogDensities, LogDensities]:
+        """Compute the sign and the logarithm of the absolute value of det dT/dz at ``z [S, n]``: ``[S]`` each."""
         log_sigma = sampler.log_sigma()
         n = sampler.latent_dim
         if n == 0:
@@ -94,8 +102,8 @@ class ChangeOfVariables(LogDensity):
         sign, log_abs = torch.linalg.slogdet(matrix)
         return sign.to(z.dtype), log_abs.to(z.dtype) + log_sigma[n:].sum()
 
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
-        """Sum of the densities of all preimages found; -inf, with a warning, where none was found.
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
+        """Sum the densities of all preimages found; -inf, with a warning, where none was found.
 
         The equation ``h(u) + sigma u = w`` is solved in the first n coordinates, see
         :func:`~bayeshnet.entropy.find_preimages`; the remaining noise follows. Differentiable with respect to the
@@ -105,16 +113,16 @@ class ChangeOfVariables(LogDensity):
         (:class:`~bayeshnet.errors.SearchWarning`, with the share of the values).
 
         Raises:
-            ValueError: If the weights have another dtype than the sampler, or one is NaN or infinite.
+            ArgumentError: If the weights have another dtype than the sampler, or one is NaN or infinite.
         """
         return find_preimages(sampler, weights, log_abs_det=self._log_abs_det, num_starts=self.num_starts).log_prob
 
-    def _log_abs_det(self, sampler: NoisySampler, z: Tensor) -> Tensor:
+    def _log_abs_det(self, sampler: NoisySampler, z: NoiseBatch) -> LogDensities:
         return self.slogdet(sampler, z)[1]
 
     @torch.no_grad()
     def diagnose(self, sampler: NoisySampler, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
-        """Look for folding.
+        """Measure how far the map from noise to weights is from injective.
 
         ``sign_mismatch`` is the share of samples whose determinant has the rarer sign: above 0 proves folding, 0 proves
         nothing. If ``thorough``, ``preimages`` is the mean number of noise vectors found per sample, and
@@ -137,9 +145,9 @@ class ChangeOfVariables(LogDensity):
         advice: list[str] = []
         if values["sign_mismatch"] > 0 or values.get("entropy_excess", 0.0) > 0.05:
             advice.append(
-                f"The sampler folds, so its density is not exact and the ELBO is too high: {', '.join(found)}. Near "
-                f"a fold gradients are very large: {BOUND_THE_GRADIENT}, learn the noise scale per weight, start it "
-                "larger, train longer, or use independent noise (noise='independent')."
+                "The sampler folds: it is not injective, so its density is not exact and the ELBO is too high: "
+                f"{', '.join(found)}. Near a fold gradients are very large: {BOUND_THE_GRADIENT}, learn the noise "
+                "scale per weight, start it larger, train longer, or use independent noise (noise='independent')."
             )
         if thorough:
             known = has_full_support(sampler)

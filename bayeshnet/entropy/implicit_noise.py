@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from bayeshnet.entropy.sampler import Draw, NoisySampler
+from bayeshnet.typing import NoiseBatch, WeightBatch
 
 __all__ = ["implicit_solution", "known_noise"]
 
 
-def known_noise(sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
-    r"""The noise ``[S, D]`` of an earlier draw of a sampler with shared noise, as a function of its weights.
+def known_noise(sampler: NoisySampler, weights: WeightBatch, draw: Draw) -> WeightBatch:
+    r"""Return the noise ``[S, D]`` of an earlier draw of a sampler with shared noise, as a function of its weights.
 
     The numbers are those of the draw. The gradients are those of the solution z of
     :math:`h(z_{1:n}) + \sigma z = w` with respect to w and to the sampler.
@@ -40,8 +40,8 @@ def known_noise(sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
     return torch.cat([z, fixed[:, n:] + (rest - rest.detach())], 1)
 
 
-def implicit_solution(sampler: NoisySampler, goal: Tensor, z: Tensor) -> Tensor:
-    r"""A solution z ``[S, n]`` of :math:`h(z)_{1:n} + \sigma_{1:n} z = w_{1:n}` with the gradients of that solution.
+def implicit_solution(sampler: NoisySampler, goal: NoiseBatch, z: NoiseBatch) -> NoiseBatch:
+    r"""Return a solution z ``[S, n]`` of :math:`h(z)_{1:n} + \sigma_{1:n} z = w_{1:n}` with its gradients.
 
     .. math:: dz = -(\partial_z r)^{-1} \, dr, \quad r = h(z)_{1:n} + \sigma_{1:n} z - w_{1:n}
 
@@ -51,6 +51,14 @@ def implicit_solution(sampler: NoisySampler, goal: Tensor, z: Tensor) -> Tensor:
         sampler: A sampler with shared noise.
         goal: w ``[S, n]``.
         z: The solution, whose numbers are kept.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> sampler = NoisySampler(HPerturbWrapper(HMLP([[3]], uncond_in_size=2, cond_in_size=0)))
+        >>> draw = sampler.draw(5)
+        >>> z = implicit_solution(sampler, draw.weights[:, :2].detach(), draw.z)
+        >>> torch.equal(z, draw.z), z.requires_grad
+        (True, True)
     """
     n = z.shape[1]
     if n == 0 or not torch.is_grad_enabled():

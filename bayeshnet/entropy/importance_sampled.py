@@ -15,6 +15,7 @@ from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler, chunks, percent, require_values
 from bayeshnet.errors import SearchWarning
 from bayeshnet.normal_density import LOG_2PI
+from bayeshnet.typing import LogDensities, WeightBatch
 
 __all__ = ["ImportanceSampled"]
 
@@ -55,7 +56,7 @@ class ImportanceSampled(LogDensity):
         num_starts: Starts of the search for modes per weight vector.
 
     Raises:
-        ValueError: If a number is not positive.
+        ArgumentError: If a number is not positive.
 
     Example:
         >>> from bayeshnet.distributions import ImplicitWeights
@@ -75,26 +76,26 @@ class ImportanceSampled(LogDensity):
 
     def __init__(self, *, num_inner: int = 64, num_starts: int = 6) -> None:
         require_count("num_inner", num_inner)
-        require_count("num_starts", num_starts, advice=", 6 where the sampler may fold")
+        require_count("num_starts", num_starts, advice=", 6 where the generator may not be injective")
         self.num_inner = num_inner
         self.num_starts = num_starts
 
     def __repr__(self) -> str:
         return f"ImportanceSampled(num_inner={self.num_inner}, num_starts={self.num_starts})"
 
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob`."""
         return self._estimate(sampler, draw.weights, draw.z).log_prob.to(draw.weights.dtype)
 
-    def log_prob_of(self, sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
+    def log_prob_of(self, sampler: NoisySampler, weights: WeightBatch, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob_of`; estimated anew, its number differs from that of :meth:`log_prob`."""
         return self._estimate(sampler, weights, draw.z).log_prob.to(weights.dtype)
 
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
         """See :meth:`LogDensity.log_prob_at`; differentiable with respect to the weights and the sampler.
 
         Raises:
-            ValueError: If the weights have another dtype than the sampler, or one is NaN or infinite.
+            ArgumentError: If the weights have another dtype than the sampler, or one is NaN or infinite.
         """
         require_values(sampler, weights)
         found = self._estimate(sampler, weights, None)
@@ -186,7 +187,8 @@ class ImportanceSampled(LogDensity):
         ``effective_share`` is the mean effective sample size over the number of importance samples, and
         ``log_q_bias`` by how much the estimate is below log q on average, in nats, to first order. If ``thorough``,
         ``search_missed`` is the share of draws whose log q comes out more than 1 nat lower if their noise is not known:
-        so often the search for modes misses what counts, and foreign values come out too low.
+        so often the search for modes misses what counts, and log q comes out too low for values not sampled
+        here.
         """
         draw = sampler.draw(num_samples)
         own = self._estimate(sampler, draw.weights, draw.z)

@@ -13,6 +13,7 @@ from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, DensityError, EntropyGapWarning
 from bayeshnet.normal_density import LOG_2PI, log_standard_normal
+from bayeshnet.typing import LogDensities, WeightBatch
 
 __all__ = ["Linearised"]
 
@@ -30,13 +31,21 @@ class Linearised(LogDensity):
       alone, where its gradients are less noisy.
 
     Where h is linear in its last layer, :math:`J = W C`, the n x n matrix A comes from the Gram matrix of W, made once
-    for all samples. The entropy is over-estimated where the sampler folds; :meth:`diagnose` compares it with importance
-    sampling.
+    for all samples. The entropy is over-estimated where the generator is not injective; :meth:`diagnose` compares it
+    with importance sampling.
 
     Source: Uppal et al., Implicit Variational Inference for High-Dimensional Posteriors, NeurIPS 2023.
 
     Raises:
-        ValueError: If ``form`` is unknown.
+        ArgumentError: If ``form`` is unknown.
+
+    Example:
+        >>> from bayeshnet.distributions import ImplicitWeights
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HPerturbWrapper(HMLP([[3]], uncond_in_size=2, cond_in_size=0), noise="independent")
+        >>> q = ImplicitWeights(hnet, estimator=Linearised())
+        >>> q.log_prob(q.rsample((4,))).shape
+        torch.Size([4])
     """
 
     noise = "independent"
@@ -54,7 +63,7 @@ class Linearised(LogDensity):
         """See :attr:`LogDensity.per_draw`."""
         return self.form == "density"
 
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob`."""
         if sampler.latent_dim == 0:  # a Gaussian
             return log_standard_normal(draw.noise) - sampler.log_sigma().sum()
@@ -88,12 +97,16 @@ class Linearised(LogDensity):
         pull = (jacobian @ (draw.noise.double() @ scaled_weight).unsqueeze(-1)).squeeze(-1)
         return _symmetric(jacobian @ gram @ jacobian.transpose(1, 2)), pull
 
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
-        """Not available: the density at foreign weights is an integral over z."""
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
+        """Not available: the density at weights that were not sampled here is an integral over z.
+
+        Raises:
+            DensityError: Always.
+        """
         raise DensityError(
             "value: these weights were not drawn by this distribution just before, or are a part of what was, and with "
-            "independent noise the density elsewhere is an integral over the noise. Score draws right after drawing "
-            "them, all at once; or use estimator=ImportanceSampled(), or shared noise (noise='shared')."
+            "independent noise the density elsewhere is an integral over the noise; score samples right after drawing "
+            "them, all at once, or use estimator=ImportanceSampled(), or shared noise (noise='shared')."
         )
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ __all__ = ["refuse_gradient"]
 
 
 def refuse_gradient(value: Tensor, sources: Sequence[Tensor], message: str) -> Tensor:
-    """The same numbers, whose backward pass raises if it is to reach one of the sources.
+    """Return the same numbers, whose backward pass raises if it is to reach one of the sources.
 
     Left out of the graph, a parameter would silently get no gradient where it has one.
 
@@ -24,7 +24,7 @@ def refuse_gradient(value: Tensor, sources: Sequence[Tensor], message: str) -> T
         message: What the error says.
 
     Raises:
-        RuntimeError: In the backward pass.
+        DensityError: In the backward pass.
 
     Example:
         >>> scale = torch.ones((), requires_grad=True)

@@ -1,17 +1,22 @@
-r"""Gradients of log q through the draws alone, mixed in as far as the guide's score agrees with the model's.
+r"""The path gradient ("sticking the landing"), used as far as the guide's score agrees with the model's.
 
 For a draw :math:`w = T_\phi(z)` the gradient of :math:`\log q_\phi(w)` has two parts,
 
 .. math:: \nabla_\phi \log q_\phi(T_\phi(z)) = \partial_\phi T^\top s_q(w) + \nabla_\phi \log q_\phi(w)|_w, \quad
     s_q(w) = \nabla_w \log q_\phi(w)
 
-of which the second one is noise: its expectation is zero. Without it (Roeder, Wu & Duvenaud, NeurIPS 2017) the gradient
-of a guide that is the posterior vanishes draw by draw. Far from the posterior it may be the noisier one; the part c of
-it that is left out is therefore
+of which the second one, the score, is noise: its expectation is zero. Without it, the path gradient of a guide that is
+the posterior vanishes draw by draw. Far from the posterior the path gradient may be the noisier one; the part c of the
+score that is left out is therefore
 
 .. math:: c = 1 - E |s_q - s_p|^2 / E |s_q|^2, \quad s_p = \nabla_w \log p(y, w), \quad 0 \le c \le 1
 
 of the steps before. Both scores are at hand where the gradients with respect to the draws arrive.
+
+Sources: Roeder, Wu & Duvenaud, Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational
+Inference, NeurIPS 2017 (https://arxiv.org/abs/1703.09194). With importance weights it is another gradient that has no
+bias (Tucker, Lawson, Gu & Maddison, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, ICLR 2019,
+https://arxiv.org/abs/1810.04152), so there nothing is left out.
 """
 
 from __future__ import annotations
@@ -32,7 +37,9 @@ def _zero() -> Tensor:
 
 @dataclass(slots=True)
 class PathGradient:
-    """How far gradients go through the draws alone, as learned from step to step for one sampler.
+    """How much of the score is left out of the gradient, as learned from step to step for one sampler.
+
+    A family that wants it sets ``sampler.path_gradient`` once, when it is built.
 
     Attributes:
         share: c, between 0 and 1; 0 in the first steps.
@@ -55,7 +62,7 @@ class PathGradient:
 
     @torch.no_grad()
     def mix(self, score: Tensor, for_draws: Tensor, for_log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients to go on with, and what this step tells of the next.
+        """Return the gradients to go on with, and update the running means.
 
         Nothing changes in a step where log q does not enter with one coefficient for all draws, that of the step
         before: bounds with importance weights, say, where what is left out would not be zero on average. One draw alone

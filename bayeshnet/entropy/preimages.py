@@ -28,6 +28,10 @@ class Preimages:
     Attributes:
         log_prob: Log of the summed density ``[S]``; -inf where none was found.
         count: Number of distinct preimages found ``[S]``.
+
+    Example:
+        >>> Preimages(log_prob=torch.zeros(5), count=torch.ones(5, dtype=torch.long)).count.sum()
+        tensor(5)
     """
 
     log_prob: Tensor
@@ -51,8 +55,8 @@ def find_preimages(
     solution get three times as many starts, and then curves of solutions that a decreasing amount of additional noise
     leads to (:func:`~bayeshnet.entropy.root_search.follow`), which for a bounded generator end at a solution.
 
-    The sum is over those found. Where a sampler folds many times there may be more, and the density is higher; each
-    value's sum can only grow with ``num_starts``.
+    The sum is over those found. Where a sampler folds many times there may be more, and the density is higher; the sum
+    of a value can only grow with ``num_starts``.
 
     Args:
         sampler: A sampler with shared noise.
@@ -65,7 +69,17 @@ def find_preimages(
         warn: Warn where no solution was found.
 
     Raises:
-        ValueError: If the weights have another dtype than the sampler, or one is NaN or infinite.
+        ArgumentError: If the weights have another dtype than the sampler, or one is NaN or infinite.
+
+    Example:
+        >>> from torch import nn
+        >>> from bayeshnet.entropy import ChangeOfVariables
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=nn.Tanh())
+        >>> sampler = NoisySampler(HPerturbWrapper(hnet, sigma_noise=1.0))
+        >>> log_abs_det = lambda sampler, u: ChangeOfVariables().slogdet(sampler, u)[1]
+        >>> find_preimages(sampler, torch.zeros(4, 3), log_abs_det=log_abs_det).count
+        tensor([1, 1, 1, 1])
     """
     require_values(sampler, weights)
     roots = _search(sampler, weights, known, num_starts, num_steps, rows_at_once)
@@ -104,7 +118,7 @@ class _Roots:
     error: Tensor
 
     def of(self, rows: slice) -> _Roots:
-        """Those of some of the rows, which are then numbered from 0."""
+        """The solutions of some of the rows, which are then numbered from 0."""
         inside = (self.row >= rows.start) & (self.row < rows.stop)
         return _Roots(self.row[inside] - rows.start, self.u[inside], self.error[inside])
 
@@ -124,7 +138,7 @@ def _search(
     solved = torch.zeros(num, dtype=torch.bool, device=weights.device)
 
     def take(row: Tensor, u: Tensor, *, trusted: bool = False) -> Tensor:
-        """Polish candidates and keep those that are solutions; returns all residuals."""
+        """Polish points and keep those that are solutions; return all residuals."""
         residuals: list[Tensor] = []
         for part in chunks(len(row), rows_at_once):
             end, residual = newton(equation, goal[row[part]], u[part], num_steps)
@@ -169,7 +183,7 @@ def _search(
 
 
 def _accept(equation: RootEquation, goal: Tensor, row: Tensor, u: Tensor, residual: Tensor, *, trusted: bool) -> _Roots:
-    """Those of the candidates that are solutions.
+    """The points that are solutions.
 
     A small residual is not enough, as it may be the least there is; the next Newton step has to be short, too.
     """

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
 
 from bayeshnet.entropy.diagnosis import Diagnosis
 from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError
+from bayeshnet.typing import LogDensities, WeightBatch
 
 __all__ = ["BOUND_THE_GRADIENT", "Diagnosis", "LogDensity"]
 
@@ -22,48 +22,60 @@ class LogDensity(ABC):
     """Estimates log q of a sampler's draws.
 
     An estimator is stateless, one object serves any number of samplers, unless its class says otherwise
-    (:class:`~bayeshnet.entropy.Adversarial` learns one sampler).
+    (:class:`~bayeshnet.entropy.experimental.Adversarial` learns one sampler).
+
+    Example:
+        >>> from bayeshnet.distributions import ImplicitWeights
+        >>> from bayeshnet.entropy import Linearised
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> class Tempered(Linearised):  # an estimator of one's own
+        ...     def log_prob(self, sampler, draw):
+        ...         return 0.5 * super().log_prob(sampler, draw)
+        >>> hnet = HPerturbWrapper(HMLP([[3]], uncond_in_size=2, cond_in_size=0), noise="independent")
+        >>> q = ImplicitWeights(hnet, estimator=Tempered())
+        >>> q.log_prob(q.rsample((4,))).shape
+        torch.Size([4])
     """
 
     noise: str | None
-    """The kind of perturbation noise that it applies to, ``"shared"`` or ``"independent"``; None for both."""
+    """The kind of noise that the estimator applies to, ``"shared"`` or ``"independent"``; None for both."""
 
     everywhere: bool = False
-    """Whether :meth:`log_prob_at` is a density anywhere and has a gradient, as a component of a mixture needs it."""
+    """Whether :meth:`log_prob_at` gives a differentiable density at any weights, as components of a mixture need it."""
 
     @property
     def per_draw(self) -> bool:
-        """Whether :meth:`log_prob` is a density of each draw, and not on average only."""
+        """Whether :meth:`log_prob` is a density of each draw, rather than right on average only."""
         return True
 
     @property
     def has_value(self) -> bool:
-        """Whether the number that :meth:`log_prob` returns is an estimate of log q, and not its gradient alone."""
+        """Whether the value of :meth:`log_prob` is an estimate of log q, rather than its gradient alone."""
         return True
 
     def draw(self, sampler: NoisySampler, num: int) -> Draw:
-        """``num`` samples, with what is cheaper to know of their density now than later."""
+        """Draw ``num`` samples, with what is cheaper to compute of their density now than later."""
         return sampler.draw(num)
 
     @abstractmethod
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
-        """Log-density of each sample of a draw ``[S]``, differentiable with respect to everything in it."""
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
+        """Compute the log-density of each sample ``[S]``, differentiable with respect to everything in the draw."""
 
-    def log_prob_of(self, sampler: NoisySampler, weights: Tensor, draw: Draw) -> Tensor:
-        """Log-density ``[S]`` at the weights of an earlier draw, as fixed values: ``weights [S, D]``.
+    def log_prob_of(self, sampler: NoisySampler, weights: WeightBatch, draw: Draw) -> LogDensities:
+        """Compute the log-density ``[S]`` at the weights ``[S, D]`` of an earlier draw, as fixed values.
 
         Its number is that of :meth:`log_prob`. Its gradient is that of the density at the weights, with respect to them
         and to the sampler, where the estimator has one. By default there is none: ``backward`` raises.
 
         Raises:
-            RuntimeError: In the backward pass, if the estimator has no gradient at a fixed value.
+            DensityError: In the backward pass, if the estimator has no gradient at a fixed value.
         """
         with torch.no_grad():
             log_q = self.log_prob(sampler, draw)
         return refuse_gradient(log_q, [*sampler.parameters(), weights], self._no_score())
 
     def _no_score(self) -> str:
-        """What to say to whoever asks for the gradient of log q at a fixed value."""
+        """The message for whoever asks for the gradient of log q at a fixed value."""
         return (
             f"value: a gradient of log q at a fixed value was asked for, and {self!r} has none: it knows only how its "
             "density changes along a draw. Reweighted wake-sleep, and whatever else differentiates the density of "
@@ -73,11 +85,11 @@ class LogDensity(ABC):
         )
 
     @abstractmethod
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
-        """Log-density at weights ``[S, D]`` that this sampler did not just draw, ``[S]``.
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
+        """Compute the log-density ``[S]`` at weights ``[S, D]`` that this sampler did not just draw.
 
         Raises:
-            RuntimeError: If the estimator needs the noise that made the weights.
+            DensityError: If the estimator needs the noise that made the weights.
         """
 
     @abstractmethod
@@ -93,11 +105,12 @@ class LogDensity(ABC):
     def check(self, sampler: NoisySampler) -> None:
         """Raise unless the estimator applies to the sampler.
 
-        Whoever builds a distribution or a guide calls it first, so an estimator with a state makes it here.
+        Whoever builds a distribution or a guide calls it first, so an estimator with a state makes it here. A class
+        that extends it calls the one of its base.
 
         Raises:
-            ValueError: If the kind of noise differs.
-            RuntimeError: If the sampler has no density per sample.
+            ArgumentError: If the kind of noise differs.
+            DensityError: If the sampler has no density per sample.
         """
         kind = "shared" if sampler.shared else "independent"
         if self.noise is not None and kind != self.noise:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bayeshnet.entropy.sampler import NoisySampler
+from bayeshnet.typing import LogDensities, NoiseBatch
 
 __all__ = ["RootEquation", "bracket", "follow", "newton"]
 
@@ -20,6 +21,13 @@ class RootEquation:
 
     Args:
         sampler: A sampler with shared noise.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> equation = RootEquation(NoisySampler(HPerturbWrapper(hnet, sigma_noise=1.0)))
+        >>> equation(torch.zeros(4, 2).double()).shape, equation.jacobian(torch.zeros(4, 2).double()).shape
+        (torch.Size([4, 2]), torch.Size([4, 2, 2]))
     """
 
     def __init__(self, sampler: NoisySampler) -> None:
@@ -80,7 +88,9 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def newton(equation: RootEquation, goal: Tensor, starts: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+def newton(
+    equation: RootEquation, goal: NoiseBatch, starts: NoiseBatch, num_steps: int
+) -> tuple[NoiseBatch, LogDensities]:
     """Newton steps, halved up to five times where the residual does not fall; rows that are done cost nothing more.
 
     Args:
@@ -91,6 +101,14 @@ def newton(equation: RootEquation, goal: Tensor, starts: Tensor, num_steps: int)
 
     Returns:
         Where each row ended ``[R, n]``, and the norm of its residual ``[R]``.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> equation = RootEquation(NoisySampler(HPerturbWrapper(hnet, sigma_noise=1.0)))
+        >>> root, residual = newton(equation, torch.zeros(1, 2).double(), torch.zeros(1, 2).double(), num_steps=40)
+        >>> bool(residual < 1e-6)
+        True
     """
     u = starts.clone()
     residual = equation(u) - goal
@@ -120,7 +138,9 @@ def newton(equation: RootEquation, goal: Tensor, starts: Tensor, num_steps: int)
 
 
 @torch.no_grad()
-def follow(equation: RootEquation, goal: Tensor, starts: Tensor, *, num_steps: int = 300) -> tuple[Tensor, Tensor]:
+def follow(
+    equation: RootEquation, goal: NoiseBatch, starts: NoiseBatch, *, num_steps: int = 300
+) -> tuple[Tensor, Tensor]:
     r"""Follow the solution of ``G(u) + k M (u - u_0) = w`` from a large k, where there is one, down to k = 0.
 
     M is the slope of G far out, the identity for a bounded generator and equal scales: noise of a scale that makes the
@@ -138,6 +158,14 @@ def follow(equation: RootEquation, goal: Tensor, starts: Tensor, *, num_steps: i
     Returns:
         Where each curve crossed k = 0, to be polished by :func:`newton`, and NaN where it did not ``[R, n]``; whether
         it ran to infinity ``[R]``.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=2, cond_in_size=0, activation_fn=torch.tanh)
+        >>> equation = RootEquation(NoisySampler(HPerturbWrapper(hnet, sigma_noise=1.0)))
+        >>> root, escaped = follow(equation, torch.zeros(1, 2).double(), torch.zeros(1, 2).double())
+        >>> root.shape, escaped
+        (torch.Size([1, 2]), tensor([False]))
     """
     num, n = starts.shape
     slope = equation.far_slope()
@@ -207,6 +235,14 @@ def bracket(equation: RootEquation, goal: Tensor, *, num_steps: int = 50) -> tup
 
     Returns:
         For each solution its row ``[P]``, and the solution ``[P, 1]``.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=1, cond_in_size=0, activation_fn=torch.tanh)
+        >>> equation = RootEquation(NoisySampler(HPerturbWrapper(hnet, sigma_noise=1.0)))
+        >>> row, root = bracket(equation, torch.zeros(1, 1).double())
+        >>> bool(equation(root).abs().max() < 1e-6)
+        True
     """
     inner = torch.linspace(-8.0, 8.0, 1601, dtype=goal.dtype, device=goal.device)
     reach = float((equation(inner.unsqueeze(1)).abs().amax() + goal.abs().amax()) / equation.sigma.min())

@@ -15,7 +15,7 @@ __all__ = ["has_full_support", "measure_holes"]
 
 @torch.no_grad()
 def has_full_support(sampler: NoisySampler) -> bool:
-    r"""Whether every value is known to have a positive density.
+    r"""Return whether every value is known to have a positive density.
 
     Independent noise reaches every value, whatever the generator. Shared noise does if
     :math:`u \mapsto h(u)_{1:n} + \sigma_{1:n} u` takes every value in R^n, which a bounded continuous h guarantees; so
@@ -49,7 +49,7 @@ def has_full_support(sampler: NoisySampler) -> bool:
 
 @torch.no_grad()
 def measure_holes(sampler: NoisySampler, draws: Tensor) -> tuple[float, float]:
-    """Share of values around the draws of a sampler with shared noise that no noise was found for.
+    """Estimate the share of values around the draws of a sampler with shared noise that no noise leads to.
 
     The values are the draws plus independent Gaussian noise with the draws' own standard deviations.
 
@@ -59,6 +59,14 @@ def measure_holes(sampler: NoisySampler, draws: Tensor) -> tuple[float, float]:
 
     Returns:
         The share and its standard error.
+
+    Example:
+        >>> from torch import nn
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HMLP([[3]], uncond_in_size=1, cond_in_size=0, activation_fn=nn.Tanh())
+        >>> sampler = NoisySampler(HPerturbWrapper(hnet, sigma_noise=1.0))
+        >>> measure_holes(sampler, sampler.draw(8).weights)
+        (0.0, 0.0)
     """
     values = draws + draws.std(0) * torch.randn_like(draws)
     found = find_preimages(sampler, values, log_abs_det=lambda _, u: u.new_zeros(len(u)), warn=False)

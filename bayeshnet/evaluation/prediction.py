@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from torch import Tensor
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.formatting import array, span
-from bayeshnet.sites.quantiles import sample_quantiles
+from bayeshnet.sites.quantiles import checked_level, sample_quantiles
 
 __all__ = ["Prediction"]
 
@@ -54,7 +53,8 @@ class Prediction:
         noise: Any = self.conditional
         while isinstance(noise, torch.distributions.Independent):
             noise = noise.base_dist
-        kind = next(cls.__name__ for cls in type(noise).__mro__ if not cls.__name__.startswith("_"))
+        # A class of this package that derives from Pyro's says no more than Pyro's.
+        kind = next(cls.__name__ for cls in type(noise).__mro__ if not cls.__module__.startswith("bayeshnet."))
         return f"Prediction({', '.join([size, f'draws={array(self.draws)}', *ranges, f'likelihood={kind}'])})"
 
     @property
@@ -137,10 +137,7 @@ class Prediction:
             ArgumentTypeError: If ``level`` is not a number.
             UsageError: For a classification.
         """
-        if not isinstance(level, numbers.Real) and not (isinstance(level, Tensor) and level.numel() == 1):
-            raise ArgumentTypeError(f"level: is {level!r}; pass a number between 0 and 1, such as 0.9.")
-        if not 0.0 < level < 1.0:
-            raise ArgumentError(f"level: is {level}; pass a number between 0 and 1, such as 0.9.")
+        level = checked_level("level", level)
         if kind not in ("observation", "function"):
             raise ArgumentError(f"kind: is {kind!r}; pass 'observation' or 'function'.")
         if self.is_classification:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, cast
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -113,6 +113,8 @@ class Family(nn.Module, ABC):
         super().__init_subclass__(**kwargs)
         if short_form is not None:
             _SHORT_FORMS[short_form] = cls
+        if "build" in vars(cls):  # a build of its own makes objects by the constructor
+            cls.build = cast("Any", _built(cls.build))
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,9 +141,9 @@ class Family(nn.Module, ABC):
         made.init_parameters(start)
         return made
 
-    @abstractmethod
     def init_parameters(self, start: Start) -> None:
         """Make the parameters, on a copy with the settings; called by :meth:`build`."""
+        raise UsageError(f"family: {type(self).__name__} has no init_parameters(start); write it, or build(start).")
 
     @abstractmethod
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> TorchDistribution:
@@ -194,11 +196,8 @@ class Family(nn.Module, ABC):
 
     def settings(self) -> Mapping[str, Any]:
         """Return the settings to show, by name; public attributes that are neither modules nor tensors by default."""
-        own = {
-            key: value
-            for key, value in vars(self).items()
-            if key not in {*_MODULE_STATE, "distribution"} and key[0] != "_"
-        }
+        hidden = {*_MODULE_STATE, "distribution"}
+        own = {key: value for key, value in vars(self).items() if key not in hidden and key[0] != "_"}
         return {k: v for k, v in own.items() if v is not None and not isinstance(v, Tensor | nn.Module)}
 
     # ------------------------------------------------------------------ what a guide asks for
@@ -230,6 +229,16 @@ class Family(nn.Module, ABC):
 
     def __repr__(self) -> str:
         return self.describe()
+
+
+def _built(build: Callable[[Any, Start], Any]) -> Callable[[Any, Start], Any]:
+    @wraps(build)
+    def wrapped(self: Any, start: Start) -> Any:
+        made = build(self, start)
+        vars(made).pop("distribution", None)
+        return made
+
+    return wrapped
 
 
 def _refuse_distribution(name: str, loc: Tensor | None = None, scale: Tensor | None = None) -> TorchDistribution:

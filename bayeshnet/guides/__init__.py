@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bayeshnet.guides._decay import GroupDecay
+from bayeshnet.guides._old_options import old_mixture as old_mixture  # for bayeshnet.infer
 from bayeshnet.guides.delta import AutoHypernetDelta
 from bayeshnet.guides.hypernet import AutoHypernet
 from bayeshnet.guides.normal import AutoHypernetNormal

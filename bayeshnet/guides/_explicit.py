@@ -1,4 +1,4 @@
-"""What guides share whose hypernetwork has no noise as input: it outputs the parameters of a distribution."""
+"""The base of guides whose hypernetwork outputs the parameters of an explicit distribution, and takes no noise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeshnet.checks import require_flag
+from bayeshnet.checks import kind_of, require_flag
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides.base import Guide
@@ -20,23 +20,23 @@ from bayeshnet.hnets.mlp_hnet import HMLP
 from bayeshnet.hnets.row_maps import require_row_map
 from bayeshnet.mnets.param_table import num_weights
 from bayeshnet.sites.arguments import call_arguments
-from bayeshnet.sites.latents import prior_start
+from bayeshnet.sites.prior import prior_start
 from bayeshnet.typing import Shapes
 
 __all__ = ["ExplicitHypernet", "default_explicit_hnet"]
 
-# Up to so many outputs the default has a head for each of them, 17 parameters an output; then it is chunked.
+# The default has a linear head for up to so many outputs, with 17 parameters for each; beyond that it is chunked.
 _MAX_FULL = 2**20
 
 
 def default_explicit_hnet(target_shapes: Shapes) -> HyperNetInterface:
-    """The hypernetwork that an explicit guide gets when the user names none: one learned embedding, one condition.
+    """Build the default hypernetwork of an explicit guide, with one learned embedding as its input.
 
-    A small MLP with a head for every output; for more than 2^20 outputs a chunked one, whose number of parameters grows
-    with the square root of the number of outputs.
+    A small MLP; for more than 2^20 outputs a chunked one, whose number of parameters grows with the square root of the
+    number of outputs.
 
     Args:
-        target_shapes: Shapes of what is generated.
+        target_shapes: Shapes of the tensors it generates.
 
     Example:
         >>> default_explicit_hnet([[4, 3], [4]]).num_outputs
@@ -54,10 +54,25 @@ def default_explicit_hnet(target_shapes: Shapes) -> HyperNetInterface:
 class ExplicitHypernet(Guide):
     """Base of guides that call a hypernetwork without noise, once for all draws.
 
-    A subclass calls :meth:`_build` in its constructor, and makes a distribution of :meth:`outputs`.
+    A subclass calls :meth:`build` in its constructor, and builds its distribution from :meth:`outputs`.
+
+    Example:
+        >>> import pyro.distributions as dist, pyro
+        >>> class Point(ExplicitHypernet):
+        ...     def __init__(self, model, *, example):
+        ...         super().__init__(model, example=example)
+        ...         options = dict(hnet=None, cond_id=None, copies=1, whiten=True, init_loc_fn=None)
+        ...         self.build(model, example=example, **options)
+        ...     def get_posterior(self, *args, **kwargs):
+        ...         return dist.Delta(self.loc + self.scale * self.outputs()[0], event_dim=1)
+        ...     def move_to(self, mean, std=None, draws=None):
+        ...         self.loc.copy_(mean)
+        >>> guide = Point(lambda: pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1)), example=())
+        >>> guide()["z"].shape
+        torch.Size([3])
     """
 
-    def _build(
+    def build(
         self,
         model: Callable[..., Any],
         *,
@@ -68,14 +83,14 @@ class ExplicitHypernet(Guide):
         whiten: bool,
         init_loc_fn: Callable[..., Any] | None,
     ) -> Tensor:
-        """Make buffers and hypernetwork.
+        """Build buffers and hypernetwork.
 
         Args:
             model: The Pyro model.
             example: Its arguments.
-            hnet: A hypernetwork, taken as it is, or a function from target shapes to one; a small MLP by default.
-            cond_id: The condition of a conditional hypernetwork; may be left out if there is only one.
-            copies: How often the shapes of the latents are listed in the targets.
+            hnet: A hypernetwork, used as it is, or a function from target shapes to one; a small MLP by default.
+            cond_id: The condition of a conditional hypernetwork; may be omitted if there is only one.
+            copies: How often the shapes of the latents are repeated in the target shapes.
             whiten: Use the prior's spread as the scale; otherwise 1.
             init_loc_fn: Where the location comes from; the prior's centre if None.
 
@@ -83,20 +98,17 @@ class ExplicitHypernet(Guide):
             A start ``[D]`` of the whitened location: 0, but N(0, 1) where the prior is a Normal and no start was given.
 
         Raises:
-            ValueError: If the hypernetwork takes noise, does not produce what is asked for, or lacks the condition.
-            TypeError: If ``hnet`` is none.
-            RuntimeError: If it has batch norm or dropout.
+            ArgumentError: If the hypernetwork takes noise, does not fit the target shapes, or lacks the condition.
+            ArgumentTypeError: If ``hnet`` is not a hypernetwork.
+            DensityError: If it has batch norm or dropout.
         """
         require_flag("whiten", whiten)
         args, kwargs = call_arguments(example, "example")
-        prior = prior_start(model, self._sites, self._init_loc(), args, kwargs)
-        loc = prior.loc if init_loc_fn is None else self._init_loc()
-        self.register_buffer("loc", loc)
-        self.register_buffer("scale", prior.scale if whiten else torch.ones_like(prior.scale))
+        prior = prior_start(model, self.sites, self.loc, args, kwargs)
+        loc = prior.loc if init_loc_fn is None else self.loc
+        self.loc, self.scale = loc, prior.scale if whiten else torch.ones_like(prior.scale)
         # Added to what the hypernetwork outputs, so that a chunked one, too, starts where it should.
         self.register_buffer("offset", loc.new_zeros(copies, self.latent_dim))
-        self.loc: Tensor
-        self.scale: Tensor
         self.offset: Tensor
         made = _make_hnet(hnet, self.target_shapes * copies).to(dtype=loc.dtype, device=loc.device)
         # Registered past PyroModule, which would put the parameters into Pyro's global store at every access.
@@ -116,7 +128,7 @@ class ExplicitHypernet(Guide):
         """The condition; None if the hypernetwork has none. It may be set to another one.
 
         Raises:
-            ValueError: On setting, if there is no such condition.
+            ArgumentError: On setting, if there is no such condition.
         """
         return self._cond_id
 
@@ -125,11 +137,11 @@ class ExplicitHypernet(Guide):
         self._cond_id = _check_cond_id(self.hnet, cond_id)
 
     def learned_modules(self) -> dict[str, nn.Module]:
-        """The hypernetwork."""
+        """Return the hypernetwork."""
         return {"hnet": self.hnet}
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameter groups for a torch optimiser: what acts on one output at ``lr``, the rest at 0.3 lr."""
+        """Return parameter groups: those that act on one output each, at ``lr``, and the others, at 0.3 ``lr``."""
         direct = getattr(self.hnet, "direct_params", None)
         known = {id(param) for param in (() if direct is None else direct())}
         fast = [param for param in self.parameters() if id(param) in known]
@@ -137,12 +149,12 @@ class ExplicitHypernet(Guide):
         return [{"params": fast, "lr": lr}, {"params": slow, "lr": 0.3 * lr}]
 
     def outputs(self) -> Tensor:
-        """What the hypernetwork gives for the condition, in whitened coordinates, offset added: ``[copies, D]``."""
+        """Return the outputs of the hypernetwork for the condition plus the offset, whitened: ``[copies, D]``."""
         out = self.hnet(cond_id=self._cond_id, ret_format="flattened")
         return out.reshape(self.offset.shape) + self.offset
 
     def __repr__(self) -> str:
-        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self._sites)}", f"hnet={type(self.hnet).__name__}"]
+        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self.sites)}", f"hnet={type(self.hnet).__name__}"]
         if self.hnet.num_known_conds > 1:
             parts.append(f"cond_id={self._cond_id}")
         return f"{type(self).__name__}({', '.join(parts)})"
@@ -160,7 +172,7 @@ def _make_hnet(hnet: HnetOrBuilder | None, shapes: list[list[int]]) -> nn.Module
     if not isinstance(made, HyperNetInterface) or not isinstance(made, nn.Module):
         returned = "returned" if made is not hnet else "is"
         raise ArgumentTypeError(
-            f"hnet: {returned} a {type(made).__name__}; pass a hypernetwork (an nn.Module with HyperNetInterface), or "
+            f"hnet: {returned} {kind_of(made)}; pass a hypernetwork (an nn.Module with HyperNetInterface), or "
             "a function from target shapes to one."
         )
     if made.num_outputs != num_weights(shapes):

@@ -1,16 +1,12 @@
-"""The part of a guide that turns a distribution over all latents, in one flat vector, into Pyro sites."""
+"""The base of all guides: a distribution over all latents, in one flat vector, as the sites of a Pyro program."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, cast
 
-import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
@@ -18,62 +14,77 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from bayeshnet.checks import require_count, require_trainable
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
+from bayeshnet.checks import kind_of, require_count, require_trainable
+from bayeshnet.errors import ArgumentTypeError, BayeshnetError
 from bayeshnet.guides._decay import GroupDecay
-from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.sites.arguments import call_arguments, call_error, nan_data_error, refuse_nan_data, require_targets
-from bayeshnet.sites.latents import CheckedInit, LatentSite, jacobian_site, latent_sites, nodes_of, prior_draw
+from bayeshnet.sites.latents import LatentSite, constrained, emit_sites, latent_sites, nodes_of
 from bayeshnet.sites.one_thread import one_thread
-from bayeshnet.sites.quantiles import sample_quantiles
+from bayeshnet.sites.prototype import CheckedInit, detach_trace, prior_draw
+from bayeshnet.sites.quantiles import checked_levels, sample_quantiles
 
 __all__ = ["Guide", "with_model"]
 
 
 def with_model(guide: Any, model: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
-    """Let a guide of this package go by the model that it is used with; any other guide is left alone."""
+    """Let a guide of this package draw as a guide for this model within a ``with`` block; see :meth:`Guide.attached`.
+
+    Any other guide is left alone.
+
+    Example:
+        >>> with with_model(lambda x: None, lambda x: None):
+        ...     pass
+    """
     return guide.attached(model) if isinstance(guide, Guide) else contextlib.nullcontext()
 
 
-def _is_no_site(msg: Any) -> bool:
+def _is_not_latent_or_data(msg: Any) -> bool:
     return msg["type"] != "sample" or site_is_subsample(msg)
 
 
-def _without_graph(value: Any) -> Any:
-    """A tensor, or a distribution with all that it is made of, detached; what is given stays as it is."""
-    if isinstance(value, Tensor):
-        return value.detach() if value.grad_fn is not None else value
-    if isinstance(value, list | tuple):
-        return type(value)(map(_without_graph, value)) if type(value) in (list, tuple) else value
-    if not isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
-        return value
-    made = copy.copy(value)
-    vars(made).update({key: _without_graph(part) for key, part in vars(value).items()})
-    return made
-
-
 class Guide(AutoContinuous):
-    """Base of the guides: built at once from an example, right under every ELBO of Pyro.
+    """Base of the guides: built at once from an example, and usable under every ELBO of Pyro.
 
-    A subclass implements :meth:`get_posterior`, and :meth:`learned_modules` if it has parameters.
+    A subclass implements :meth:`get_posterior` and :meth:`move_to`, and :meth:`learned_modules` if it has parameters.
 
     Args:
         model: Any Pyro model whose latents are continuous.
         example: The model's arguments.
         init_loc_fn: Per-site initialisation function for the prototype; prior draws by default.
 
+    Attributes:
+        sites: The latent sites of the model, in the order of their coordinates.
+        latent_dim: Number D of unconstrained coordinates.
+        loc: Location ``[D]`` of the guide's own coordinates: the prototype's value, unless a subclass replaces it.
+        scale: Their scale ``[D]``: 1, unless a subclass replaces it.
+
     Raises:
-        ValueError: If latents are discrete or absent, or the data hold NaN or infinite values.
-        TypeError: If ``model`` or ``init_loc_fn`` is no callable, or ``example`` no arguments of the model.
-        RuntimeError: Under ``torch.inference_mode()``, in which nothing can be made that learns.
+        ArgumentError: If latents are discrete or absent, or the data hold NaN or infinite values.
+        ArgumentTypeError: If ``model`` or ``init_loc_fn`` cannot be called, or the model not with ``example``.
+        UsageError: Under ``torch.inference_mode()``, in which nothing can be built that learns.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> class Point(Guide):
+        ...     def get_posterior(self, *args, **kwargs):
+        ...         return dist.Delta(self.loc, event_dim=1)
+        ...     def move_to(self, mean, std=None, draws=None):
+        ...         self.loc = mean
+        >>> guide = Point(lambda: pyro.sample("scale", dist.Gamma(torch.ones(2), 1.0).to_event(1)), example=())
+        >>> [site.name for site in guide.sites], guide()["scale"].shape
+        (['scale'], torch.Size([2]))
     """
+
+    loc: Tensor
+    scale: Tensor
+    _decay: GroupDecay | None = None
 
     def __init__(
         self, model: Callable[..., Any], *, example: Any, init_loc_fn: Callable[..., Any] | None = None
     ) -> None:
         if not callable(model):
-            raise ArgumentTypeError(f"model: is a {type(model).__name__}; pass a Pyro model, a callable.")
+            raise ArgumentTypeError(f"model: is {kind_of(model)}; pass a Pyro model, a callable.")
         if isinstance(model, AutoGuide):
             raise ArgumentTypeError(f"model: is a guide ({type(model).__name__}); pass the model itself.")
         require_trainable(type(self).__name__)
@@ -96,9 +107,12 @@ class Guide(AutoContinuous):
             if better is None:
                 raise
             raise better from error
+        loc = self.init_loc()
+        self.register_buffer("loc", loc)
+        self.register_buffer("scale", torch.ones_like(loc))
 
     # Observed sites too: their data are looked at. What is hidden is as in Pyro's other guides otherwise.
-    _prototype_hide_fn = staticmethod(_is_no_site)
+    _prototype_hide_fn = staticmethod(_is_not_latent_or_data)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         # That of AutoContinuous would fail on discrete latents and on mixtures; the sites are described here instead.
@@ -107,28 +121,45 @@ class Guide(AutoContinuous):
         refuse_nan_data(self.original_model, trace, args, kwargs)
         for name in trace.observation_nodes:
             trace.remove_node(name)
-        # The trace is kept, and what hangs in a graph of gradients, of learned prior scales for instance, cannot be
-        # copied. Not traced without gradients: a model may need them.
-        for node in nodes_of(trace).values():
-            node.update({key: _without_graph(node[key]) for key in ("fn", "value") if key in node})
-        self._sites = latent_sites(cast("Trace", self.prototype_trace))
-        self._sizes = [site.numel for site in self._sites]
-        self.latent_dim = sum(self._sizes)
-        self._unpacked_shapes: tuple[torch.Size | None, list[torch.Size]] = (None, [])
+        detach_trace(trace)
+        self.sites: list[LatentSite] = latent_sites(trace)
+        self.latent_dim = sum(site.numel for site in self.sites)
 
-    def _init_loc(self) -> Tensor:
+    def init_loc(self) -> Tensor:
+        """Return the prototype's values ``[D]`` in unconstrained coordinates: prior draws, or those of ``init_loc_fn``.
+
+        Example:
+            >>> import pyro, torch, pyro.distributions as dist
+            >>> from pyro.infer.autoguide import init_to_value
+            >>> from bayeshnet import AutoHypernet
+            >>> model = lambda: pyro.sample("scale", dist.Gamma(1.0, 1.0))
+            >>> init = init_to_value(values={"scale": torch.tensor(1.0)})
+            >>> AutoHypernet(model, example=(), init_loc_fn=init).init_loc()
+            tensor([0.])
+        """
         nodes = nodes_of(cast("Trace", self.prototype_trace))
-        values = [site.unconstrain(nodes[site.name]["value"]) for site in self._sites]
+        values = [site.unconstrain(nodes[site.name]["value"]) for site in self.sites]
         return torch.cat([value.reshape(-1) for value in values]).detach()
 
     # ------------------------------------------------------------------ for subclasses
 
     @abstractmethod
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
-        """The distribution over all latents, flattened and unconstrained: a draw is ``[D]``."""
+        """Return the distribution over all latents, flattened and unconstrained: a draw is ``[D]``."""
+
+    @abstractmethod
+    def move_to(self, mean: Tensor, std: Tensor | None = None, draws: Mapping[str, Tensor] | None = None) -> None:
+        """Give the latents these means and standard deviations, in place; :func:`~bayeshnet.infer.start_from` calls it.
+
+        Args:
+            mean: Means ``[D]`` in unconstrained coordinates; NaN for latents that are to stay where they are.
+            std: Standard deviations ``[D]``; None or NaN for those that are to stay.
+            draws: The draws ``[S, n]`` by site name whose moments these are, in unconstrained coordinates, for a guide
+                that makes use of more than their moments; sites without any are missing.
+        """
 
     def learned_modules(self) -> dict[str, nn.Module]:
-        """The modules whose parameters are announced to Pyro, by name."""
+        """Return the modules whose parameters are announced to Pyro, by name."""
         return {}
 
     # ------------------------------------------------------------------ hooks of a training loop
@@ -136,16 +167,16 @@ class Guide(AutoContinuous):
     def begin_fit(self, model: Callable[..., Any], data: Any) -> None:
         """Prepare the guide for a fit; :func:`~bayeshnet.fit` calls this before its first step.
 
-        A training loop of your own calls it as well. From then on the parameters of groups with a ``"decay"`` (see
+        A training loop of your own calls it, too. From then on the parameters of groups with a ``"decay"`` (see
         :meth:`param_groups`) shrink by the factor ``1 - lr * decay`` after each step of any optimiser that has them,
-        until :meth:`end_fit` or :meth:`cancel_fit`. A second call begins anew.
+        until :meth:`end_fit` or :meth:`cancel_fit`. A second call starts anew. Copies of the guide are not in a fit.
 
         Args:
             model: The model that the guide is fitted to.
             data: The data as for :func:`~bayeshnet.fit`: the model's arguments, or an iterable of batches.
 
         Example:
-            >>> import pyro, torch
+            >>> import pyro, torch, pyro.distributions as dist
             >>> from pyro.infer import SVI, Trace_ELBO
             >>> from bayeshnet import AutoHypernet
             >>> model = lambda: pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -154,33 +185,50 @@ class Guide(AutoContinuous):
             >>> guide.begin_fit(model, ())
             >>> losses = [svi.step() for _ in range(3)]
             >>> guide.end_fit(model, ())
+            >>> len(losses)
+            3
         """
         self.cancel_fit()
         self._decay = GroupDecay(self.param_groups(1.0))
 
     def end_fit(self, model: Callable[..., Any], data: Any) -> None:
-        """Finish a fit; :func:`~bayeshnet.fit` calls this after its last step. See :meth:`begin_fit`.
+        """Finish a fit; :func:`~bayeshnet.fit` calls this after its last step. See :meth:`begin_fit` for an example.
 
         Args:
             model: The model that the guide was fitted to.
-            data: The data.
+            data: The data that it was fitted to.
         """
         self.cancel_fit()
 
     def cancel_fit(self) -> None:
-        """Undo what :meth:`begin_fit` has set up, where a fit fails and :meth:`end_fit` has nothing to finish."""
+        """Stop the decay that :meth:`begin_fit` has started, where a fit fails, so that there is nothing to finish.
+
+        Example:
+            >>> import pyro, torch, pyro.distributions as dist
+            >>> from bayeshnet import AutoHypernet
+            >>> model = lambda: pyro.sample("z", dist.Normal(0.0, 1.0))
+            >>> guide = AutoHypernet(model, example=())
+            >>> guide.begin_fit(model, ())
+            >>> guide.cancel_fit()
+        """
         if self._decay is not None:
             self._decay.remove()
             self._decay = None
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameter groups for a torch optimiser: all parameters that require a gradient, at this learning rate.
+        """Return parameter groups for a torch optimiser: here, all parameters that require a gradient.
 
-        A subclass may divide them. A group with a ``"decay"`` has decoupled weight decay, with any optimiser, between
-        :meth:`begin_fit` and :meth:`end_fit`.
+        A subclass may divide them. A group with a ``"decay"`` has decoupled weight decay of that strength, with any
+        optimiser, between :meth:`begin_fit` and :meth:`end_fit`.
 
         Args:
             lr: Learning rate.
+
+        Example:
+            >>> import pyro, torch, pyro.distributions as dist
+            >>> from bayeshnet import AutoHypernetDelta
+            >>> guide = AutoHypernetDelta(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), example=())
+            >>> optimizer = torch.optim.Adam(guide.param_groups(0.01))
         """
         return [{"params": [param for param in self.parameters() if param.requires_grad], "lr": lr}]
 
@@ -189,28 +237,26 @@ class Guide(AutoContinuous):
         """Bound on the norm of the gradient that :func:`~bayeshnet.fit` keeps by default; None for no bound."""
         return None
 
-    _decay: GroupDecay | None = None
-
     # ------------------------------------------------------------------ what there is
 
     @property
     def original_model(self) -> Callable[..., Any] | None:
-        """The model as it was given, without Pyro's handlers; None in a copy, until :meth:`attach`."""
+        """The model that was given, without Pyro's handlers around it; None in a copy, until :meth:`attach`."""
         return None if self._original is None else self._original[0]
 
     def attach(self, model: Callable[..., Any]) -> None:
-        """Give a copy its model back, to place its inducing points, say.
+        """Give a copy its model back, for example to place its inducing points.
 
-        :func:`~bayeshnet.fit` does it with the model that it is given. Predictions need no call: a copy draws as the
-        guide did that it was made from, and functions that are given a model, as :func:`~bayeshnet.predict` is, go by
-        that. Only a copy that a loop of your own trains together with learned prior scales, and that is then asked for
-        draws without its model, has to be told of it.
+        :meth:`begin_fit` of an :class:`~bayeshnet.AutoHypernet` does it. Predictions need no call: a copy draws as the
+        original did when it was copied, and functions that take a model, such as :func:`~bayeshnet.predict`, go by
+        that model. Only a copy that is trained together with learned prior scales in a loop without
+        :meth:`begin_fit`, and is then asked for draws without its model, has to be told of it.
 
         Args:
             model: The model that the guide was built for, or a copy of it.
 
         Example:
-            >>> import copy, pyro, torch
+            >>> import copy, pyro, torch, pyro.distributions as dist
             >>> from bayeshnet import AutoHypernet
             >>> model = lambda: pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
             >>> guide = copy.deepcopy(AutoHypernet(model, example=()))
@@ -224,13 +270,21 @@ class Guide(AutoContinuous):
 
     @contextlib.contextmanager
     def attached(self, model: Callable[..., Any]) -> Generator[None]:
-        """Go by this model within a ``with`` block, whatever model the guide belongs to; by its own for any other kind.
+        """Draw as a guide for this model within a ``with`` block, with the prior scales that it has learned.
 
         Args:
-            model: A :class:`~bayeshnet.BayesianModel` with the guide's latents; anything else changes nothing.
+            model: A :class:`~bayeshnet.BayesianModel` with the guide's latents; any other model changes nothing.
+
+        Example:
+            >>> import pyro, torch, pyro.distributions as dist
+            >>> from bayeshnet import AutoHypernet
+            >>> model = lambda: pyro.sample("z", dist.Normal(0.0, 1.0))
+            >>> guide = AutoHypernet(model, example=())
+            >>> with guide.attached(model):
+            ...     draws = guide.sample_posterior(3)
         """
         before = self._original
-        self._original = (model,) if isinstance(model, BayesianModel) else before
+        self._original = (model,) if hasattr(model, "weight_priors") else before
         try:
             yield
         finally:
@@ -239,7 +293,7 @@ class Guide(AutoContinuous):
     @property
     def target_shapes(self) -> list[list[int]]:
         """Shapes of the latents in unconstrained coordinates, in the order in which they are generated."""
-        return [list(site.shape) for site in self._sites]
+        return [list(site.shape) for site in self.sites]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy without the model, as for every guide of Pyro; theirs takes it from the original as well.
@@ -248,62 +302,74 @@ class Guide(AutoContinuous):
     # ------------------------------------------------------------------ the guide
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Draw all latents as Pyro sites; the arguments are those of the model.
+        """Draw all latents as Pyro sites.
+
+        Args:
+            args: The arguments of the model.
+            kwargs: Its keyword arguments.
 
         Returns:
             The values by site name.
         """
+        self.emit_params()
+        latent = self.sample_latent(*args, **kwargs)
+        return emit_sites(self.sites, latent, self._create_plates(*args, **kwargs))
+
+    def emit_params(self) -> None:
+        """Announce the parameters of :meth:`learned_modules` to Pyro; part of :meth:`forward`."""
         for name, module in self.learned_modules().items():
             emit_param_sites(f"{self._pyro_name}.{name}", module)
-        latent = self.sample_latent(*args, **kwargs)
-        plates = self._create_plates(*args, **kwargs)
-        values: dict[str, Tensor] = {}
-        for site, unconstrained in self._unpack(latent):
-            value = site.constrain(unconstrained)
-            with ExitStack() as stack:
-                for plate in site.plates:
-                    stack.enter_context(plates[plate])
-                jacobian_site(site, unconstrained, value)
-                values[site.name] = pyro.sample(site.name, _PointMass(value, event_dim=site.value_event_dim))
-        return values
-
-    def _unpack(self, latent: Tensor) -> Iterator[tuple[LatentSite, Tensor]]:
-        batch_shape = latent.shape[:-1]
-        if self._unpacked_shapes[0] != batch_shape:  # the same at every step; broadcast_shapes is slow
-            shapes = [torch.broadcast_shapes(s.shape, batch_shape + (1,) * s.event_dim) for s in self._sites]
-            self._unpacked_shapes = (batch_shape, shapes)
-        parts = latent.split(self._sizes, -1)
-        for site, part, shape in zip(self._sites, parts, self._unpacked_shapes[1], strict=True):
-            yield site, part.reshape(shape)
 
     # ------------------------------------------------------------------ summaries
 
     @torch.no_grad()
     def sample_posterior(self, num_samples: int) -> dict[str, Tensor]:
-        """``num_samples`` draws of every latent in one call: ``[num_samples, *shape]`` by site name.
+        """Draw all latents, in one call.
+
+        Args:
+            num_samples: Number S of draws.
+
+        Returns:
+            ``[S, *shape]`` by site name.
 
         Raises:
-            ValueError: If ``num_samples`` is not positive.
-            TypeError: If it is no whole number.
+            ArgumentError: If ``num_samples`` is not positive.
+            ArgumentTypeError: If it is not an integer.
+
+        Example:
+            >>> import pyro, torch, pyro.distributions as dist
+            >>> from bayeshnet import AutoHypernet
+            >>> guide = AutoHypernet(lambda: pyro.sample("scale", dist.Gamma(1.0, 1.0)), example=())
+            >>> guide.sample_posterior(5)["scale"].shape
+            torch.Size([5])
         """
         require_count("num_samples", num_samples)
-        latent = self.get_posterior().rsample((num_samples,))
-        return {
-            site.name: site.constrain(part.reshape((num_samples, *site.shape)))
-            for site, part in zip(self._sites, latent.split(self._sizes, -1), strict=True)
-        }
+        return constrained(self.sites, self.get_posterior().rsample((num_samples,)))
 
     def median(  # pyright: ignore[reportIncompatibleMethodOverride] - one keyword more than Pyro's
         self, *args: Any, num_samples: int = 1000, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Median of each latent coordinate by Monte Carlo, standard error about ``1.25 std / sqrt(num_samples)``."""
+        """Estimate the median of each latent coordinate, with a standard error of ``1.25 std / sqrt(num_samples)``.
+
+        Args:
+            args: Ignored, for Pyro's signature.
+            num_samples: Number of draws.
+            kwargs: Ignored.
+
+        Example:
+            >>> import pyro, torch, pyro.distributions as dist
+            >>> from bayeshnet import AutoHypernet
+            >>> guide = AutoHypernet(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), example=())
+            >>> guide.median()["z"].shape
+            torch.Size([])
+        """
         return {name: value[0] for name, value in self.quantiles([0.5], num_samples=num_samples).items()}
 
     @torch.no_grad()
     def quantiles(
         self, quantiles: Sequence[float] | Tensor, *args: Any, num_samples: int = 1000, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Quantiles of each latent coordinate by Monte Carlo.
+        """Estimate quantiles of each latent coordinate.
 
         They are taken in unconstrained coordinates and transformed, as Pyro's other guides do.
 
@@ -317,31 +383,17 @@ class Guide(AutoContinuous):
             ``[Q, *shape]`` by site name.
 
         Raises:
-            ValueError: If a quantile is outside of 0..1, or ``num_samples`` not positive.
-            TypeError: If an argument is of another type.
+            ArgumentError: If a quantile is outside of 0..1, or ``num_samples`` not positive.
+            ArgumentTypeError: If an argument is of another type.
+
+        Example:
+            >>> import pyro, torch, pyro.distributions as dist
+            >>> from bayeshnet import AutoHypernet
+            >>> guide = AutoHypernet(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), example=())
+            >>> guide.quantiles([0.05, 0.95])["z"].shape
+            torch.Size([2])
         """
         require_count("num_samples", num_samples)
-        try:
-            levels = torch.as_tensor(quantiles, dtype=self.loc.dtype, device=self.loc.device)
-        except (TypeError, ValueError):
-            raise ArgumentTypeError(f"quantiles: is {quantiles!r}; pass a list of numbers between 0 and 1.") from None
-        if levels.dim() != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
-            raise ArgumentError(f"quantiles: is {quantiles}; pass a list of numbers between 0 and 1.")
+        levels = checked_levels("quantiles", quantiles).to(self.loc)
         latent = self.get_posterior().rsample((num_samples,))
-        parts = sample_quantiles(latent, levels).split(self._sizes, -1)
-        return {
-            site.name: site.constrain(part.reshape((len(levels), *site.shape)))
-            for site, part in zip(self._sites, parts, strict=True)
-        }
-
-
-class _PointMass(dist.Delta):
-    """A Delta that recognises its own value, without comparing all numbers at every step."""
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        return super().rsample(sample_shape) if sample_shape else self.v
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        if x is self.v:
-            return cast("Tensor", self.log_density).expand(self.batch_shape)
-        return super().log_prob(x)
+        return constrained(self.sites, sample_quantiles(latent, levels))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -16,7 +14,7 @@ from bayeshnet.errors import ArgumentError
 from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides._explicit import ExplicitHypernet
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
-from bayeshnet.models.param_sites import emit_param_sites
+from bayeshnet.sites.latents import emit_sites
 
 __all__ = ["AutoHypernetDelta"]
 
@@ -45,10 +43,10 @@ class AutoHypernetDelta(ExplicitHypernet):
             hypernetwork makes them (for one with a hyperfan initialisation, say).
 
     Raises:
-        ValueError: If latents are discrete or absent, the data hold NaN, or the hypernetwork takes noise, does not
-            produce what is asked for or lacks the condition.
-        TypeError: If an argument is of another type.
-        RuntimeError: If the hypernetwork has batch norm or dropout.
+        ArgumentError: If latents are discrete or absent, the data hold NaN, or the hypernetwork takes noise, does not
+            fit the target shapes or lacks the condition.
+        ArgumentTypeError: If an argument is of another type.
+        DensityError: If the hypernetwork has batch norm or dropout.
 
     Example:
         >>> from bayeshnet import BayesianModel, fit, likelihoods
@@ -71,7 +69,7 @@ class AutoHypernetDelta(ExplicitHypernet):
         whiten: bool = True,
     ) -> None:
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
-        noise = self._build(
+        noise = self.build(
             model, example=example, hnet=hnet, cond_id=cond_id, copies=1, whiten=whiten, init_loc_fn=init_loc_fn
         )
         with torch.no_grad():
@@ -81,19 +79,34 @@ class AutoHypernetDelta(ExplicitHypernet):
                 self.offset += 0.3 * noise - self.outputs()
 
     def latent(self) -> Tensor:
-        """The latents ``[D]`` in unconstrained coordinates."""
+        """Return the latents ``[D]`` in unconstrained coordinates.
+
+        Example:
+            >>> import pyro
+            >>> guide = AutoHypernetDelta(lambda: pyro.sample("scale", dist.Gamma(1.0, 1.0)), example=())
+            >>> bool(guide.latent().exp() == guide.median()["scale"])
+            True
+        """
         return torch.addcmul(self.loc, self.scale, self.outputs()[0])
 
     @torch.no_grad()
-    def move_to(self, mean: Tensor, std: Tensor | None = None) -> None:
+    def move_to(self, mean: Tensor, std: Tensor | None = None, draws: Mapping[str, Tensor] | None = None) -> None:
         """Shift the latents in place, by the offset; the hypernetwork stays as it is.
 
         Args:
             mean: Latents ``[D]`` in unconstrained coordinates; NaN for those that are to stay where they are.
-            std: Ignored: there is no spread.
+            std: Ignored, since there is no spread.
+            draws: Ignored.
 
         Raises:
-            ValueError: If the shape differs.
+            ArgumentError: If the shape differs.
+
+        Example:
+            >>> import pyro
+            >>> guide = AutoHypernetDelta(lambda: pyro.sample("scale", dist.Gamma(1.0, 1.0)), example=())
+            >>> guide.move_to(torch.zeros(1))
+            >>> float(guide.median()["scale"])
+            1.0
         """
         if mean.shape != self.loc.shape:
             raise ArgumentError(f"mean: has shape {tuple(mean.shape)}; pass {tuple(self.loc.shape)}.")
@@ -101,30 +114,17 @@ class AutoHypernetDelta(ExplicitHypernet):
         self.offset += torch.where(shift.isnan(), torch.zeros_like(shift), shift)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
-        """The Delta at the latents, flattened and unconstrained."""
+        """Return the Delta at the latents, flattened and unconstrained."""
         return dist.Delta(self.latent(), event_dim=1)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """All latents as Pyro sites; the arguments are those of the model.
-
-        Returns:
-            The values by site name.
-        """
-        for name, module in self.learned_modules().items():
-            emit_param_sites(f"{self._pyro_name}.{name}", module)
-        plates = self._create_plates(*args, **kwargs)
-        values: dict[str, Tensor] = {}
-        for site, part in zip(self._sites, self.latent().split(self._sizes), strict=True):
-            value = site.constrain(part.reshape(site.shape))
-            with ExitStack() as stack:
-                for plate in site.plates:
-                    stack.enter_context(plates[plate])
-                values[site.name] = pyro.sample(site.name, dist.Delta(value, event_dim=site.value_event_dim))
-        return values
+        """Make Pyro sites of all latents; see :meth:`bayeshnet.guides.base.Guide.forward`."""
+        self.emit_params()
+        return emit_sites(self.sites, self.latent(), self._create_plates(*args, **kwargs), jacobian=False)
 
     @torch.no_grad()
     def quantiles(
         self, quantiles: Sequence[float] | Tensor, *args: Any, num_samples: int = 1, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """The values themselves, once for each quantile asked for: ``[Q, *shape]`` by site name."""
+        """Return the values themselves, once for each quantile: ``[Q, *shape]`` by site name."""
         return super().quantiles(quantiles, num_samples=1)

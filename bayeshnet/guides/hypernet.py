@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.guides._building import check_start, family_from, family_start, unconditional, whitened
 from bayeshnet.guides._hooks import finish, prepare
 from bayeshnet.guides._old_options import OldNames, with_old_options
+from bayeshnet.guides._pseudo_targets import move_pseudo_targets
 from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.inducing.build import Conditional, ConditionalPlan, plan_or_reason
@@ -24,10 +25,10 @@ from bayeshnet.inducing.conditional_weights import ConditionalWeights
 from bayeshnet.inducing.layers import InducingLayers
 from bayeshnet.inducing.placement import place_inducing
 from bayeshnet.inducing.resampling import best_exponent, checked_num_proposals, score_proposals
-from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.arguments import call_arguments, check_rows
 from bayeshnet.sites.kept_state import restored
-from bayeshnet.sites.latents import prior_start
+from bayeshnet.sites.prior import prior_start
 
 __all__ = ["AutoHypernet"]
 
@@ -116,12 +117,12 @@ class AutoHypernet(OldNames, Guide):
         check_start(init_scale=init_scale, whiten=whiten)
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
         args, kwargs = call_arguments(example, "example")
-        prior = prior_start(model, self._sites, self._init_loc(), args, kwargs)
+        prior = prior_start(model, self.sites, self.init_loc(), args, kwargs)
         wanted = None if conditional == "auto" and chosen.draws_all else conditional
         options: Any = {"conditional": wanted, "num_inducing": num_inducing}
-        self._plan, self._why_not = plan_or_reason(model, self._sites, prior, args, kwargs, **options)
+        self._plan, self._why_not = plan_or_reason(model, self.sites, prior, args, kwargs, **options)
         layout = None if self._plan is None else self._plan.layout
-        init_loc = None if init_loc_fn is None else self._init_loc()
+        init_loc = None if init_loc_fn is None else self.init_loc()
         whitening = whitened(prior, layout, init_loc=init_loc, whiten=whiten)
         self.register_buffer("loc", whitening.loc)
         self.register_buffer("scale", whitening.scale)
@@ -172,7 +173,7 @@ class AutoHypernet(OldNames, Guide):
         return self.family.hnet
 
     def __repr__(self) -> str:
-        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self._sites)}"]
+        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self.sites)}"]
         if self.family is not None:
             parts.append(f"family={self.family.describe()}")
         if self._plan is not None:
@@ -223,6 +224,17 @@ class AutoHypernet(OldNames, Guide):
         super().end_fit(model, data)
         finish(self, data)
 
+    @torch.no_grad()
+    def move_to(self, mean: Tensor, std: Tensor | None = None, draws: Mapping[str, Tensor] | None = None) -> None:
+        """Move the family, and the pseudo-targets of conditional layers; see the base class."""
+        if self._plan is not None and move_pseudo_targets(self, self._plan, mean, draws):
+            self.inducing_placed.fill_(True)
+        std = torch.full_like(mean, torch.nan) if std is None else std
+        if self.family is not None:
+            layout = None if self._plan is None else self._plan.layout
+            means, stds = (mean - self.loc) / self.scale, std / self.scale
+            self.family.warm_start(unconditional(means, layout), unconditional(stds, layout))
+
     def diagnose(self, *, num_samples: int = 256, thorough: bool = True) -> Diagnosis:
         """Check how far the density of the family can be trusted: folding, or the gap to importance sampling.
 
@@ -245,7 +257,7 @@ class AutoHypernet(OldNames, Guide):
             RuntimeError: If no layer is conditional.
         """
         inducing, model = self.inducing, self.original_model
-        if inducing is None or not isinstance(model, BayesianModel):
+        if inducing is None or not has_network(model):
             raise UsageError(f"place_inducing: {_UNPLACED}")
         place_inducing(model, inducing, x, y, max(len(x), model.dataset_size or 0))
         self.inducing_placed.fill_(True)
@@ -268,14 +280,14 @@ class AutoHypernet(OldNames, Guide):
             UsageError: If no layer is conditional.
         """
         model = self.original_model
-        if self.inducing is None or not isinstance(model, BayesianModel):
+        if self.inducing is None or not has_network(model):
             raise UsageError(f"calibrate: {_UNPLACED}")
         check_rows(model, x, y)
         with restored([self.tempering_exponent], on_error=True):
             self.tempering_exponent.fill_(1.0)
             if self.num_proposals > 1:
                 posterior = cast("ConditionalWeights", self.get_posterior())
-                ratios, weights = score_proposals(model, posterior, self._sites, x, y)
+                ratios, weights = score_proposals(model, posterior, self.sites, x, y)
                 self.tempering_exponent.fill_(best_exponent(ratios, weights, self.num_proposals))
         return float(self.tempering_exponent)
 
@@ -314,7 +326,7 @@ class AutoHypernet(OldNames, Guide):
             return None
         if model is None:  # a copy
             return self.copied_prior_scale
-        if not isinstance(model, BayesianModel) or model.learned_scales is None:
+        if getattr(model, "learned_scales", None) is None or not has_network(model):
             return None
         priors: Any = model.weight_priors()
         learned = torch.cat([prior.stddev.reshape(-1) for prior in priors.values()])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -19,9 +17,9 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides._explicit import ExplicitHypernet
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
-from bayeshnet.init.gauss_hyperfan import gauss_hyperfan_init
-from bayeshnet.models.param_sites import emit_param_sites
-from bayeshnet.sites.latents import LatentSite, jacobian_site
+from bayeshnet.init import gauss_hyperfan_init
+from bayeshnet.sites.latents import constrained, emit_normal_sites
+from bayeshnet.sites.quantiles import checked_levels
 
 __all__ = ["AutoHypernetNormal"]
 
@@ -62,10 +60,10 @@ class AutoHypernetNormal(ExplicitHypernet):
         whiten: Use the prior's spread as the scale; otherwise 1.
 
     Raises:
-        ValueError: If latents are discrete or absent, the data hold NaN, a number is out of range, or the hypernetwork
-            takes noise, does not produce what is asked for or lacks the condition.
-        TypeError: If an argument is of another type.
-        RuntimeError: If the hypernetwork has batch norm or dropout.
+        ArgumentError: If latents are discrete or absent, the data hold NaN, a number is out of range, or the
+            hypernetwork takes noise, does not fit the target shapes or lacks the condition.
+        ArgumentTypeError: If an argument is of another type.
+        DensityError: If the hypernetwork has batch norm or dropout.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -102,7 +100,7 @@ class AutoHypernetNormal(ExplicitHypernet):
                 raise ArgumentError(f"{name}: is {value}; pass a variance, 0 or a positive number.")
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
         self._std: Literal["softplus", "exp"] = std
-        noise = self._build(
+        noise = self.build(
             model, example=example, hnet=hnet, cond_id=cond_id, copies=2, whiten=whiten, init_loc_fn=init_loc_fn
         )
         self._start(hnet, init_scale, mean_var, rho_var, noise, exact=init_loc_fn is not None)
@@ -134,20 +132,37 @@ class AutoHypernetNormal(ExplicitHypernet):
         return std + torch.log(-torch.expm1(-std)) if self._std == "softplus" else 2.0 * std.log()
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation ``[D]`` of all latents, in unconstrained coordinates."""
+        """Return mean and standard deviation ``[D]`` of all latents, in unconstrained coordinates.
+
+        Example:
+            >>> import pyro
+            >>> guide = AutoHypernetNormal(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), example=(), mean_var=0.0)
+            >>> mean, std = guide.moments()
+            >>> mean.shape, std.shape
+            (torch.Size([1]), torch.Size([1]))
+        """
         mean, rho = self.outputs()
         return torch.addcmul(self.loc, self.scale, mean), self.scale * self._std_of(rho)
 
     @torch.no_grad()
-    def move_to(self, mean: Tensor, std: Tensor | None = None) -> None:
+    def move_to(self, mean: Tensor, std: Tensor | None = None, draws: Mapping[str, Tensor] | None = None) -> None:
         """Shift the Gaussians in place, by the offset; the hypernetwork stays as it is.
 
         Args:
             mean: Means ``[D]`` in unconstrained coordinates; NaN for latents that are to stay where they are.
             std: Standard deviations ``[D]``; None or NaN for those that are to stay.
+            draws: Ignored.
 
         Raises:
-            ValueError: If a shape differs, or a standard deviation is not positive.
+            ArgumentError: If a shape differs, or a standard deviation is not positive.
+
+        Example:
+            >>> import pyro
+            >>> guide = AutoHypernetNormal(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), example=())
+            >>> guide.move_to(torch.tensor([2.0]), torch.tensor([0.5]))
+            >>> mean, std = guide.moments()
+            >>> bool((mean - 2.0).abs() < 1e-5), bool((std - 0.5).abs() < 1e-5)
+            (True, True)
         """
         std = torch.full_like(mean, math.nan) if std is None else std
         for name, value in (("mean", mean), ("std", std)):
@@ -159,39 +174,23 @@ class AutoHypernetNormal(ExplicitHypernet):
         self.offset += torch.where(wanted.isnan(), torch.zeros_like(wanted), wanted - self.outputs())
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
-        """The distribution over all latents, flattened and unconstrained: a draw is ``[D]``."""
+        """Return the distribution over all latents, flattened and unconstrained: a draw is ``[D]``."""
         mean, std = self.moments()
         return dist.Normal(mean, std, validate_args=False).to_event(1)
 
     # ------------------------------------------------------------------ the guide
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Draw all latents as Pyro sites; the arguments are those of the model.
-
-        Returns:
-            The values by site name.
-        """
-        for name, module in self.learned_modules().items():
-            emit_param_sites(f"{self._pyro_name}.{name}", module)
+        """Draw all latents as Pyro sites; see :meth:`bayeshnet.guides.base.Guide.forward`."""
+        self.emit_params()
         mean, std = self.moments()
-        plates = self._create_plates(*args, **kwargs)
-        values: dict[str, Tensor] = {}
-        parts = zip(self._sites, mean.split(self._sizes), std.split(self._sizes), strict=True)
-        for site, loc, scale in parts:
-            # Pyro's checks look at all numbers; a positive scale is certain here.
-            normal = dist.Normal(loc.reshape(site.shape), scale.reshape(site.shape), validate_args=False)
-            with ExitStack() as stack:
-                for plate in site.plates:
-                    stack.enter_context(plates[plate])
-                fn = normal.to_event(site.event_dim)
-                values[site.name] = pyro.sample(site.name, fn) if site.transform is None else _transformed(site, fn)
-        return values
+        return emit_normal_sites(self.sites, mean, std, self._create_plates(*args, **kwargs))
 
     @torch.no_grad()
     def quantiles(
         self, quantiles: Sequence[float] | Tensor, *args: Any, num_samples: int = 1000, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Quantiles of each latent coordinate, exact.
+        """Return quantiles of each latent coordinate, exact.
 
         Args:
             quantiles: Q numbers between 0 and 1.
@@ -203,22 +202,15 @@ class AutoHypernetNormal(ExplicitHypernet):
             ``[Q, *shape]`` by site name.
 
         Raises:
-            ValueError: If a quantile is outside of 0..1.
+            ArgumentError: If a quantile is outside of 0..1.
+            ArgumentTypeError: If they are not numbers.
+
+        Example:
+            >>> import pyro
+            >>> guide = AutoHypernetNormal(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), example=())
+            >>> guide.quantiles([0.05, 0.95])["z"].shape
+            torch.Size([2])
         """
-        levels = torch.as_tensor(quantiles, dtype=self.loc.dtype, device=self.loc.device)
-        if levels.dim() != 1 or bool(((levels < 0) | (levels > 1)).any()):
-            raise ArgumentError(f"quantiles: is {quantiles}; pass a list of numbers between 0 and 1.")
+        levels = checked_levels("quantiles", quantiles).to(self.loc)
         mean, std = self.moments()
-        latent = mean + std * torch.special.ndtri(levels).unsqueeze(-1)
-        return {
-            site.name: site.constrain(part.reshape((len(levels), *site.shape)))
-            for site, part in zip(self._sites, latent.split(self._sizes, -1), strict=True)
-        }
-
-
-def _transformed(site: LatentSite, fn: TorchDistribution) -> Tensor:
-    """A constrained latent: drawn unconstrained, with the Jacobian as a site of its own, as in ``Guide``."""
-    unconstrained = pyro.sample(f"{site.name}_unconstrained", fn, infer={"is_auxiliary": True})
-    value = site.constrain(unconstrained)
-    jacobian_site(site, unconstrained, value)
-    return pyro.sample(site.name, dist.Delta(value, event_dim=site.value_event_dim))
+        return constrained(self.sites, mean + std * torch.special.ndtri(levels).unsqueeze(-1))

@@ -1,4 +1,4 @@
-"""Starting a guide at weights that are known already: a trained network's, a MAP estimate, another guide's draws."""
+"""Start a guide at known weights: those of a trained network, a MAP estimate, or the draws of another guide."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ from pyro.infer import Predictive
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
-from bayeshnet.checks import require_count
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.guides._building import unconditional
-from bayeshnet.guides._explicit import ExplicitHypernet
+from bayeshnet.checks import kind_of, require_count
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.guides.base import Guide
-from bayeshnet.guides.hypernet import AutoHypernet
-from bayeshnet.mnets.batched import batched_forward
-from bayeshnet.mnets.chain import LinearStep
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.module_mainnet import ModuleMainNet
 from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.latents import LatentSite, nodes_of
-from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
 
 __all__ = ["start_from"]
@@ -34,15 +29,16 @@ Source: TypeAlias = "nn.Module | Mapping[str, Tensor] | Callable[..., Any]"
 
 @torch.no_grad()
 def start_from(guide: Guide, source: Source, *, num_samples: int = 200) -> None:
-    """Move a guide to where something else already is, in place.
+    """Start a guide at given weights, or at the mean and spread of given draws; it is changed in place.
 
-    The guide's location becomes the weights given, or the mean of the draws given; with draws its spread becomes
-    theirs, latent by latent, in unconstrained coordinates. Correlations are not taken over.
+    The guide's location becomes the weights, or the mean of the draws; with draws its standard deviations become
+    theirs, latent by latent, in unconstrained coordinates. Correlations are not carried over.
 
-    What moves is: of a hypernetwork body the bias of the output layer and the noise scale (and the rows of the output
-    layer shrink where they alone would spread more than half of the variance asked for); of the other bodies location
-    and scale; of conditional layers the pseudo-targets, which become what the network gives at the pseudo-inputs; of
-    :class:`~bayeshnet.AutoHypernetNormal` and :class:`~bayeshnet.AutoHypernetDelta` the offset.
+    How a guide does that is its own affair, :meth:`~bayeshnet.guides.base.Guide.move_to`. A hypernetwork family moves
+    the bias of its output layer and the noise scale (and the rows of the output layer shrink where they alone would
+    spread more than half of the variance asked for); other families move their location and scale; conditional layers
+    their pseudo-targets, to the network's outputs at the pseudo-inputs; :class:`~bayeshnet.AutoHypernetNormal` and
+    :class:`~bayeshnet.AutoHypernetDelta` their offset.
 
     Args:
         guide: The guide to move.
@@ -59,9 +55,9 @@ def start_from(guide: Guide, source: Source, *, num_samples: int = 200) -> None:
         num_samples: Number of draws from another guide.
 
     Raises:
-        ValueError: If names, shapes or numbers of draws do not fit, or values are not finite or impossible.
-        TypeError: If an argument is of another type.
-        RuntimeError: If the guide's hypernetwork has no bias for each weight, or no learned noise scale where a spread
+        ArgumentError: If names, shapes or numbers of draws do not fit, or values are not finite or impossible.
+        ArgumentTypeError: If an argument is of another type.
+        UsageError: If the guide's hypernetwork has no bias for each weight, or no learned noise scale where a spread
             is asked for.
 
     Example:
@@ -76,34 +72,27 @@ def start_from(guide: Guide, source: Source, *, num_samples: int = 200) -> None:
     """
     if not isinstance(guide, Guide):
         raise ArgumentTypeError(
-            f"guide: is a {type(guide).__name__}; pass an AutoHypernet, AutoHypernetNormal or AutoHypernetDelta."
+            f"guide: is {kind_of(guide)}; pass an AutoHypernet, AutoHypernetNormal or AutoHypernetDelta."
         )
     require_count("num_samples", num_samples)
-    sites: list[LatentSite] = guide._sites  # pyright: ignore[reportPrivateUsage] - of this room
+    sites = guide.sites
     draws = _unconstrained(sites, _draws(guide, sites, _values(guide, source, sites, num_samples)), guide.loc.dtype)
     mean, std = _moments(draws, sites)
-    if isinstance(guide, ExplicitHypernet):
-        guide.move_to(mean.to(guide.loc), std.to(guide.loc))  # pyright: ignore[reportAttributeAccessIssue] - of each subclass
-    elif isinstance(guide, AutoHypernet):
-        _move_auto(guide, mean.to(guide.loc), std.to(guide.loc), draws)
-    else:
-        raise ArgumentTypeError(f"guide: no starting point is known for a {type(guide).__name__}.")
+    guide.move_to(mean.to(guide.loc), std.to(guide.loc), draws)
 
 
-# ---------------------------------------------------------------------- what is given
+# ---------------------------------------------------------------------- values or draws by name
 
 
 def _values(guide: Guide, source: Source, sites: Sequence[LatentSite], num_samples: int) -> dict[str, Tensor]:
-    """Values or draws by name."""
-    if isinstance(source, BayesianModel):
+    if has_network(source):
         raise ArgumentTypeError(
             "source: is a BayesianModel, which keeps no weights; pass the network it was built from, or a guide for it."
         )
     if isinstance(source, Mapping):
         return _without_buffers(guide, dict(source))
-    own = getattr(source, "sample_posterior", None)
-    if own is not None and isinstance(source, Guide):
-        return own(num_samples)
+    if isinstance(source, Guide):
+        return source.sample_posterior(num_samples)
     if isinstance(source, nn.Module) and not hasattr(source, "_pyro_name"):
         net: Any = source if isinstance(source, MainNetInterface) else ModuleMainNet(source)
         if net.internal_params is None:
@@ -111,9 +100,7 @@ def _values(guide: Guide, source: Source, sites: Sequence[LatentSite], num_sampl
         own_names = [name for name, r in zip(net.param_names, net.param_table, strict=True) if r.internal]
         return _without_buffers(guide, dict(zip(own_names, kept_params(net), strict=True)))
     if not callable(source) or isinstance(source, type):
-        raise ArgumentTypeError(
-            f"source: is a {type(source).__name__}; pass a network, a dict of tensors by name, or a guide."
-        )
+        raise ArgumentTypeError(f"source: is {kind_of(source)}; pass a network, a dict of tensors by name, or a guide.")
     trace: Any = guide.prototype_trace
     inputs = nodes_of(trace)["_INPUT"]
     names = tuple(site.name for site in sites)
@@ -125,16 +112,16 @@ def _values(guide: Guide, source: Source, sites: Sequence[LatentSite], num_sampl
 
 
 def _network_model(guide: Guide) -> BayesianModel | None:
-    """The guide's model if it is one of a network, out of the handlers that others put around it."""
+    """Return the guide's model without Pyro's handlers around it, if it is a BayesianModel."""
     model = None if guide.original_model is None else unwrap(guide.original_model)
-    return model if isinstance(model, BayesianModel) else None
+    return model if has_network(model) else None
 
 
 def _without_buffers(guide: Guide, values: dict[str, Any]) -> dict[str, Tensor]:
-    """Values without the buffers that a state dict of the model's network lists, and what is frozen in the model."""
+    """Leave out buffers and frozen parameters, which a state dict of the model's network contains."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
-            raise ArgumentTypeError(f"source: {name!r} is a {type(value).__name__}; pass tensors by name.")
+            raise ArgumentTypeError(f"source: {name!r} is {kind_of(value)}; pass tensors by name.")
     model = _network_model(guide)
     if model is None:
         return values
@@ -144,14 +131,14 @@ def _without_buffers(guide: Guide, values: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _shapes(guide: Guide) -> dict[str, tuple[int, ...]]:
-    """Shape of the value of each latent site."""
+    """Return the shape of the value of each latent site."""
     trace: Any = guide.prototype_trace
     nodes = nodes_of(trace)
-    return {site.name: tuple(nodes[site.name]["value"].shape) for site in guide._sites}  # pyright: ignore[reportPrivateUsage]
+    return {site.name: tuple(nodes[site.name]["value"].shape) for site in guide.sites}
 
 
 def _draws(guide: Guide, sites: Sequence[LatentSite], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Draws ``[S, *shape]`` of each site that is given; S is 1 for a point."""
+    """Return the draws ``[S, *shape]`` of each site that is given; S is 1 for a point."""
     shapes, parts = _shapes(guide), _parts_of_flat(guide)
     names = [name for site in sites for name in (parts if site.name == "weights" and parts else (site.name,))]
     flat_given = "weights" in values and bool(parts)
@@ -191,7 +178,7 @@ def _draws(guide: Guide, sites: Sequence[LatentSite], values: Mapping[str, Tenso
 
 
 def _parts_of_flat(guide: Guide) -> dict[str, tuple[int, ...]]:
-    """The network's parameters that the one site of a flat model consists of."""
+    """Return names and shapes of the parameters that the one site of a flat model consists of."""
     model = _network_model(guide)
     if model is None or not model.flat:
         return {}
@@ -199,7 +186,7 @@ def _parts_of_flat(guide: Guide) -> dict[str, tuple[int, ...]]:
 
 
 def _unconstrained(sites: Sequence[LatentSite], draws: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Draws ``[S, n]`` in unconstrained coordinates by site name, finite in the guide's dtype."""
+    """Return the draws ``[S, n]`` by site name in unconstrained coordinates, finite in the guide's dtype."""
     found: dict[str, Tensor] = {}
     for site in sites:
         if site.name in draws:
@@ -215,7 +202,7 @@ def _unconstrained(sites: Sequence[LatentSite], draws: Mapping[str, Tensor], dty
 
 
 def _moments(draws: Mapping[str, Tensor], sites: Sequence[LatentSite]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation ``[D]``, NaN where there is none."""
+    """Return mean and standard deviation ``[D]``, NaN where there is none."""
     means: list[Tensor] = []
     stds: list[Tensor] = []
     like = next(iter(draws.values()))
@@ -227,49 +214,3 @@ def _moments(draws: Mapping[str, Tensor], sites: Sequence[LatentSite]) -> tuple[
         # Draws of a point guide differ by nothing, or by rounding.
         stds.append(torch.where(std > 1e-6 * (1.0 + means[-1].abs()), std, nothing))
     return torch.cat(means), torch.cat(stds)
-
-
-# ---------------------------------------------------------------------- what is moved
-
-
-def _move_auto(guide: AutoHypernet, mean: Tensor, std: Tensor, draws: Mapping[str, Tensor]) -> None:
-    plan = guide._plan  # pyright: ignore[reportPrivateUsage] - of this room
-    layout = None if plan is None else plan.layout
-    if guide.family is not None:
-        means, stds = (mean - guide.loc) / guide.scale, std / guide.scale
-        guide.family.warm_start(unconditional(means, layout), unconditional(stds, layout))
-    inducing, model = guide.inducing, _network_model(guide)
-    if inducing is None:
-        return
-    if model is None:
-        raise UsageError(
-            "guide: is a copy without its model, which its conditional layers need; call guide.attach(model) first."
-        )
-    flat = torch.cat([draws[name] for name in model.weight_priors()], dim=1).to(guide.loc)
-    sizes = [math.prod(shape) for shape in model.net.param_shapes]
-    parts = zip(flat.split(sizes, dim=1), model.net.param_shapes, strict=True)
-    weights = [part.reshape(-1, *shape) for part, shape in parts]
-    layout: Any = guide._plan  # pyright: ignore[reportPrivateUsage] - of this room
-    outputs = _layer_outputs(model, inducing.inputs, weights, [weight for weight, _ in layout.layout.layers])
-    for i, (points, output) in enumerate(zip(inducing.points, outputs, strict=True)):
-        target: Any = points
-        target.targets.copy_(inducing.observed_part(i, output))
-    if len(inducing.points) > 1:  # targets of hidden layers belong to the inputs where they were computed
-        guide.inducing_placed.fill_(True)
-
-
-def _layer_outputs(model: BayesianModel, x: Tensor, weights: list[Tensor], layers: Sequence[int]) -> list[Tensor]:
-    """Mean over the draws of the outputs ``[m, out]`` of linear layers, the last of which is the network's last."""
-    with one_thread("start_from"), evaluating(model.net):
-        last = batched_forward(model.net, weights, x).mean(0)
-    found = {layers[-1]: last.flatten(0, -2)}
-    if len(layers) > 1:  # only chains have several
-        h: Any = x
-        for step in model.net.as_chain().steps:
-            if isinstance(step, LinearStep):
-                h = h @ weights[step.weight].transpose(1, 2)
-                h = h if step.bias is None else h + weights[step.bias].unsqueeze(1)
-                found.setdefault(step.weight, h.mean(0))
-            elif not isinstance(step, nn.Dropout):
-                h = step(h)
-    return [found[layer] for layer in layers]

@@ -10,21 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, BayeshnetError, UsageError
-from bayeshnet.hnets.arguments import (
-    HyperInputs,
-    WeightLayout,
-    broadcast_size,
-    check_input,
-    merge_weights,
-    missing_weights_error,
-    parse_cond_id,
-)
+from bayeshnet.hnets.arguments import HyperInputs, broadcast_size, check_input, parse_cond_id
 from bayeshnet.hnets.failed_calls import input_error
 from bayeshnet.hnets.formats import TargetLayout, check_ret_format, format_output
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
+from bayeshnet.hnets.hyperfan_gauss import gauss_hyperfan_init
+from bayeshnet.hnets.weight_args import WeightLayout, merge_weights, missing_weights_error
 from bayeshnet.layers.spectral_norm import SpectralNorm
 from bayeshnet.layers.torch_modes import under_functorch
-from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.param_table import ParamRecord, number_conditions
 from bayeshnet.typing import CondId, NestedWeights, Shapes, WeightsArg
 
@@ -182,18 +175,23 @@ class HyperNet(nn.Module, HyperNetInterface):
         return self._targets.num_outputs
 
     def get_cond_in_emb(self, cond_id: int) -> nn.Parameter:
-        """The embedding ``[cond_in_size]`` that is the conditional input of a condition.
+        """Return the embedding ``[cond_in_size]`` that is the conditional input of a condition.
 
         Args:
             cond_id: From 0 to ``num_known_conds - 1``.
 
         Raises:
-            ValueError: If there is no such condition.
-            RuntimeError: If the network does not keep it.
+            ArgumentError: If there is no such condition.
+            UsageError: If the network does not keep it.
+
+        Example:
+            >>> from bayeshnet.hnets import HMLP
+            >>> HMLP([[10, 5]], cond_in_size=3, num_cond_embs=4).get_cond_in_emb(2).shape
+            torch.Size([3])
         """
         ids = self._parse_cond_id(cond_id)
         if len(ids) != 1:
-            raise ArgumentError(f"cond_id: one condition is expected, not {len(ids)}.")
+            raise ArgumentError(f"cond_id: has {len(ids)} conditions; pass one.")
         if not self._embedding_refs:
             raise UsageError(
                 f"get_cond_in_emb: {type(self).__name__} has no conditional input of its own (cond_in_size is 0, or it "
@@ -205,7 +203,13 @@ class HyperNet(nn.Module, HyperNetInterface):
         return cast("nn.Parameter", self._internal_list()[self._layout.internal.index(ref)])
 
     def distillation_targets(self) -> list[Tensor] | None:
-        """None: there are no statistics to be learned after training."""
+        """Return None: there are no statistics to be learned after training.
+
+        Example:
+            >>> from bayeshnet.hnets import HMLP
+            >>> HMLP([[10, 5]]).distillation_targets() is None
+            True
+        """
         return None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - nn.Module declares it as Callable[..., Any]
@@ -235,8 +239,8 @@ class HyperNet(nn.Module, HyperNetInterface):
                 (the list itself if B is 1) or ``"stacked"`` (one list of ``[B, *shape]``).
 
         Raises:
-            ValueError: If a shape, an id, a format or the set of arguments is not accepted, or weights are missing.
-            TypeError: If an argument has a type that is not accepted.
+            ArgumentError: If a shape, an id, a format or the set of arguments is not accepted, or weights are missing.
+            ArgumentTypeError: If an argument has a type that is not accepted.
 
         Example:
             >>> from bayeshnet.hnets import HMLP
@@ -266,37 +270,7 @@ class HyperNet(nn.Module, HyperNetInterface):
             raise better from error
         return format_output(out, self._targets, ret_format)
 
-    def apply_gauss_hyperfan_init(
-        self,
-        mnet: MainNetInterface | None = None,
-        mean_var: float = 0.003,
-        rho_var: float = 0.083,
-        use_xavier: bool = False,
-        uncond_var: float = 1.0,
-        cond_var: float = 1.0,
-        keep_hyperfan_mean: bool = False,
-        eps: float = 1e-5,
-        *,
-        rho_mean: float = 0.0,
-    ) -> None:
-        """Initialise a network whose targets are ``[means..., rhos...]`` of a Gaussian over weights.
-
-        The method form of :func:`~bayeshnet.init.gauss_hyperfan_init`, which says what the arguments mean and what is
-        raised.
-
-        Example:
-            >>> from bayeshnet.hnets import HMLP
-            >>> hnet = HMLP([[100, 50], [100, 50]], uncond_in_size=8, cond_in_size=0)
-            >>> hnet.apply_gauss_hyperfan_init(rho_mean=-3.0)
-            >>> mean, rho = hnet(torch.randn(1, 8))
-            >>> bool(mean.abs().max() < 0.1 and (rho + 3).abs().max() < 0.5)
-            True
-        """
-        from bayeshnet.hnets.hyperfan_gauss import gauss_hyperfan_init  # noqa: PLC0415 - it knows all classes
-
-        gauss_hyperfan_init(
-            self, mnet, mean_var, rho_var, use_xavier, uncond_var, cond_var, keep_hyperfan_mean, eps, rho_mean=rho_mean
-        )
+    apply_gauss_hyperfan_init = gauss_hyperfan_init
 
     def _read_inputs(
         self,

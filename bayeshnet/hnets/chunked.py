@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from bayeshnet.errors import ArgumentError, UsageError
+from bayeshnet.errors import ArgumentError
 from bayeshnet.hnets.arguments import (
     HyperInputs,
     check_input,
@@ -18,21 +18,20 @@ from bayeshnet.hnets.arguments import (
     no_embeddings,
     read_target_shapes,
 )
-from bayeshnet.hnets.chunk_args import check_cond_id_of_chunks, check_needed_chunk_embs, chunk_rows
-from bayeshnet.hnets.composite import CompositeHyperNet
+from bayeshnet.hnets.chunk_embeddings import ChunkEmbeddingHyperNet, chunk_rows
 from bayeshnet.hnets.full import FullHyperNet
-from bayeshnet.hnets.hyperfan import Overrides
-from bayeshnet.hnets.hyperfan_chunked import chunked_net_hyperfan_init
-from bayeshnet.mnets.mnet_interface import MainNetInterface
+from bayeshnet.hnets.hyperfan import chunked_hyperfan_init
+from bayeshnet.hnets.hyperfan_chunks import ChunkedPart
+from bayeshnet.hnets.hyperfan_parts import Places, inner_parts
 from bayeshnet.mnets.param_table import ParamRecord, num_weights
-from bayeshnet.typing import CondId, Shapes
+from bayeshnet.typing import Shapes
 
 __all__ = ["ChunkedHyperNet"]
 
 _LOGGER = logging.getLogger(__name__)
 
 
-class ChunkedHyperNet(CompositeHyperNet):
+class ChunkedHyperNet(ChunkEmbeddingHyperNet):
     r"""Base of the chunked hypernetworks: the same wrapper around any full one.
 
     The flat vector of all target weights is cut into C = ``ceil(num_outputs / chunk_size)`` pieces. A full hypernetwork
@@ -59,7 +58,13 @@ class ChunkedHyperNet(CompositeHyperNet):
         verbose: Log the size of the network at INFO.
 
     Raises:
-        ValueError: If a size is out of range, or there is no input of any kind.
+        ArgumentError: If a size is out of range, or there is no input of any kind.
+
+    Example:
+        >>> from bayeshnet.hnets import ChunkedHMLP
+        >>> hnet = ChunkedHMLP([[10, 5], [10]], 25, uncond_in_size=2, cond_in_size=0)
+        >>> isinstance(hnet, ChunkedHyperNet), hnet.num_chunks
+        (True, 3)
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class ChunkedHyperNet(CompositeHyperNet):
         check_sizes(uncond_in_size=uncond_in_size, cond_in_size=cond_in_size, num_cond_embs=num_cond_embs)
         check_sizes(chunk_emb_size=chunk_emb_size)
         if chunk_emb_size == 0:
-            raise ArgumentError("chunk_emb_size: is 0, so that all chunks would be the same; give at least 1.")
+            raise ArgumentError("chunk_emb_size: is 0, so that all chunks would be the same; pass at least 1.")
         if uncond_in_size + cond_in_size == 0 and not cond_chunk_embs:
             raise ArgumentError(
                 "uncond_in_size: and cond_in_size are both 0; a hypernetwork needs an input of some kind. To choose "
@@ -124,13 +129,8 @@ class ChunkedHyperNet(CompositeHyperNet):
 
     # ------------------------------------------------------------------ arguments
 
-    def _check_conditional_args(
-        self, cond_input: Tensor | None, cond_id: CondId | None, extra: Mapping[str, Any]
-    ) -> tuple[int, ...] | None:
-        if self._cond_chunk_embs:
-            wanted = f"a tensor [batch, {self._num_chunks}, {self._chunk_emb_size}]"
-            check_needed_chunk_embs(cond_id, extra, self._num_known_conds, wanted)
-        return super()._check_conditional_args(cond_input, cond_id, extra)
+    def _external_chunk_embs(self) -> str:
+        return f"a tensor [batch, {self._num_chunks}, {self._chunk_emb_size}]"
 
     def _read_extra(self, extra: Mapping[str, Any]) -> dict[str, int]:
         if "chunk_embs" not in extra:
@@ -139,7 +139,7 @@ class ChunkedHyperNet(CompositeHyperNet):
         check_input("weights['chunk_embs']", given, None, dim=None)
         if given.dim() != 3 or given.shape[1:] != shape:
             raise ArgumentError(
-                f"weights['chunk_embs']: has shape {list(given.shape)}; [batch, {shape[0]}, {shape[1]}] is expected."
+                f"weights['chunk_embs']: has shape {list(given.shape)}; pass a tensor [batch, {shape[0]}, {shape[1]}]."
             )
         return {"weights['chunk_embs']": given.shape[0]}
 
@@ -166,55 +166,13 @@ class ChunkedHyperNet(CompositeHyperNet):
 
     # ------------------------------------------------------------------ initialisation
 
-    def apply_chunked_hyperfan_init(
-        self,
-        method: str = "in",
-        use_xavier: bool = False,
-        uncond_var: float = 1.0,
-        cond_var: float = 1.0,
-        eps: float = 1e-05,
-        cemb_normal_init: bool = False,
-        mnet: MainNetInterface | None = None,
-        target_vars: Overrides = None,
-    ) -> None:
-        """Initialise so that each chunk has the scale that the layers in it need, by its embedding's variance.
+    apply_chunked_hyperfan_init = chunked_hyperfan_init
 
-        All layers get a fan-in initialisation and biases of 0; formulas: :mod:`bayeshnet.hnets.hyperfan_chunked`. The
-        other inputs need a variance well below 1, which the caller has to see to: the chunk embedding can only add to
-        what they make. With transposed convolutions the variances hold on average over the pixels of a chunk.
-
-        Args:
-            method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the
-                harmonic mean of the two variances.
-            use_xavier: Xavier (linear units) rather than Kaiming (ReLU).
-            uncond_var: Variance of the unconditional input, whose mean is taken to be 0. Counts only if there is one.
-            cond_var: Variance that the conditional inputs have. Counts only if there are any.
-            eps: The least variance of a chunk embedding; a warning says if it had to be used, and the variance of the
-                other inputs that would avoid it.
-            cemb_normal_init: Draw chunk embeddings from normal rather than uniform distributions.
-            mnet: The network that receives the weights; its ``param_shapes`` or ``hyper_shapes_learned`` are the
-                targets. Without it vectors are taken for the biases of the weights just before them.
-            target_vars: Variances of the targets: a list with a number or None per target, or a dict from names
-                (``"weight"``, ``"bias"``, ...) to numbers. The default is that of ``method`` for weights,
-                ``1 / (3 f_in)`` for biases and 1 for everything else.
-
-        Raises:
-            ValueError: If the method is unknown, a variance is negative, ``target_vars`` do not fit, or the shapes of
-                ``mnet`` are not the targets.
-            TypeError: If an argument has a type that is not accepted.
-            RuntimeError: With batch norm or spectral norm, or if weights or chunk embeddings are external.
-
-        Example:
-            >>> from bayeshnet.hnets.chunked_mlp_hnet import ChunkedHMLP
-            >>> hnet = ChunkedHMLP([[10, 40], [80, 10]], 400, uncond_in_size=8, cond_in_size=0)
-            >>> hnet.apply_chunked_hyperfan_init(uncond_var=0.01)
-            >>> bounds = [(3 * (2 * 2 / fan_in - 0.01)) ** 0.5 for fan_in in (40, 10)]
-            >>> [bool(c.abs().max() <= bound) for c, bound in zip(hnet.get_chunk_emb(), bounds)]
-            [True, True]
-        """
-        chunked_net_hyperfan_init(
-            self, method, use_xavier, uncond_var, cond_var, eps, cemb_normal_init, mnet, target_vars
-        )
+    def init_parts(self, places: Sequence[Places]) -> list[ChunkedPart]:
+        """See :meth:`bayeshnet.hnets.hyperfan_parts.Initialisable.init_parts`."""
+        (core,) = inner_parts(self.internal_hnet, [{0: 1.0}])
+        sizes = self.uncond_in_size, self.cond_in_size
+        return [ChunkedPart(self, tuple(places), *sizes, self.chunk_size, tuple(self._own or ()), core)]
 
     # ------------------------------------------------------------------ interface
 
@@ -222,16 +180,6 @@ class ChunkedHyperNet(CompositeHyperNet):
     def internal_hnet(self) -> FullHyperNet:
         """The full hypernetwork that makes the chunks."""
         return cast("FullHyperNet", self._parts[0])
-
-    @property
-    def uncond_in_size(self) -> int:
-        """Size of the unconditional input."""
-        return self._uncond_in_size or 0
-
-    @property
-    def cond_in_size(self) -> int:
-        """Size of the conditional input."""
-        return self._cond_in_size or 0
 
     @property
     def chunk_size(self) -> int:
@@ -248,13 +196,8 @@ class ChunkedHyperNet(CompositeHyperNet):
         """Size of a chunk embedding."""
         return self._chunk_emb_size
 
-    @property
-    def cond_chunk_embs(self) -> bool:
-        """Whether each condition has chunk embeddings of its own."""
-        return self._cond_chunk_embs
-
     def get_chunk_emb(self, chunk_id: int | None = None, cond_id: int | None = None) -> Tensor:
-        """The embeddings of the chunks.
+        """Return the embeddings of the chunks.
 
         Args:
             chunk_id: From 0 to ``num_chunks - 1``; all by default.
@@ -264,22 +207,24 @@ class ChunkedHyperNet(CompositeHyperNet):
             The parameter ``[num_chunks, chunk_emb_size]``, or a row of it.
 
         Raises:
-            ValueError: If an id is out of range, or ``cond_id`` is missing or has no meaning.
-            TypeError: If an id is no int.
-            RuntimeError: If the network does not keep the chunk embeddings.
+            ArgumentError: If an id is out of range, or ``cond_id`` is missing or has no meaning.
+            ArgumentTypeError: If an id is not an int.
+            UsageError: If the network does not keep the chunk embeddings.
+
+        Example:
+            >>> from bayeshnet.hnets import ChunkedHMLP
+            >>> hnet = ChunkedHMLP([[7]], 4, chunk_emb_size=2)
+            >>> hnet.get_chunk_emb().shape, hnet.get_chunk_emb(chunk_id=1).shape
+            (torch.Size([2, 2]), torch.Size([2]))
         """
-        if self._own is None:
-            option = "no_cond_weights" if self._cond_chunk_embs else "no_uncond_weights"
-            raise UsageError(f"get_chunk_emb: with {option}=True the chunk embeddings are kept by the caller.")
-        check_cond_id_of_chunks(self._cond_chunk_embs, cond_id)
-        embeddings = self._own[0 if cond_id is None else self._one_cond_id(cond_id)]
+        (embeddings,) = self._kept_chunk_embs("get_chunk_emb", 1, cond_id)
         if chunk_id is None:
             return embeddings
         check_sizes(chunk_id=chunk_id)
         if chunk_id >= self._num_chunks:
-            raise ArgumentError(f"chunk_id: {chunk_id} does not exist; the chunks are 0..{self._num_chunks - 1}.")
+            raise ArgumentError(f"chunk_id: is {chunk_id}; pass a chunk in 0..{self._num_chunks - 1}.")
         return embeddings[chunk_id]
 
     def distillation_targets(self) -> list[Tensor] | None:
-        """Those of the full hypernetwork."""
+        """Return the statistics of the full hypernetwork."""
         return self.internal_hnet.distillation_targets()

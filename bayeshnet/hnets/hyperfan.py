@@ -1,328 +1,180 @@
-"""Arithmetic of hyperfan initialisation: with which means and variances the heads of a hypernetwork start.
+"""Hyperfan initialisation of hypernetworks, by their heads or by their chunk embeddings.
 
-Nothing is drawn here; see :mod:`bayeshnet.hnets.hyperfan_draw`. With c = 2 (Kaiming) or 1 (Xavier), k inputs of mean
-square v to a linear head, and the fans of the *target* weight, the variances of the head's rows are (Chang et al. 2020,
-"Principled Weight Initialization for Hypernetworks", https://openreview.net/forum?id=H1lma24tPB)
-
-================  ============================  ========================================
-head of           fan-in                        fan-out
-================  ============================  ========================================
-target weight     c / (b f_in k v)              c / (f_out k v)
-target bias       c / (2 k v)                   max(0, c (1 - f_in / f_out) / (k v))
-================  ============================  ========================================
-
-where b is 2 if the target layer has a bias that is produced too, else 1. The functions here give these numbers times
-k v: the variance of what the head puts out.
+The formulas are in :mod:`bayeshnet.fans`; the functions are public as :mod:`bayeshnet.init`, and are methods of the
+networks that they can be called with.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from dataclasses import replace
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.hnets.hyperfan_targets import Target
-from bayeshnet.mnets.param_table import PARAM_NAMES
+from bayeshnet.errors import UsageError
+from bayeshnet.fans import HeadInit, Overrides, chunk_variances, head_inits, read_overrides, read_variance
+from bayeshnet.hnets.hnet_interface import HyperNetInterface
+from bayeshnet.hnets.hyperfan_chunks import ChunkedPart
+from bayeshnet.hnets.hyperfan_parts import InitPlan, counted_variances, draw_parts, split_parts
+from bayeshnet.hnets.hyperfan_targets import describe_targets
+from bayeshnet.mnets.mnet_interface import MainNetInterface
 
-__all__ = [
-    "METHODS",
-    "HeadInit",
-    "Overrides",
-    "check_number",
-    "check_variance",
-    "chunk_variances",
-    "counted_variance",
-    "gain",
-    "head_inits",
-    "input_variance",
-    "read_overrides",
-]
-
-METHODS = ("in", "out", "harmonic")
-"""The accepted values of ``method``."""
-
-Overrides: TypeAlias = "Sequence[float | None] | Mapping[str, float] | None"
-"""One number per target tensor (None: the default), or one per name of tensors."""
-
-_SCALES = ("bn_scale", "cm_scale")
+__all__ = ["chunked_hyperfan_init", "hyperfan_init"]
 
 
-# ---------------------------------------------------------------------- variances
-
-
-def gain(use_xavier: bool) -> float:
-    """The constant c: 2 for Kaiming (half of what a ReLU passes on), 1 for Xavier."""
-    return 1.0 if use_xavier else 2.0
-
-
-def check_variance(name: str, value: float) -> float:
-    """Refuse what is no variance.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is negative or not finite.
-    """
-    number = check_number(name, value)
-    if number < 0:
-        raise ArgumentError(f"{name}: {value} was given; a variance is 0 or positive.")
-    return number
-
-
-def counted_variance(name: str, value: float, size: int) -> float:
-    """The variance of an input, which counts only where there is such an input.
-
-    Args:
-        name: Name of the argument, for messages.
-        value: The variance; anything if ``size`` is 0.
-        size: Number of entries of the input.
-
-    Returns:
-        The variance; 1 if there is no input, which then counts for nothing.
-
-    Raises:
-        TypeError: If there is such an input and the value is no number.
-        ValueError: If it is negative or not finite.
-
-    Example:
-        >>> counted_variance("uncond_var", 0.25, 8), counted_variance("uncond_var", -1, 0)
-        (0.25, 1.0)
-    """
-    return check_variance(name, value) if size else 1.0
-
-
-def input_variance(parts: Iterable[tuple[int, float]]) -> float:
-    """The mean variance of the entries of a concatenated input.
-
-    Args:
-        parts: Size and variance of each part.
-
-    Raises:
-        ValueError: If it is 0, so that no head could make a variance of it.
-
-    Example:
-        >>> input_variance([(2, 1.0), (6, 0.2)])
-        0.4
-    """
-    parts = list(parts)
-    num, total = sum(size for size, _ in parts), sum(size * var for size, var in parts)
-    if num and not total:
-        raise ArgumentError(
-            "uncond_var, cond_var: the variance of the hypernetwork's input is 0, so its outputs cannot vary; pass the "
-            "variances that the inputs have."
-        )
-    return total / num if num else 0.0
-
-
-def _harmonic(a: float, b: float) -> float:
-    return 2 / (1 / a + 1 / b) if a and b else 0.0
-
-
-def _choose(method: str, fan_in: float, fan_out: float) -> float:
-    return {"in": fan_in, "out": fan_out, "harmonic": _harmonic(fan_in, fan_out)}[method]
-
-
-def _check_method(method: str) -> None:
-    if method not in METHODS:
-        raise ArgumentError(f"method: {method!r} is unknown; use one of {', '.join(map(repr, METHODS))}.")
-
-
-def _row_variance(target: Target, method: str, c: float) -> float:
-    """Variance of a target that the rows of its head make: the table above, times k v."""
-    if target.name == "weight":
-        b = 2 if target.has_bias else 1
-        return _choose(method, c / (b * target.fan_in), c / target.fan_out)
-    if target.name == "bias":
-        return _choose(method, c / 2, max(0.0, c * (1 - target.fan_in / target.fan_out)))
-    return 1.0 if target.name is None else 0.0
-
-
-def chunk_variances(
-    targets: Sequence[Target], method: str = "in", use_xavier: bool = False, target_vars: Overrides = None
-) -> list[float]:
-    """Variance of each target of a network whose outputs share one head; see ``apply_chunked_hyperfan_init``.
-
-    Args:
-        targets: The targets.
-        method: One of :data:`METHODS`.
-        use_xavier: Xavier rather than Kaiming.
-        target_vars: Variances that replace those computed.
-
-    Returns:
-        ``c / f_in``, ``c / f_out`` or their harmonic mean for a weight, ``1 / (3 f_in)`` (PyTorch's default) for a
-        bias, 1 for everything else.
-
-    Raises:
-        ValueError: If the method is unknown or ``target_vars`` do not fit.
-
-    Example:
-        >>> from bayeshnet.hnets.hyperfan_targets import describe_targets
-        >>> chunk_variances(describe_targets([[10, 5], [10]]))
-        [0.4, 0.06666666666666667]
-    """
-    _check_method(method)
-    c = gain(use_xavier)
-
-    def default(target: Target) -> float:
-        if target.name == "weight":
-            return _choose(method, c / target.fan_in, c / target.fan_out)
-        return 1 / (3 * target.fan_in) if target.name == "bias" else 1.0
-
-    given = read_overrides("target_vars", target_vars, targets, variance=True)
-    return [default(target) if var is None else var for target, var in zip(targets, given, strict=True)]
-
-
-# ---------------------------------------------------------------------- heads
-
-
-@dataclass(frozen=True, slots=True)
-class HeadInit:
-    """How the rows and the bias entries of one head are drawn.
-
-    The fields are means and variances, so that of a head which serves several targets they are averages.
-
-    Attributes:
-        row_mean: Mean of the rows' entries.
-        row_var: Their variance, in addition to that by ``out_var``.
-        out_var: Variance that the rows give to the output: ``out_var / (k v)`` of their own.
-        bias_mean, bias_var: Mean and variance of the bias entries.
-    """
-
-    row_mean: float = 0.0
-    row_var: float = 0.0
-    out_var: float = 0.0
-    bias_mean: float = 0.0
-    bias_var: float = 0.0
-
-    @property
-    def needs_bias(self) -> bool:
-        """Whether it asks for something else than a bias of 0."""
-        return self.bias_mean != 0 or self.bias_var != 0
-
-    @classmethod
-    def average(cls, heads: Sequence[HeadInit], shares: Mapping[int, float]) -> HeadInit:
-        """Average field by field.
-
-        Args:
-            heads: What to average.
-            shares: The share of each, by its index.
-        """
-        names = [field.name for field in fields(cls)]
-        return cls(*(sum(share * getattr(heads[i], name) for i, share in shares.items()) for name in names))
-
-
-def head_inits(
-    targets: Sequence[Target],
+def hyperfan_init(
+    hnet: HyperNetInterface,
     method: str = "in",
     use_xavier: bool = False,
-    *,
+    uncond_var: float = 1.0,
+    cond_var: float = 1.0,
+    mnet: MainNetInterface | None = None,
     w_val: Overrides = None,
     w_var: Overrides = None,
     b_val: Overrides = None,
     b_var: Overrides = None,
-) -> list[HeadInit]:
-    """The hyperfan initialisation of the head of each target.
+) -> None:
+    """Initialise so that the produced weights keep the scale of activations or gradients in the target network.
 
-    Weights and biases get the variances of the table through their rows. Scales of batch norm and context modulation
-    start at 1, their shifts at 0, embeddings with variance 1, all through the head's bias; a tensor of unknown kind
-    gets variance 1 through the rows.
+    Also a method, ``HMLP.apply_hyperfan_init``. Chang et al. 2020 (https://openreview.net/forum?id=H1lma24tPB);
+    formulas: :mod:`bayeshnet.fans.variances`.
 
-    Args:
-        targets: The targets.
-        method: One of :data:`METHODS`.
-        use_xavier: Xavier rather than Kaiming.
-        w_val: Means of the rows, in place of the defaults.
-        w_var: Variances of the rows.
-        b_val: Means of the bias entries.
-        b_var: Variances of the bias entries.
+    Hidden layers get a fan-in initialisation and biases of 0, the rows of each head the variance with which weights and
+    biases come out as Kaiming's or Xavier's method would draw them. Scales of batch norm and context modulation come
+    out as 1, their shifts as 0, embeddings with variance 1 (through the head's bias), tensors of unknown kind with
+    variance 1. The skip connection of ``linear_skip`` starts at 0. All heads share one input: with a few input entries
+    the scales of all target layers vary together from one draw to the next.
 
-    Raises:
-        ValueError: If the method is unknown, or an override does not fit.
-        TypeError: If an override is no list or dict of numbers.
+    In a ``StructuredHMLP`` and an ``HContainer`` (nested ones too) the fans are those of the assembled targets,
+    whatever the shapes of the chunks; a head that serves several targets gets averages, weighted by numbers of
+    elements. Plain weights of a container get mean and variance of their targets. What is wrapped in an
+    ``HPerturbWrapper`` is initialised as if alone: the noise adds its variance.
 
-    Example:
-        >>> from bayeshnet.hnets.hyperfan_targets import describe_targets
-        >>> head_inits(describe_targets([[10, 5], [10]]), w_var={"bias": 0})[1]
-        HeadInit(row_mean=0.0, row_var=0.0, out_var=0.0, bias_mean=0.0, bias_var=0.0)
-    """
-    _check_method(method)
-    row_means = read_overrides("w_val", w_val, targets)
-    row_vars = read_overrides("w_var", w_var, targets, variance=True)
-    bias_means = read_overrides("b_val", b_val, targets)
-    bias_vars = read_overrides("b_var", b_var, targets, variance=True)
-    heads: list[HeadInit] = []
-    for i, target in enumerate(targets):
-        row_var, bias_mean, bias_var = row_vars[i], bias_means[i], bias_vars[i]
-        heads.append(
-            HeadInit(
-                row_means[i] or 0.0,
-                row_var or 0.0,
-                _row_variance(target, method, gain(use_xavier)) if row_var is None else 0.0,
-                (1.0 if target.name in _SCALES else 0.0) if bias_mean is None else bias_mean,
-                (1.0 if target.name == "embedding" else 0.0) if bias_var is None else bias_var,
-            )
-        )
-    return heads
-
-
-# ---------------------------------------------------------------------- overrides
-
-
-def read_overrides(
-    name: str, given: Overrides, targets: Sequence[Target], *, variance: bool = False
-) -> list[float | None]:
-    """One number per target from a list or a dict; None where nothing is said.
+    Chunk embeddings of structured networks and embeddings of conditions stay as they are; the former count with their
+    mean square, the latter with ``cond_var``.
 
     Args:
-        name: Name of the argument, for messages.
-        given: One entry per target, or a number by the name of tensors.
-        targets: The targets.
-        variance: Whether negative numbers are refused.
+        hnet: The hypernetwork.
+        method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the harmonic
+            mean of the two variances.
+        use_xavier: Xavier (linear units) rather than Kaiming (ReLU).
+        uncond_var: Variance of the unconditional input, whose mean is taken to be 0. Ignored if there is none.
+        cond_var: Variance of the conditional inputs. Ignored if there are none.
+        mnet: The network that receives the weights; its ``param_shapes`` or ``hyper_shapes_learned`` are the targets.
+            Without it vectors are taken for the biases of the weights just before them.
+        w_val: Mean of the rows of a head: a list with a number or None per target, or a dict from names (``"weight"``,
+            ``"bias"``, ``"bn_scale"``, ...) to numbers. What is not given keeps its default.
+        w_var: Variance of the rows, likewise; 0 for a constant.
+        b_val: Mean of the entries of the head's bias, likewise; also that of plain weights.
+        b_var: Variance of the entries of the head's bias, likewise; plain weights have it in addition.
 
     Raises:
-        ValueError: If the length is wrong, a name does not exist, or a number is not accepted.
-        TypeError: If it is neither list nor dict, or an entry is no number.
+        ArgumentError: If the method is unknown, a variance is negative, an override does not fit, or the shapes of
+            ``mnet`` are not the targets.
+        ArgumentTypeError: If an argument has a type that is not accepted.
+        UsageError: If weights are external, with spectral norm, if a head needs a bias that is not there, for chunked
+            and deconvolutional networks, or if an assembly function does more than move weights.
 
     Example:
-        >>> from bayeshnet.hnets.hyperfan_targets import describe_targets
-        >>> read_overrides("b_val", {"bias": 0.5}, describe_targets([[10, 5], [10]]))
-        [None, 0.5]
+        >>> import torch
+        >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
+        >>> hnet = HMLP([[100, 50], [100]], uncond_in_size=64, cond_in_size=0)
+        >>> hyperfan_init(HPerturbWrapper(hnet))  # or hnet.apply_hyperfan_init()
+        >>> weight, bias = hnet(torch.randn(1, 64))
+        >>> bool(weight.var() < 1 / 50 * 2 and weight.var() > 1 / 50 / 2)
+        True
     """
-    if given is None:
-        return [None] * len(targets)
-    read = check_variance if variance else check_number
-    if isinstance(given, Mapping):
-        unknown = [key for key in given if key not in PARAM_NAMES]
-        if unknown:
-            raise ArgumentError(
-                f"{name}: has the keys {unknown}; names of tensors are {', '.join(map(repr, PARAM_NAMES[:-1]))}."
+    parts = split_parts(hnet)
+    for part in parts:
+        if isinstance(part, ChunkedPart):
+            raise UsageError(
+                f"hyperfan_init: all targets of a {type(part.hnet).__name__} come from one head, so their variances "
+                "cannot be set there; use chunked_hyperfan_init, which sets them by the chunk embeddings (and "
+                "initialises what else there is by hyperfan)."
             )
-        numbers: dict[str | None, float] = {key: read(f"{name}[{key!r}]", value) for key, value in given.items()}
-        return [numbers.get(target.name) for target in targets]
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise ArgumentTypeError(
-            f"{name}: is a {type(given).__name__}; pass a list with one number or None per target tensor, or a dict "
-            "from names of tensors to numbers."
-        )
-    if len(given) != len(targets):
-        raise ArgumentError(
-            f"{name}: has {len(given)} entries; one for each of the {len(targets)} targets is expected."
-        )
-    return [None if value is None else read(f"{name}[{i}]", value) for i, value in enumerate(given)]
+    uncond_var, cond_var = counted_variances(parts, uncond_var, cond_var)
+    targets = describe_targets(hnet.target_shapes, mnet)
+    plan = InitPlan(
+        heads=head_inits(targets, method, use_xavier, w_val=w_val, w_var=w_var, b_val=b_val, b_var=b_var),
+        plain=head_inits(targets, method, use_xavier, b_val=b_val, b_var=b_var),
+        uncond_var=uncond_var,
+        cond_var=cond_var,
+        use_xavier=use_xavier,
+    )
+    draw_parts(parts, plan, "hyperfan_init")
 
 
-def check_number(name: str, value: Any) -> float:
-    """Refuse what is no finite number.
+def chunked_hyperfan_init(
+    hnet: HyperNetInterface,
+    method: str = "in",
+    use_xavier: bool = False,
+    uncond_var: float = 1.0,
+    cond_var: float = 1.0,
+    eps: float = 1e-5,
+    cemb_normal_init: bool = False,
+    mnet: MainNetInterface | None = None,
+    target_vars: Overrides = None,
+) -> None:
+    """Initialise chunked hypernetworks so that each chunk has the scale that the layers in it need.
+
+    Also a method, ``ChunkedHMLP.apply_chunked_hyperfan_init``. All layers get a fan-in initialisation and biases of 0,
+    each chunk embedding a variance of its own; formulas: :mod:`bayeshnet.fans.chunks`. The function finds chunked
+    networks in wrappers and containers; what else is in a container is initialised as by :func:`hyperfan_init`. With
+    transposed convolutions the variances hold on average over the pixels of a chunk: those at the edges receive fewer
+    terms.
+
+    The other inputs need a variance well below 1, which the caller has to see to: the chunk embedding can only add to
+    what they make.
+
+    Args:
+        hnet: The hypernetwork.
+        method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the harmonic
+            mean of the two variances.
+        use_xavier: Xavier (linear units) rather than Kaiming (ReLU), in the hypernetwork and for its targets.
+        uncond_var: Variance of the unconditional input, whose mean is taken to be 0. Ignored if there is none.
+        cond_var: Variance of the conditional inputs. Ignored if there are none.
+        eps: The least variance of a chunk embedding; a warning says if it had to be used, and which variance of the
+            other inputs would avoid that.
+        cemb_normal_init: Draw chunk embeddings from normal rather than uniform distributions.
+        mnet: The network that receives the weights; its ``param_shapes`` or ``hyper_shapes_learned`` are the targets.
+            Without it vectors are taken for the biases of the weights just before them.
+        target_vars: Variances of the targets: a list with a number or None per target, or a dict from names
+            (``"weight"``, ``"bias"``, ...) to numbers. The default is that of ``method`` for weights, ``1 / (3 f_in)``
+            for biases and 1 for everything else.
 
     Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not finite.
+        ArgumentError: If the method is unknown, a variance is negative, ``target_vars`` do not fit, or the shapes of
+            ``mnet`` are not the targets.
+        ArgumentTypeError: If an argument has a type that is not accepted.
+        UsageError: If there is no chunked network in it, with batch norm or spectral norm, if weights or chunk
+            embeddings are external, or if an assembly function does more than move weights.
+
+    Example:
+        >>> from bayeshnet.hnets import ChunkedHMLP
+        >>> hnet = ChunkedHMLP([[10, 40], [80, 10]], 400, uncond_in_size=8, cond_in_size=0)
+        >>> chunked_hyperfan_init(hnet, uncond_var=0.01)  # or hnet.apply_chunked_hyperfan_init(uncond_var=0.01)
+        >>> bounds = [(3 * (2 * 2 / fan_in - 0.01)) ** 0.5 for fan_in in (40, 10)]
+        >>> [bool(c.abs().max() <= bound) for c, bound in zip(hnet.get_chunk_emb(), bounds)]
+        [True, True]
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ArgumentTypeError(f"{name}: a number is expected, not {value!r}.") from None
-    if not math.isfinite(number):
-        raise ArgumentError(f"{name}: {value} was given; a finite number is expected.")
-    return number
+    parts = split_parts(hnet)
+    if not any(isinstance(part, ChunkedPart) for part in parts):
+        raise UsageError(
+            f"chunked_hyperfan_init: there is no chunked network in this {type(hnet).__name__}; use hyperfan_init."
+        )
+    eps = read_variance("eps", eps)
+    uncond_var, cond_var = counted_variances(parts, uncond_var, cond_var)
+    targets = describe_targets(hnet.target_shapes, mnet)
+    given = read_overrides("target_vars", target_vars, targets, variance=True)
+    heads = [
+        head if var is None else replace(HeadInit(out_var=var), bias_mean=head.bias_mean)
+        for head, var in zip(head_inits(targets, method, use_xavier), given, strict=True)
+    ]
+    plan = InitPlan(
+        heads=heads,
+        plain=heads,
+        uncond_var=uncond_var,
+        cond_var=cond_var,
+        use_xavier=use_xavier,
+        chunk_vars=chunk_variances(targets, method, use_xavier, target_vars),
+        eps=eps,
+        normal=cemb_normal_init,
+    )
+    draw_parts(parts, plan, "chunked_hyperfan_init")

@@ -1,46 +1,22 @@
-"""What the target tensors of a hypernetwork are, as far as their initialisation is concerned."""
+"""What the target tensors of a hypernetwork are, read off the main network that receives them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.mnets.fans import fan_in_and_out
+from bayeshnet.fans import Target, fan_in_and_out
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.param_table import ParamRecord, records_from_lists
 from bayeshnet.typing import Shapes
 
-__all__ = ["Target", "describe_targets"]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One tensor that a hypernetwork produces.
-
-    Attributes:
-        shape: Its shape.
-        name: What it is, one of :data:`~bayeshnet.mnets.param_table.PARAM_NAMES`.
-        fan_in, fan_out: Those of the weight; for a bias those of its layer's weight, its own size if there is none.
-        has_bias: For a weight, whether the bias of its layer is among the targets.
-    """
-
-    shape: tuple[int, ...]
-    name: str | None
-    fan_in: int = 1
-    fan_out: int = 1
-    has_bias: bool = False
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+__all__ = ["describe_targets"]
 
 
 def describe_targets(target_shapes: Shapes, mnet: MainNetInterface | None = None) -> tuple[Target, ...]:
-    """Say what each target is, and find its fans.
+    """Return what each target is, with its fans.
 
     Args:
         target_shapes: Shapes of the targets.
@@ -50,8 +26,8 @@ def describe_targets(target_shapes: Shapes, mnet: MainNetInterface | None = None
             each of the weight just before it.
 
     Raises:
-        TypeError: If ``mnet`` has no such lists.
-        ValueError: If its shapes are not the targets.
+        ArgumentTypeError: If ``mnet`` has no such lists.
+        ArgumentError: If its shapes are not the targets.
 
     Example:
         >>> [(t.name, t.fan_in, t.has_bias) for t in describe_targets([[10, 5], [10], [3, 10]])]
@@ -87,7 +63,7 @@ def _table_of(mnet: Any) -> tuple[list[ParamRecord], list[int]]:
         return list(mnet.param_table), mnet.hyper_shapes_learned_ref or []
     if not all(hasattr(mnet, name) for name in ("param_shapes", "hyper_shapes_learned")):
         raise ArgumentTypeError(
-            f"mnet: is a {type(mnet).__name__}; pass a network with the lists of MainNetInterface (`param_shapes`, "
+            f"mnet: is {kind_of(mnet)}; pass a network with the lists of MainNetInterface (`param_shapes`, "
             "`hyper_shapes_learned`, `param_shapes_meta`); ModuleMainNet makes one of any nn.Module."
         )
     shapes = mnet.param_shapes

@@ -12,21 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayeshnet.checks import shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.arguments import check_activation, check_sizes, no_embeddings, read_target_shapes
 from bayeshnet.hnets.base import HyperNet
-from bayeshnet.hnets.hyperfan import Overrides
-from bayeshnet.hnets.hyperfan_draw import hmlp_hyperfan_init
+from bayeshnet.hnets.hyperfan import hyperfan_init
+from bayeshnet.hnets.hyperfan_heads import HeadPart
+from bayeshnet.hnets.hyperfan_parts import Places
 from bayeshnet.hnets.mlp_features import MLPFeatures
 from bayeshnet.layers.batch_norm import BatchNormLayer
 from bayeshnet.layers.plain_modules import all_plain
-from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.param_table import ParamRecord, num_weights
 from bayeshnet.typing import Activation, InputRows, OutputRows, Shapes
 
 __all__ = ["HMLP"]
 
 _LOGGER = logging.getLogger(__name__)
+# As torch defines them, whoever replaces them later.
+_TANH_FORWARD, _DROPOUT_FORWARD = nn.Tanh.forward, nn.Dropout.forward
 
 
 class HMLP(MLPFeatures):
@@ -58,7 +61,7 @@ class HMLP(MLPFeatures):
         linear_skip: Add a linear map of the input: ``W f_L + b + A x``.
 
     Raises:
-        ValueError: If a size or a rate is out of range, or there is neither kind of input.
+        ArgumentError: If a size or a rate is out of range, or there is neither kind of input.
 
     Example:
         >>> import torch
@@ -203,13 +206,13 @@ class HMLP(MLPFeatures):
             return None
         calls: list[tuple[nn.Module, Any]] = [(self, HyperNet.forward)]
         if isinstance(activation, nn.Tanh) and type(activation) is nn.Tanh:
-            calls.append((activation, nn.Tanh.forward))
+            calls.append((activation, _TANH_FORWARD))
         elif activation is not torch.tanh:
             return None
         if dropout is not None:
             if dropout.p != 0:
                 return None
-            calls.append((dropout, nn.Dropout.forward))
+            calls.append((dropout, _DROPOUT_FORWARD))
         if wrapper is not None:
             calls.append((wrapper, HyperNet.forward))
         if not all_plain(calls):
@@ -225,58 +228,11 @@ class HMLP(MLPFeatures):
 
     # ------------------------------------------------------------------ initialisation
 
-    def apply_hyperfan_init(
-        self,
-        method: str = "in",
-        use_xavier: bool = False,
-        uncond_var: float = 1.0,
-        cond_var: float = 1.0,
-        mnet: MainNetInterface | None = None,
-        w_val: Overrides = None,
-        w_var: Overrides = None,
-        b_val: Overrides = None,
-        b_var: Overrides = None,
-    ) -> None:
-        """Initialise so that the produced weights keep the scale of activations or gradients in the target network.
+    apply_hyperfan_init = hyperfan_init
 
-        Chang et al. 2020 (https://openreview.net/forum?id=H1lma24tPB); formulas: :mod:`bayeshnet.hnets.hyperfan`.
-        Hidden layers get a fan-in initialisation and biases of 0, the rows of each head the variance with which weights
-        and biases come out as Kaiming's or Xavier's method would draw them. Scales of batch norm and context modulation
-        come out as 1, their shifts as 0, embeddings with variance 1 (through the head's bias), tensors of unknown kind
-        with variance 1. The skip connection of ``linear_skip`` starts at 0. Embeddings are not touched.
-
-        All heads share one input: with a few input entries the scales of all target layers vary together from one draw
-        to the next.
-
-        Args:
-            method: ``"in"`` for the scale of activations, ``"out"`` for that of gradients, ``"harmonic"`` for the
-                harmonic mean of the two variances.
-            use_xavier: Xavier (linear units) rather than Kaiming (ReLU).
-            uncond_var: Variance of the unconditional input, whose mean is taken to be 0. Counts only if there is one.
-            cond_var: Variance that the conditional inputs have. Counts only if there are any.
-            mnet: The network that receives the weights; its ``param_shapes`` or ``hyper_shapes_learned`` are the
-                targets. Without it vectors are taken for the biases of the weights just before them.
-            w_val: Mean of the rows of a head: a list with a number or None per target, or a dict from names
-                (``"weight"``, ``"bias"``, ``"bn_scale"``, ...) to numbers. What is not given keeps its default.
-            w_var: Variance of the rows, likewise; 0 for a constant.
-            b_val: Mean of the entries of the head's bias, likewise.
-            b_var: Variance of the entries of the head's bias, likewise.
-
-        Raises:
-            ValueError: If the method is unknown, a variance is negative, an override does not fit, or the shapes of
-                ``mnet`` are not the targets.
-            TypeError: If an argument has a type that is not accepted.
-            RuntimeError: If the weights are external, with spectral norm, or if a head needs a bias that is not there.
-
-        Example:
-            >>> hnet = HMLP([[10, 50], [10]], cond_in_size=64, layers=(100,))
-            >>> hnet.apply_hyperfan_init()
-            >>> bound = math.sqrt(3 * 2 / (2 * 50 * 100))  # c / (b f_in k v) = 2 / (2 * 50 * 100 * 1)
-            >>> weight, _ = hnet.head(rows=500)
-            >>> bool(0.9 * bound < weight.abs().max() <= bound)
-            True
-        """
-        hmlp_hyperfan_init(self, method, use_xavier, uncond_var, cond_var, mnet, w_val, w_var, b_val, b_var)
+    def init_parts(self, places: Sequence[Places]) -> list[HeadPart]:
+        """See :meth:`bayeshnet.hnets.hyperfan_parts.Initialisable.init_parts`."""
+        return [HeadPart(self, tuple(places), self.uncond_in_size, self.cond_in_size, self.activation_fn)]
 
     # ------------------------------------------------------------------ interface
 
@@ -317,12 +273,14 @@ def _check_layers(in_size: int, layers: Sequence[int], dropout_rate: float) -> N
     if in_size == 0:
         raise ArgumentError("uncond_in_size: and cond_in_size are both 0; a hypernetwork needs an input of some kind.")
     if isinstance(layers, str) or not hasattr(layers, "__iter__"):
-        raise ArgumentTypeError(f"layers: a list of widths such as (100, 100) is expected, not {layers!r}.")
+        raise ArgumentTypeError(f"layers: is {shown(layers)}; pass a list of widths such as (100, 100).")
     for width in layers:
         check_sizes(layers=width)
         if width < 1:
-            raise ArgumentError(f"layers: {list(layers)} has a width below 1; leave the entry out or make it positive.")
+            raise ArgumentError(
+                f"layers: is {list(layers)}, with a width below 1; pass positive widths, or leave the entry out."
+            )
     if not isinstance(dropout_rate, int | float):
-        raise ArgumentTypeError(f"dropout_rate: a number is expected, not {dropout_rate!r}; -1 means none.")
+        raise ArgumentTypeError(f"dropout_rate: is {shown(dropout_rate)}; pass a number in [0, 1], or -1 for none.")
     if dropout_rate != -1 and not 0 <= dropout_rate <= 1:
-        raise ArgumentError(f"dropout_rate: {dropout_rate} was given; -1 (none) or a number in [0, 1] is expected.")
+        raise ArgumentError(f"dropout_rate: is {dropout_rate}; pass a number in [0, 1], or -1 for none.")

@@ -11,14 +11,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.checks import shown
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.arguments import HyperInputs, check_input, check_sizes, no_embeddings, read_target_shapes
-from bayeshnet.hnets.assembly import Assembler, AssemblyFct
-from bayeshnet.hnets.chunk_args import check_cond_id_of_chunks, check_needed_chunk_embs, chunk_rows
-from bayeshnet.hnets.composite import CompositeHyperNet
+from bayeshnet.hnets.assembly import Assembler, AssemblyFct, trace_places
+from bayeshnet.hnets.chunk_embeddings import ChunkEmbeddingHyperNet, chunk_rows
+from bayeshnet.hnets.hyperfan_heads import HeadPart
+from bayeshnet.hnets.hyperfan_parts import Places
 from bayeshnet.hnets.mlp_hnet import HMLP
+from bayeshnet.mnets.own_lists import kept_records
 from bayeshnet.mnets.param_table import ParamRecord, num_weights, split_sizes
-from bayeshnet.typing import CondId, Shapes
+from bayeshnet.typing import Shapes
 
 __all__ = ["StructuredHMLP"]
 
@@ -35,7 +38,7 @@ _OWN_ARGS = (
 )
 
 
-class StructuredHMLP(CompositeHyperNet):
+class StructuredHMLP(ChunkEmbeddingHyperNet):
     """Several :class:`~bayeshnet.hnets.mlp_hnet.HMLP`, each of which makes all chunks of one kind.
 
     A chunk is a list of tensors, such as kernel and bias of a layer. Network i makes ``num_per_chunk[i]`` chunks of the
@@ -73,8 +76,8 @@ class StructuredHMLP(CompositeHyperNet):
         num_cond_embs: Number of conditions.
 
     Raises:
-        ValueError: If numbers, sizes or keys do not fit together.
-        TypeError: If an argument is of another type.
+        ArgumentError: If numbers, sizes or keys do not fit together.
+        ArgumentTypeError: If an argument is of another type.
 
     Example:
         >>> def assembly_fct(list_of_chunks):
@@ -160,14 +163,14 @@ class StructuredHMLP(CompositeHyperNet):
             )
 
     def _check_chunks(self, in_size: int) -> None:
-        """Refuse numbers and sizes of chunks that cannot be."""
+        """Raise if numbers and sizes of chunks are impossible."""
         for i, (num, size) in enumerate(zip(self._num_per_chunk, self._chunk_emb_sizes, strict=True)):
             check_sizes(**{f"num_per_chunk[{i}]": num, f"chunk_emb_sizes[{i}]": size})
             if num == 0:
-                raise ArgumentError(f"num_per_chunk[{i}]: is 0; give at least 1 or leave the internal network out.")
+                raise ArgumentError(f"num_per_chunk[{i}]: is 0; pass at least 1 or leave the internal network out.")
             if size == 0 and num > 1:
                 raise ArgumentError(
-                    f"chunk_emb_sizes[{i}]: is 0, so that the {num} chunks of this network would be the same; give at "
+                    f"chunk_emb_sizes[{i}]: is 0, so that the {num} chunks of this network would be the same; pass at "
                     "least 1."
                 )
             if size + in_size == 0:
@@ -176,7 +179,7 @@ class StructuredHMLP(CompositeHyperNet):
                     "an input of some kind."
                 )
         if self._cond_chunk_embs and not any(self._chunk_emb_sizes):
-            raise ArgumentError("cond_chunk_embs: is True, but all chunk_emb_sizes are 0; give at least one of them.")
+            raise ArgumentError("cond_chunk_embs: is True, but all chunk_emb_sizes are 0; pass a positive one.")
         if in_size == 0 and not self._cond_chunk_embs:
             raise ArgumentError(
                 "uncond_in_size: and cond_in_size are both 0; a hypernetwork needs an input of some kind. To choose "
@@ -195,13 +198,8 @@ class StructuredHMLP(CompositeHyperNet):
 
     # ------------------------------------------------------------------ arguments
 
-    def _check_conditional_args(
-        self, cond_input: Tensor | None, cond_id: CondId | None, extra: Mapping[str, Any]
-    ) -> tuple[int, ...] | None:
-        if self._cond_chunk_embs:
-            wanted = f"a list of tensors [batch, ...] of the shapes {self.chunk_emb_shapes}"
-            check_needed_chunk_embs(cond_id, extra, self._num_known_conds, wanted)
-        return super()._check_conditional_args(cond_input, cond_id, extra)
+    def _external_chunk_embs(self) -> str:
+        return f"a list of tensors [batch, ...] of the shapes {self.chunk_emb_shapes}"
 
     def _read_extra(self, extra: Mapping[str, Any]) -> dict[str, int]:
         if "chunk_embs" not in extra:
@@ -210,15 +208,15 @@ class StructuredHMLP(CompositeHyperNet):
         shapes = self.chunk_emb_shapes
         if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != len(shapes):
             raise ArgumentError(
-                f"weights['chunk_embs']: a list of {len(shapes)} tensors [batch, ...] of the shapes {shapes} is "
-                "expected."
+                f"weights['chunk_embs']: is {shown(given)}; pass a list of {len(shapes)} tensors [batch, ...] of the "
+                f"shapes {shapes}."
             )
         sizes: dict[str, int] = {}
         for i, (tensor, shape) in enumerate(zip(given, shapes, strict=True)):
             name = f"weights['chunk_embs'][{i}]"
             check_input(name, tensor, None, dim=None)
             if list(tensor.shape[1:]) != shape:
-                raise ArgumentError(f"{name}: has shape {list(tensor.shape)}; {['batch', *shape]} is expected.")
+                raise ArgumentError(f"{name}: has shape {list(tensor.shape)}; pass a tensor {['batch', *shape]}.")
             sizes[name] = tensor.shape[0]
         return sizes
 
@@ -258,22 +256,36 @@ class StructuredHMLP(CompositeHyperNet):
         tensors = [piece.view(batch, num, *shape).unbind(1) for piece, shape in zip(pieces, shapes, strict=True)]
         return [list(chunk) for chunk in zip(*tensors, strict=True)]
 
+    # ------------------------------------------------------------------ initialisation
+
+    def init_parts(self, places: Sequence[Places]) -> list[HeadPart]:
+        """See :meth:`bayeshnet.hnets.hyperfan_parts.Initialisable.init_parts`."""
+
+        def assemble(tensors: Sequence[Tensor]) -> list[Tensor]:
+            rest = iter(tensors)
+            chunks: list[list[Tensor]] = []
+            for shapes, num in zip(self._chunk_shapes, self._num_per_chunk, strict=True):
+                # One head makes all chunks of a network, so that they share their marks.
+                chunk = [next(rest) for _ in shapes]
+                chunks += [list(chunk) for _ in range(num)]
+            return self._assemble(chunks)
+
+        kept = kept_records(self)
+        shapes = [shape for chunk in self._chunk_shapes for shape in chunk]
+        found = iter(trace_places(assemble, shapes, places, next((p.device for _, p in kept), None)))
+        parts: list[HeadPart] = []
+        for i, hnet in enumerate(self.internal_hnets):
+            (part,) = hnet.init_parts([next(found) for _ in hnet.target_shapes])
+            embs = [p for r, p in kept if r.extra.get("info") == "chunk embeddings" and r.extra["hnet_ind"] == i]
+            parts.append(replace(part, chunk_emb_size=self._chunk_emb_sizes[i], chunk_embs=tuple(embs)))
+        return parts
+
     # ------------------------------------------------------------------ interface
 
     @property
     def internal_hnets(self) -> list[HMLP]:
         """The internal networks, one for each entry of ``chunk_shapes``."""
         return cast("list[HMLP]", list(self._parts))
-
-    @property
-    def uncond_in_size(self) -> int:
-        """Size of the unconditional input."""
-        return self._uncond_in_size or 0
-
-    @property
-    def cond_in_size(self) -> int:
-        """Size of the conditional input."""
-        return self._cond_in_size or 0
 
     @property
     def chunk_shapes(self) -> list[list[list[int]]]:
@@ -296,43 +308,35 @@ class StructuredHMLP(CompositeHyperNet):
         return self._assemble.fct
 
     @property
-    def cond_chunk_embs(self) -> bool:
-        """Whether each condition has chunk embeddings of its own."""
-        return self._cond_chunk_embs
-
-    @property
     def chunk_emb_shapes(self) -> list[list[int]]:
         """Shape ``[num, size]`` of the chunk embeddings of each internal network that has some."""
         return [[n, size] for n, size in zip(self._num_per_chunk, self._chunk_emb_sizes, strict=True) if size]
 
     def get_chunk_embs(self, cond_id: int | None = None) -> list[Tensor]:
-        """The chunk embeddings, one parameter for each of :attr:`chunk_emb_shapes`.
+        """Return the chunk embeddings, one parameter for each of :attr:`chunk_emb_shapes`.
 
         Args:
             cond_id: The condition, for conditional chunk embeddings.
 
         Raises:
-            ValueError: If ``cond_id`` is out of range, missing, or has no meaning.
-            RuntimeError: If the network does not keep the chunk embeddings.
+            ArgumentError: If ``cond_id`` is out of range, missing, or has no meaning.
+            UsageError: If the network does not keep the chunk embeddings.
+
+        Example:
+            >>> hnet = StructuredHMLP([[3], [3]], [[[3]]], [2], 4, {}, lambda chunks: [c[0] for c in chunks])
+            >>> [tuple(embs.shape) for embs in hnet.get_chunk_embs()]
+            [(2, 4)]
         """
-        check_cond_id_of_chunks(self._cond_chunk_embs, cond_id)
-        num = len(self.chunk_emb_shapes)
-        if num and self._own is None:
-            option = "no_cond_weights" if self._cond_chunk_embs else "no_uncond_weights"
-            raise UsageError(f"get_chunk_embs: with {option}=True the chunk embeddings are kept by the caller.")
-        start = 0 if cond_id is None else num * self._one_cond_id(cond_id)
-        return list(self._own or ())[start : start + num]
+        return self._kept_chunk_embs("get_chunk_embs", len(self.chunk_emb_shapes), cond_id)
 
 
 def _read_list(name: str, values: Any, length: int | None = None) -> list[Any]:
     """The values as a list, of this length."""
     if isinstance(values, (str, Mapping)) or not hasattr(values, "__iter__"):
-        raise ArgumentTypeError(f"{name}: a list is expected, not {values!r}.")
+        raise ArgumentTypeError(f"{name}: is {shown(values)}; pass a list.")
     listed = list(values)
     if length is not None and len(listed) != length:
-        raise ArgumentError(
-            f"{name}: has {len(listed)} entries; one for each of the {length} chunk_shapes is expected."
-        )
+        raise ArgumentError(f"{name}: has {len(listed)} entries; pass one for each of the {length} chunk_shapes.")
     if not listed:
         raise ArgumentError(f"{name}: is empty; describe at least one internal network.")
     return listed
@@ -346,9 +350,9 @@ def _read_kwargs(hmlp_kwargs: Any, length: int) -> list[dict[str, Any]]:
     accepted = [name for name in inspect.signature(HMLP).parameters if name not in _OWN_ARGS]
     for kwargs in given:
         if not isinstance(kwargs, Mapping):
-            raise ArgumentTypeError(f"hmlp_kwargs: a dict, or a list of dicts, is expected, not {kwargs!r}.")
+            raise ArgumentTypeError(f"hmlp_kwargs: is or has {shown(kwargs)}; pass a dict, or a list of dicts.")
         for key in kwargs:
             if key not in accepted:
                 why = "is decided by StructuredHMLP, by its argument of this name" if key in _OWN_ARGS else "is unknown"
-                raise ArgumentError(f"hmlp_kwargs: {key!r} {why}; accepted keys are {', '.join(accepted)}.")
+                raise ArgumentError(f"hmlp_kwargs: has the key {key!r}, which {why}; pass {', '.join(accepted)} only.")
     return [dict(kwargs) for kwargs in given]

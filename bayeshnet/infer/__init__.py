@@ -1,22 +1,27 @@
-"""Inference: guides, fitting, predictions and checkpoints."""
+"""Guides, fitting, predictions and checkpoints under one name, as in version 0.1.
+
+The places of these names are :mod:`bayeshnet.guides`, :mod:`bayeshnet.training` and :mod:`bayeshnet.evaluation`.
+"""
 
 from __future__ import annotations
 
 from bayeshnet.deprecation import renamed_attributes
-from bayeshnet.entropy.diagnosis import Diagnosis
-from bayeshnet.evaluation._diagnose import diagnose
-from bayeshnet.evaluation._predict import posterior_draws, predict
-from bayeshnet.evaluation.importance import importance_sample, log_evidence
-from bayeshnet.evaluation.prediction import Prediction
-from bayeshnet.evaluation.psis import Estimate, SmoothedWeights, WeightedDraws, pareto_smooth
-from bayeshnet.guides._old_options import old_mixture as Mixture
-from bayeshnet.guides.delta import AutoHypernetDelta
-from bayeshnet.guides.hypernet import AutoHypernet
-from bayeshnet.guides.normal import AutoHypernetNormal
-from bayeshnet.guides.warm_start import start_from
-from bayeshnet.training._fit import fit, flat_then_cosine
-from bayeshnet.training.checkpoint import load, save
-from bayeshnet.training.history import FlatElbo, History
+from bayeshnet.evaluation import (
+    Diagnosis,
+    Estimate,
+    Prediction,
+    SmoothedWeights,
+    WeightedDraws,
+    diagnose,
+    importance_sample,
+    log_evidence,
+    pareto_smooth,
+    posterior_draws,
+    predict,
+)
+from bayeshnet.guides import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal, start_from
+from bayeshnet.guides import old_mixture as Mixture
+from bayeshnet.training import FlatElbo, History, fit, flat_then_cosine, load, save
 
 __all__ = [
     "AutoHypernet",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bayeshnet.init.chunked_hyperfan import chunked_hyperfan_init
-from bayeshnet.init.gauss_hyperfan import gauss_hyperfan_init
-from bayeshnet.init.hyperfan import hyperfan_init
+from bayeshnet.hnets.hyperfan import chunked_hyperfan_init, hyperfan_init
+from bayeshnet.hnets.hyperfan_gauss import gauss_hyperfan_init
 
 __all__ = ["chunked_hyperfan_init", "gauss_hyperfan_init", "hyperfan_init"]

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from bayeshnet.errors import ArgumentError
-from bayeshnet.metrics._checks import check_draws, check_level, check_same_shape, check_tensor
+from bayeshnet.metrics._checks import check_draws, check_same_shape, check_tensor
 from bayeshnet.metrics._streaming import MeanMetric
+from bayeshnet.sites.quantiles import checked_level
 from bayeshnet.typing import OutputDraws, Scalar, Targets
 
 __all__ = ["IntervalCoverage", "IntervalWidth", "central_interval", "interval_coverage", "interval_width"]
@@ -35,10 +36,10 @@ def central_interval(draws: OutputDraws, *, level: float = 0.9) -> tuple[Targets
         (0.05, 0.95)
     """
     draws = check_tensor("draws", draws)
-    level = check_level(level)
+    level = checked_level("level", level)
     if draws.ndim < 2 or draws.shape[0] < 2:
         raise ArgumentError(
-            f"`draws` has shape {list(draws.shape)}; expected [S, B] or [S, B, out] with S >= 2, the draws first."
+            f"draws: has shape {list(draws.shape)}; pass [S, B] or [S, B, out] with S >= 2, the draws first."
         )
     # Older torch.quantile (2.6 is allowed) refuses more than 2^24 elements: 500 draws at 40 000 rows. Sorting does not.
     ordered = draws.sort(0).values
@@ -112,10 +113,10 @@ class IntervalCoverage(MeanMetric):
 
     def __init__(self, *, level: float = 0.9) -> None:
         super().__init__()
-        self.level = check_level(level)
+        self.level = checked_level("level", level)
 
     def update(self, draws: OutputDraws, y: Targets) -> None:
-        """Take a batch in: draws ``[S, B]`` or ``[S, B, out]`` of observations, targets ``[B]`` or ``[B, out]``."""
+        """Add a batch: draws ``[S, B]`` or ``[S, B, out]`` of observations, targets ``[B]`` or ``[B, out]``."""
         draws, y = check_draws(draws, y, at_least=2)
         lower, upper = central_interval(draws, level=self.level)
         self.add(((lower <= y) & (y <= upper)).to(draws.dtype))
@@ -140,10 +141,10 @@ class IntervalWidth(MeanMetric):
 
     def __init__(self, *, level: float = 0.9) -> None:
         super().__init__()
-        self.level = check_level(level)
+        self.level = checked_level("level", level)
 
     def update(self, draws: OutputDraws, y: Targets) -> None:
-        """Take a batch in; the targets are there so that it shares a ``MetricCollection`` with the other scores."""
+        """Add a batch; the targets are there so that it can share a ``MetricCollection`` with the other scores."""
         draws, _ = check_draws(draws, y, at_least=2)
         lower, upper = central_interval(draws, level=self.level)
         self.add(upper - lower)
@@ -153,13 +154,13 @@ def _check_ends(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     lower, upper = check_tensor("lower", lower), check_tensor("upper", upper)
     if lower.shape != upper.shape:
         raise ArgumentError(
-            f"`lower` has shape {list(lower.shape)} and `upper` has shape {list(upper.shape)}; expected the same, "
-            "[B] or [B, out]. Check that both come from the same rows."
+            f"upper: has shape {list(upper.shape)}, and lower has shape {list(lower.shape)}; pass one shape for both, "
+            "[B] or [B, out]."
         )
     if (lower > upper).any():
         raise ArgumentError(
-            f"`lower` is above `upper` in {int((lower > upper).sum())} of {lower.numel()} intervals; expected lower <= "
-            "upper. Are the two swapped?"
+            f"lower: is above upper in {int((lower > upper).sum())} of {lower.numel()} intervals; pass the lower ends "
+            "first."
         )
     return lower, upper
 

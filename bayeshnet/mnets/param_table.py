@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bayeshnet.fans import PARAM_NAMES
+
 __all__ = [
     "PARAM_NAMES",
     "ParamRecord",
@@ -21,9 +23,6 @@ __all__ = [
     "split_sizes",
 ]
 
-PARAM_NAMES = ("weight", "bias", "bn_scale", "bn_shift", "cm_scale", "cm_shift", "embedding", None)
-"""The values that the ``name`` of a record may have."""
-
 
 @dataclass(frozen=True, slots=True)
 class ParamRecord:
@@ -31,7 +30,7 @@ class ParamRecord:
 
     Attributes:
         shape: Its shape; empty for a scalar.
-        name: What it is, one of :data:`PARAM_NAMES`.
+        name: What it is, one of :data:`~bayeshnet.fans.PARAM_NAMES`.
         layer: The layer it belongs to, -1 if unknown.
         conditional: Whether it is specific to one condition (an embedding of a task, say).
         internal: Whether the network keeps it; if not, it has to be passed to ``forward``.
@@ -72,7 +71,12 @@ def num_weights(shapes: Iterable[Sequence[int]]) -> int:
 
 
 def split_sizes(shapes: Iterable[Sequence[int]]) -> list[int]:
-    """Number of elements of each tensor, as ``Tensor.split`` takes them."""
+    """Return the number of elements of each tensor, as ``Tensor.split`` takes them.
+
+    Example:
+        >>> split_sizes([[2, 3], [2]])
+        [6, 2]
+    """
     return [math.prod(shape) for shape in shapes]
 
 
@@ -122,7 +126,13 @@ def records_from_lists(
     conditional_refs: Iterable[int],
     num_conds: int = 0,
 ) -> tuple[ParamRecord, ...]:
-    """Build the table of a network that keeps parallel lists, as third-party classes do."""
+    """Return the table of a network that keeps parallel lists, as third-party classes do.
+
+    Example:
+        >>> table = records_from_lists([[2, 3], [2]], None, external_refs=[0], conditional_refs=())
+        >>> [record.internal for record in table]
+        [False, True]
+    """
     external, conditional = set(external_refs), set(conditional_refs)
     records: list[ParamRecord] = []
     for i, shape in enumerate(param_shapes):

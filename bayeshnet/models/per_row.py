@@ -18,7 +18,12 @@ _CONVOLUTIONS: frozenset[Any] = frozenset(
 
 
 class Moments(NamedTuple):
-    """Means and standard deviations of independent Gaussian weights, each of the weights' shape."""
+    """Means and standard deviations of independent Gaussian weights, each of the weights' shape.
+
+    Example:
+        >>> Moments(torch.zeros(1), torch.ones(1)).scale
+        tensor([1.])
+    """
 
     loc: Tensor
     scale: Tensor
@@ -29,6 +34,10 @@ class SharedWeightError(Exception):
 
     Attributes:
         index: Its index.
+
+    Example:
+        >>> SharedWeightError(3).index
+        3
     """
 
     def __init__(self, index: int) -> None:
@@ -86,7 +95,7 @@ class PerRowNoise(TorchFunctionMode):
                 self._use(touched, by_rows=True)
                 return self._noisy(layer)
         out = func(*args, **kwargs)
-        if touched and any(True for _ in _tensors([out])):  # sizes and types are nobody's business
+        if touched and any(True for _ in _tensors([out])):  # what gives sizes and types does not count
             self._use(touched, by_rows=False)
         return out
 

@@ -10,6 +10,6 @@ Example:
 
 from __future__ import annotations
 
-from bayeshnet.init.gauss_hyperfan import gauss_hyperfan_init
+from bayeshnet.init import gauss_hyperfan_init
 
 __all__ = ["gauss_hyperfan_init"]

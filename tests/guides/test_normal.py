@@ -54,7 +54,7 @@ def test_predictive(problem, parallel):
     inputs = args if problem == "constrained" else args[:1]
     out = Predictive(model, guide=guide, num_samples=6, parallel=parallel)(*inputs)
     assert out["obs"].shape == (6, len(args[-1]))
-    for site in guide._sites:
+    for site in guide.sites:
         assert out[site.name].shape[0] == 6
         assert len(torch.unique(out[site.name].reshape(6, -1), dim=0)) == 6
 
@@ -316,7 +316,7 @@ def test_errors():
 
     cases = [
         ({"hnet": lambda shapes: nn.Linear(1, 1)}, ArgumentTypeError, "hnet: returned a Linear"),
-        ({"hnet": 5}, ArgumentTypeError, "hnet: is a int"),
+        ({"hnet": 5}, ArgumentTypeError, "hnet: is an int"),
         ({"hnet": lambda shapes: HMLP([[3]], verbose=False)}, ArgumentError, f"produces 3 numbers, but {total} are"),
         ({"hnet": build(uncond_in_size=2)}, ArgumentError, "hnet: takes noise"),
         ({"hnet": lambda s: HPerturbWrapper(build()(s), verbose=False)}, ArgumentError, "hnet: takes noise"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets import StructuredHMLP
-from bayeshnet.hnets.assembly import Assembler
+from bayeshnet.hnets.assembly import Assembler, trace_assembly, trace_places
 from bayeshnet.hnets.formats import TargetLayout, format_output
 
 SHAPES = [(4, 3), (2,)]  # from two matrices [2, 3] and a vector
@@ -153,19 +153,31 @@ def test_it_runs_inside_a_transform():
 @pytest.mark.parametrize(
     ("fct", "error", "message"),
     [
-        (lambda p: [p[0]], ArgumentError, r"returned 1 tensors of shapes \[\[2, 3\]\]; the 2 target_shapes are"),
-        (lambda p: [*p, *p[:1] * 10], ArgumentError, r"returned 13 tensors of shapes \[.*\] and 3 more; the 2 target"),
-        (lambda p: [p[0], p[2]], ArgumentError, r"returned shape \[2, 3\] as tensor 0; target_shapes has \[4, 3\]"),
+        (
+            lambda p: [p[0]],
+            ArgumentError,
+            r"returned 1 tensors of shapes \[\[2, 3\]\]; let it return the 2 target_shapes",
+        ),
+        (
+            lambda p: [*p, *p[:1] * 10],
+            ArgumentError,
+            r"returned 13 tensors of shapes \[.*\] and 3 more; let it return the 2 target",
+        ),
+        (lambda p: [p[0], p[2]], ArgumentError, r"returned shape \[2, 3\] as tensor 0; let it return \[4, 3\]"),
         (
             lambda p: [torch.cat(p[:2]), p[2][None]],
             ArgumentError,
-            r"shape \[1, 2\] as tensor 1; target_shapes has \[2\]",
+            r"shape \[1, 2\] as tensor 1; let it return \[2\]",
         ),
-        (lambda p: None, ArgumentTypeError, "returned NoneType; a list of tensors is expected"),
-        (lambda p: p[0], ArgumentTypeError, "returned Tensor; a list of tensors"),
-        (lambda p: (t for t in p), ArgumentTypeError, "returned generator; a list of tensors"),
-        (lambda p: {"weight": p[0]}, ArgumentTypeError, "returned dict; a list of tensors"),
-        (lambda p: [[p[0]], p[2]], ArgumentTypeError, r"returned a list with \['list', 'Tensor'\]; a list of tensors"),
+        (lambda p: None, ArgumentTypeError, "returned a NoneType; let it return a list of tensors"),
+        (lambda p: p[0], ArgumentTypeError, "returned a Tensor; let it return a list of tensors"),
+        (lambda p: (t for t in p), ArgumentTypeError, "returned a generator; let it return a list of tensors"),
+        (lambda p: {"weight": p[0]}, ArgumentTypeError, "returned a dict; let it return a list of tensors"),
+        (
+            lambda p: [[p[0]], p[2]],
+            ArgumentTypeError,
+            r"returned a list with \['list', 'Tensor'\]; let it return a list of tensors",
+        ),
         (lambda p: [p[0].detach().numpy(), p[2]], ArgumentTypeError, r"returned a list with \['ndarray', 'Tensor'\]"),
         (lambda p: [1.0, p[2]], ArgumentTypeError, r"returned a list with \['float', 'Tensor'\]"),
     ],
@@ -198,7 +210,7 @@ def test_errors_of_the_function_are_its_own(fct, error, message, batch):
 
 @pytest.mark.parametrize("fct", [None, [], "each", 3])
 def test_no_function(fct):
-    with pytest.raises(ArgumentTypeError, match=f"assembly_fct: a function is expected, not {type(fct).__name__}"):
+    with pytest.raises(ArgumentTypeError, match=f"assembly_fct: is an? {type(fct).__name__}; pass a function"):
         Assembler(fct, SHAPES)
 
 
@@ -262,3 +274,40 @@ def test_a_network_whose_assembly_moves_nothing_copies_nothing(batch, ret_format
     # All are views of what the internal network made: 32 numbers of 4 bytes per sample.
     assert len({t.untyped_storage().data_ptr() for t in tensors}) == 1
     assert tensors[0].untyped_storage().nbytes() == batch * 32 * 4
+
+
+def test_tracing_an_assembly():
+    def assemble(tensors):
+        a, b, c, _ = tensors
+        first = torch.cat([a, b.flatten(1), torch.zeros(1, 3)], dim=1)  # constants come from nowhere
+        return [first, c.transpose(1, 2), torch.cat([a, a], dim=1)]
+
+    assert trace_assembly(assemble, [[2], [2, 2], [3, 4], [5]]) == [{0: 2, 2: 4}, {0: 4}, {1: 12}, {}]
+
+
+def test_constants_do_not_look_like_weights():
+    assert trace_assembly(lambda t: [torch.cat([t[0], torch.linspace(0, 2, 100)[None]], dim=1)], [[2]]) == [{0: 2}]
+
+
+def test_an_assembly_that_computes():
+    for assemble in (
+        lambda t: [2 * t[0]],
+        lambda t: [t[0] + t[1]],
+        lambda t: [(t[0] + t[1]) / 2],
+        lambda t: [t[0] - t[1], t[0]],
+    ):
+        with pytest.raises(UsageError, match="changes the weights of target 0 instead of moving them"):
+            trace_assembly(assemble, [[2], [2]])
+
+
+def test_tracing_leaves_the_generator_alone():
+    state = torch.get_rng_state()
+    trace_assembly(lambda t: t, [[2], [2]])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_places_are_composed():
+    """Two tensors in one target of an inner network, which is split between two outer targets."""
+    places = [{5: 0.25, 7: 0.75}, {7: 1.0}]
+    found = trace_places(lambda t: [torch.cat(t[:2], dim=1), t[1]], [[2], [6], [3]], places)
+    assert found == [{5: 0.25, 7: 0.75}, {5: 0.125, 7: 0.875}, {}]

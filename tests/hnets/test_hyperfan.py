@@ -1,4 +1,4 @@
-"""Hyperfan: the arithmetic in closed form, and the draws of an HMLP."""
+"""Hyperfan: the draws of an HMLP, and what is refused."""
 
 # pyright: reportOptionalSubscript=false, reportOptionalIterable=false
 
@@ -12,198 +12,25 @@ from torch import nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets import HMLP
-from bayeshnet.hnets.hyperfan import HeadInit, chunk_variances, head_inits, input_variance, read_overrides
-from bayeshnet.hnets.hyperfan_chunked import chunk_embedding_variances, mean_target_variances
-from bayeshnet.hnets.hyperfan_draw import draw_
-from bayeshnet.hnets.hyperfan_targets import describe_targets
+from bayeshnet.hnets.hyperfan_parts import draw_
 from bayeshnet.mnets import MLP, ModuleMainNet
-from bayeshnet.mnets.mnet_interface import MainNetInterface
-from bayeshnet.mnets.param_table import ParamRecord
-
-SHAPES = [[10, 6], [10], [4, 10], [8, 3, 3, 3], [8]]  # a layer, a layer without bias, a convolution
-
-
-class Described(nn.Module, MainNetInterface):
-    """A main network that has a table and nothing else."""
-
-    def __init__(self, *records):
-        nn.Module.__init__(self)
-        MainNetInterface.__init__(self)
-        self._records = tuple(ParamRecord(tuple(shape), name, layer) for shape, name, layer in records)
-
-    def distillation_targets(self):
-        return None
-
-    def forward(self, x, weights=None, distilled_params=None, condition=None):
-        raise NotImplementedError
-
-
-# ---------------------------------------------------------------------- targets
-
-
-def test_targets_without_a_main_network():
-    found = [(t.name, t.fan_in, t.fan_out, t.has_bias) for t in describe_targets([*SHAPES, [7], []])]
-    assert found == [
-        ("weight", 6, 10, True),
-        ("bias", 6, 10, False),
-        ("weight", 10, 4, False),
-        ("weight", 27, 72, True),
-        ("bias", 27, 72, False),
-        ("bias", 7, 7, False),  # follows no weight
-        ("bias", 1, 1, False),
-    ]
-
-
-def test_targets_of_a_main_network_are_paired_by_layer():
-    net = Described(
-        ([3], "bn_scale", 2), ([3], "bias", 1), ([5], "bias", 3), ([5, 3], "weight", 3), ([3, 2], "weight", 1)
-    )
-    found = [(t.name, t.fan_in, t.fan_out, t.has_bias) for t in describe_targets(net.param_shapes, net)]
-    assert found == [
-        ("bn_scale", 1, 1, False),
-        ("bias", 2, 3, False),
-        ("bias", 3, 5, False),
-        ("weight", 3, 5, True),
-        ("weight", 2, 3, True),
-    ]
-
-
-def test_layers_with_several_weights():
-    net = ModuleMainNet(nn.RNN(3, 5))  # weights of input and state, then their biases
-    weights = describe_targets(net.param_shapes, net)
-    assert [t.name for t in weights] == ["weight", "weight", "bias", "bias"]
-    assert [t.fan_in for t in weights[:2]] == [3, 5]
-    one = Described(([6, 3], "weight", 1), ([6], "bias", 1), ([3, 6], "weight", 1), ([3], "bias", 1))
-    assert [t.fan_in for t in describe_targets(one.param_shapes, one)] == [3, 3, 6, 6]
-
-
-def test_transposed_kernels_have_their_fans():
-    net = ModuleMainNet(nn.ConvTranspose2d(2, 5, 3))
-    weight, bias = describe_targets(net.param_shapes, net)
-    assert (weight.fan_in, weight.fan_out) == (18, 45) == (bias.fan_in, bias.fan_out)
-
-
-def test_targets_may_be_what_a_main_network_does_not_keep():
-    net = MLP(3, 2, [4], use_context_mod=True, context_mod_no_weights=True, verbose=False)
-    assert [t.name for t in describe_targets(net.hyper_shapes_learned, net)] == ["cm_scale", "cm_shift"] * 2
-    assert [t.name for t in describe_targets(net.param_shapes, net)][-1] == "bias"
-
-
-def test_a_main_network_without_names_counts_as_none():
-    net = Described(([3, 2], None, -1), ([3], None, -1))
-    assert describe_targets(net.param_shapes, net) == describe_targets(net.param_shapes)
-
-
-def test_a_main_network_that_does_not_fit():
-    net = MLP(3, 2, [4], verbose=False)
-    with pytest.raises(ArgumentError, match="mnet: its shapes are not those produced. The hypernetwork makes"):
-        HMLP([[4, 2]]).apply_hyperfan_init(mnet=net)
-    with pytest.raises(ArgumentTypeError, match="mnet: is a Linear; pass a network with the lists of MainNetInterface"):
-        HMLP([[4, 2]]).apply_hyperfan_init(mnet=nn.Linear(2, 4))
-
-
-# ---------------------------------------------------------------------- variances
-
-
-@pytest.mark.parametrize(("use_xavier", "c"), [(False, 2), (True, 1)])
-def test_head_variances(use_xavier, c):
-    targets = describe_targets(SHAPES)
-    fan_in = [c / (2 * 6), c / 2, c / 10, c / (2 * 27), c / 2]
-    fan_out = [c / 10, c * (1 - 6 / 10), c / 4, c / 72, c * (1 - 27 / 72)]
-    harmonic = [2 / (1 / a + 1 / b) for a, b in zip(fan_in, fan_out, strict=True)]
-    for method, wanted in (("in", fan_in), ("out", fan_out), ("harmonic", harmonic)):
-        heads = head_inits(targets, method, use_xavier)
-        assert [head.out_var for head in heads] == pytest.approx(wanted)
-        assert not any(head.needs_bias for head in heads)
-
-
-def test_a_bias_with_more_inputs_than_outputs():
-    """The reference divides by zero in the second case."""
-    targets = describe_targets([[3, 5], [3]])
-    assert head_inits(targets, "out")[1].out_var == 0
-    assert head_inits(targets, "harmonic")[1].out_var == 0
-
-
-def test_constant_targets():
-    kinds = ["bn_scale", "bn_shift", "cm_scale", "cm_shift", "embedding", None]
-    net = Described(([2, 2], "weight", 1), *(([2], kind, -1) for kind in kinds))
-    heads = head_inits(describe_targets(net.param_shapes, net))
-    one, zero = HeadInit(bias_mean=1.0), HeadInit()
-    assert heads[1:] == [one, zero, one, zero, HeadInit(bias_var=1.0), HeadInit(out_var=1.0)]
-
-
-def test_chunk_variances():
-    targets = describe_targets(SHAPES)
-    bias = [1 / 18, 1 / 81]
-    assert chunk_variances(targets) == pytest.approx([2 / 6, bias[0], 2 / 10, 2 / 27, bias[1]])
-    assert chunk_variances(targets, "out", True) == pytest.approx([1 / 10, bias[0], 1 / 4, 1 / 72, bias[1]])
-    assert chunk_variances(targets, "harmonic")[0] == pytest.approx(2 / (6 / 2 + 10 / 2))
-    given = [None, 5, None, None, None]
-    assert chunk_variances(targets, target_vars=given)[:2] == pytest.approx([2 / 6, 5])
-    assert given == [None, 5, None, None, None]
-    net = Described(([2], "bn_scale", 1), ([2], None, -1))
-    assert chunk_variances(describe_targets(net.param_shapes, net)) == [1, 1]
-
-
-def test_input_variance():
-    assert input_variance([(1, 4.0), (3, 2.0), (0, 9.0)]) == 2.5
-    with pytest.raises(ArgumentError, match="uncond_var, cond_var: the variance of the hypernetwork's input is 0"):
-        input_variance([(2, 0.0)])
-
-
-def test_chunk_means_are_weighted_by_shares():
-    # Chunks of 4: [0 0 0 1], [1 1 1 1], [2 -]; the surplus of the last one counts for nothing.
-    assert mean_target_variances([3, 5, 1], [1.0, 5.0, 7.0], 4) == [2.0, 5.0, 7.0]
-    assert mean_target_variances([3, 5, 1], [1.0, None, None], 4) == [1.0, None, None]
-    assert mean_target_variances([2, 2, 2], [1.0, 2.0, 6.0], 100) == [3.0]
-
-
-def test_chunk_embedding_variances():
-    variances, clipped, bound = chunk_embedding_variances([0.5, 0.1, None], [(3, 0.2), (1, 0.6)], 2, 0.01)
-    v = (3 * 0.2 + 0.6) / 4
-    assert variances == pytest.approx([(6 * 0.5 - 4 * v) / 2, 0.01, 0.01])
-    assert (clipped, bound) == (1, pytest.approx((6 * 0.1 - 2 * 0.01) / 4))
-    # At the bound nothing is clipped.
-    assert chunk_embedding_variances([0.5, 0.1], [(4, bound)], 2, 0.01 - 1e-12)[1] == 0
-    assert chunk_embedding_variances([0.5], [], 2, 0.01) == ([0.5], 0, math.inf)
-
-
-def test_averages_of_heads():
-    heads = [HeadInit(out_var=1.0, bias_mean=2.0), HeadInit(row_mean=4.0, bias_var=8.0)]
-    assert HeadInit.average(heads, {0: 0.75, 1: 0.25}) == HeadInit(1.0, 0.0, 0.75, 1.5, 2.0)
-    assert HeadInit.average(heads, {}) == HeadInit()
-
-
-# ---------------------------------------------------------------------- overrides
-
-
-def test_partial_overrides_keep_the_other_defaults():
-    """The reference ignores the mean of a weight unless all four arguments are given."""
-    targets = describe_targets(SHAPES)
-    plain = head_inits(targets)
-    heads = head_inits(targets, w_val={"weight": 3}, b_var=[None, 0.5, None, None, 0])
-    assert heads[0] == HeadInit(row_mean=3.0, out_var=plain[0].out_var)
-    assert heads[1] == HeadInit(out_var=plain[1].out_var, bias_var=0.5)
-    assert heads[4] == plain[4]
-    assert head_inits(targets, w_var={"bias": 0.25})[1] == HeadInit(row_var=0.25)
-    net = Described(([2], "bn_scale", 1))
-    assert head_inits(describe_targets([[2]], net), b_var={"bn_scale": 0.1}) == [HeadInit(bias_mean=1.0, bias_var=0.1)]
+from tests.fans.described import Described
 
 
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"method": "both"}, ArgumentError, "method: 'both' is unknown; use one of 'in', 'out', 'harmonic'."),
-        ({"w_val": [0.0]}, ArgumentError, "w_val: has 1 entries; one for each of the 2 targets is expected."),
-        ({"b_val": {"wieght": 1}}, ArgumentError, "b_val: has the keys ['wieght']; names of tensors are 'weight', "),
-        ({"w_var": {"weight": -1}}, ArgumentError, "w_var['weight']: -1 was given; a variance is 0 or positive."),
-        ({"b_var": [None, -0.5]}, ArgumentError, "b_var[1]: -0.5 was given; a variance is 0 or positive."),
-        ({"w_val": [None, math.inf]}, ArgumentError, "w_val[1]: inf was given; a finite number is expected."),
+        ({"method": "both"}, ArgumentError, "method: is 'both', a str; pass 'in', 'out' or 'harmonic'."),
+        ({"w_val": [0.0]}, ArgumentError, "w_val: has 1 entries; pass one for each of the 2 targets."),
+        ({"b_val": {"wieght": 1}}, ArgumentError, "b_val: has the keys ['wieght']; pass names of tensors, 'weight', "),
+        ({"w_var": {"weight": -1}}, ArgumentError, "w_var['weight']: is -1; pass a variance, 0 or more."),
+        ({"b_var": [None, -0.5]}, ArgumentError, "b_var[1]: is -0.5; pass a variance, 0 or more."),
+        ({"w_val": [None, math.inf]}, ArgumentError, "w_val[1]: is inf; pass a finite number."),
         ({"w_val": 0.5}, ArgumentTypeError, "w_val: is a float; pass a list with one number or None per target"),
         ({"w_val": "ab"}, ArgumentTypeError, "w_val: is a str; pass a list"),
-        ({"w_val": ["a", None]}, ArgumentTypeError, "w_val[0]: a number is expected, not 'a'."),
-        ({"cond_var": -1.0}, ArgumentError, "cond_var: -1.0 was given; a variance is 0 or positive."),
-        ({"cond_var": math.nan}, ArgumentError, "cond_var: nan was given; a finite number is expected."),
+        ({"w_val": ["a", None]}, ArgumentTypeError, "w_val[0]: is 'a', a str; pass a number."),
+        ({"cond_var": -1.0}, ArgumentError, "cond_var: is -1.0; pass a variance, 0 or more."),
+        ({"cond_var": math.nan}, ArgumentError, "cond_var: is nan; pass a finite number."),
         ({"cond_var": 0.0}, ArgumentError, "uncond_var, cond_var: the variance of the hypernetwork's input is 0"),
     ],
 )
@@ -228,7 +55,7 @@ def test_constants_need_a_bias():
     net = Described(([3, 2], "weight", 1), ([3], "bn_scale", 2), ([3], "bn_shift", 2))
     hnet = HMLP(net.param_shapes, use_bias=False)
     before = [p.clone() for p in hnet.internal_params]
-    with pytest.raises(UsageError, match=r"shape \[3\] is to start with mean 1 .* HMLP has no biases. Build it with"):
+    with pytest.raises(UsageError, match=r"shape \[3\] is to start with mean 1 .* HMLP has no biases; build it with"):
         hnet.apply_hyperfan_init(mnet=net)
     assert all(torch.equal(p, q) for p, q in zip(before, hnet.internal_params, strict=True))
     hnet.apply_hyperfan_init(mnet=net, b_val={"bn_scale": 0}, w_var={"bn_scale": 0.1})
@@ -349,8 +176,3 @@ def test_draws_follow_the_generator():
         states.append([p.clone() for p in hnet.internal_params])
     assert all(torch.equal(one, two) for one, two in zip(states[0], states[1], strict=True))
     assert not torch.equal(states[0][0], states[2][0])
-
-
-def test_names_may_be_none_in_a_dict():
-    net = Described(([2, 2], "weight", 1), ([3], None, -1))
-    assert read_overrides("w_var", {None: 0.5}, describe_targets(net.param_shapes, net)) == [None, 0.5]

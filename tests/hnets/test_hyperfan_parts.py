@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -15,43 +17,17 @@ from bayeshnet.hnets import (
     HyperNet,
     StructuredHMLP,
 )
-from bayeshnet.hnets.hyperfan_parts import ChunkedPart, HeadPart, PlainPart, average, split_parts, trace_assembly
-
-
-def test_tracing_an_assembly():
-    def assemble(tensors):
-        a, b, c, _ = tensors
-        first = torch.cat([a, b.flatten(1), torch.zeros(1, 3)], dim=1)  # constants come from nowhere
-        return [first, c.transpose(1, 2), torch.cat([a, a], dim=1)]
-
-    assert trace_assembly(assemble, [[2], [2, 2], [3, 4], [5]]) == [{0: 2, 2: 4}, {0: 4}, {1: 12}, {}]
-
-
-def test_constants_do_not_look_like_weights():
-    assert trace_assembly(lambda t: [torch.cat([t[0], torch.linspace(0, 2, 100)[None]], dim=1)], [[2]]) == [{0: 2}]
-
-
-def test_an_assembly_that_computes():
-    for assemble in (
-        lambda t: [2 * t[0]],
-        lambda t: [t[0] + t[1]],
-        lambda t: [(t[0] + t[1]) / 2],
-        lambda t: [t[0] - t[1], t[0]],
-    ):
-        with pytest.raises(UsageError, match="changes the weights of target 0 instead of moving them"):
-            trace_assembly(assemble, [[2], [2]])
-
-
-def test_tracing_leaves_the_generator_alone():
-    state = torch.get_rng_state()
-    trace_assembly(lambda t: t, [[2], [2]])
-    assert torch.equal(torch.get_rng_state(), state)
+from bayeshnet.hnets.hyperfan import hyperfan_init
+from bayeshnet.hnets.hyperfan_chunks import ChunkedPart, DeconvPart
+from bayeshnet.hnets.hyperfan_heads import HeadPart
+from bayeshnet.hnets.hyperfan_parts import PlainPart, average, split_parts
+from bayeshnet.mnets.param_table import ParamRecord
 
 
 def test_wrappers_are_looked_through():
     hnet = HMLP([[3]], 2, 0)
     (part,) = split_parts(HPerturbWrapper(HPerturbWrapper(hnet)))
-    assert part == HeadPart(hnet, ({0: 1.0},))
+    assert part == HeadPart(hnet, ({0: 1.0},), 2, 0, hnet.activation_fn)
 
 
 def halves(chunks):
@@ -154,7 +130,30 @@ def test_what_is_not_known():
         def _generate(self, inputs, weights):
             return torch.zeros(1, 3)
 
-    with pytest.raises(ArgumentTypeError, match="hnet: is a Other; the networks of bayeshnet.hnets can be"):
+    with pytest.raises(ArgumentTypeError, match="hnet: is an Other; pass a network of bayeshnet.hnets, alone or"):
         split_parts(Other())
-    with pytest.raises(UsageError, match="a plain HDeconv makes all its targets by the same kernels"):
-        split_parts(HDeconv([[3]], (4, 4), num_layers=2, num_filters=[2]))
+    (part,) = split_parts(HDeconv([[3]], (4, 4), num_layers=2, num_filters=[2]))
+    assert isinstance(part, DeconvPart)
+    with pytest.raises(UsageError, match="hyperfan_init: a plain HDeconv makes all its targets by the same kernels"):
+        hyperfan_init(part.hnet)
+
+
+def test_a_network_of_ones_own():
+    """A class outside the package says what it consists of, and is initialised by the same functions."""
+
+    class Own(HyperNet):
+        def __init__(self):
+            super().__init__()
+            self._describe([ParamRecord((500,), "bias")], [[500]])
+            self._create_params()
+
+        def init_parts(self, places):
+            return [PlainPart(self.param_table[0], (self.internal_params[0],), places[0])]
+
+        def _generate(self, inputs, weights):
+            return weights[0].unsqueeze(0)
+
+    hnet = Own()
+    hyperfan_init(hnet, b_val={"bias": 3.0}, b_var={"bias": 0.25})
+    spread = math.sqrt(3 * (0.25 + 2 / 2))  # the variance of a bias by hyperfan is added
+    assert 0.9 * spread < (hnet.internal_params[0] - 3.0).abs().max() <= spread

@@ -116,6 +116,33 @@ def test_a_forward_that_is_replaced_later_is_followed():
     assert fused_mlp_draw(sampler, 2) is not None
 
 
+def test_a_class_of_torch_that_is_changed_is_noticed(monkeypatch):
+    sampler = NoisySampler(HPerturbWrapper(hmlp(), sigma_noise=0.3))
+    assert fused_mlp_draw(sampler, 2) is not None
+    monkeypatch.setattr(nn.Tanh, "forward", lambda self, x: torch.sin(x))
+    assert fused_mlp_draw(sampler, 2) is None
+
+
+def test_hooks_of_a_dropout_of_rate_0_are_followed():
+    """The fused form passed them by."""
+    hnet = HMLP([[5]], 2, 0, (4,), activation_fn=nn.Tanh(), dropout_rate=0.0, verbose=False)
+    sampler = NoisySampler(HPerturbWrapper(hnet, sigma_noise=0.3))
+    assert fused_mlp_draw(sampler, 2) is not None
+    hnet.dropout.register_forward_hook(lambda module, args, out: stretched(out))
+    assert fused_mlp_draw(sampler, 2) is None
+
+
+def test_parameters_of_a_layer_that_become_plain_tensors_are_followed():
+    hnet = hmlp()
+    sampler = NoisySampler(HPerturbWrapper(hnet, sigma_noise=0.3))
+    doubled = {name: 2.0 * param.detach() for name, param in hnet.named_parameters()}
+    torch.manual_seed(0)
+    with torch.nn.utils.stateless._reparametrize_module(hnet, doubled):
+        draw = ChangeOfVariables().draw(sampler, 3)
+        expected = hnet(draw.z, ret_format="flattened") + 0.3 * draw.noise
+    torch.testing.assert_close(draw.weights, expected)
+
+
 def test_features_of_a_changed_network_are_refused():
     for make in (replaced, hooked, rows_replaced, lambda: hmlp(Stretched)):
         hnet = make()

@@ -33,7 +33,7 @@ def problem(noise=None, rows=8, outputs=1, seed=0):
 
 
 def scores(model, guide, args):
-    return score_proposals(model, guide.get_posterior(), guide._sites, *args)
+    return score_proposals(model, guide.get_posterior(), guide.sites, *args)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])

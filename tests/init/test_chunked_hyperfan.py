@@ -211,12 +211,12 @@ def test_errors():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"method": "both"}, ArgumentError, "method: 'both' is unknown"),
-        ({"eps": -1.0}, ArgumentError, "eps: -1.0 was given; a variance is 0 or positive."),
-        ({"cond_var": -1.0}, ArgumentError, "cond_var: -1.0 was given"),
-        ({"target_vars": [1.0]}, ArgumentError, "target_vars: has 1 entries; one for each of the 3 targets"),
+        ({"method": "both"}, ArgumentError, "method: is 'both', a str; pass"),
+        ({"eps": -1.0}, ArgumentError, "eps: is -1.0; pass a variance, 0 or more."),
+        ({"cond_var": -1.0}, ArgumentError, "cond_var: is -1.0; pass"),
+        ({"target_vars": [1.0]}, ArgumentError, "target_vars: has 1 entries; pass one for each of the 3 targets"),
         ({"target_vars": {"weights": 1.0}}, ArgumentError, "target_vars: has the keys ['weights']"),
-        ({"target_vars": [None, -1.0, None]}, ArgumentError, "target_vars[1]: -1.0 was given; a variance is 0 or"),
+        ({"target_vars": [None, -1.0, None]}, ArgumentError, "target_vars[1]: is -1.0; pass a variance, 0 or"),
         ({"target_vars": 1.0}, ArgumentTypeError, "target_vars: is a float; pass a list"),
         ({"mnet": MLP(3, 2, verbose=False)}, ArgumentError, "mnet: its shapes are not those produced"),
     ],

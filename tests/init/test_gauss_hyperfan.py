@@ -17,8 +17,7 @@ from bayeshnet.hnets import (
     HPerturbWrapper,
     StructuredHMLP,
 )
-from bayeshnet.hnets.hyperfan import HeadInit
-from bayeshnet.hnets.hyperfan_moments import Moments, bias_free_head, measure_moments
+from bayeshnet.hnets.hyperfan_heads import measure_moments
 from bayeshnet.hnets.hyperfan_parts import split_parts
 from bayeshnet.init import gauss_hyperfan_init
 from bayeshnet.mnets import MLP
@@ -225,23 +224,12 @@ def test_moments():
     assert abs(moments.power / var - 1) < 4 * math.sqrt((6 * 2 * 0.5**2 + 2 * 2 * 3**2) / moments.num) / var
 
 
-def test_bias_free_heads():
-    moments = Moments(sum_mean=2.0, sum_var=0.5, power=4.0, num=1000)
-    head = bias_free_head(HeadInit(out_var=0.25, bias_mean=-3.0, bias_var=2.0), moments, [3])
-    assert head == HeadInit(-1.5, (2.0 - 1.5**2 * 0.5) / 4.0, 0.25, 0.0, 0.0)
-    assert bias_free_head(HeadInit(out_var=0.25), moments, [3]) == HeadInit(out_var=0.25)
-    least = 1.5**2 * 0.5
-    with pytest.raises(ArgumentError, match=f"makes a variance of {least:.4g}, the smallest feasible one. Ask for at"):
-        bias_free_head(HeadInit(bias_mean=-3.0, bias_var=0.999 * least), moments, [3])
-    assert bias_free_head(HeadInit(bias_mean=-3.0, bias_var=least), moments, [3]).row_var == 0
-
-
 def test_the_smallest_feasible_variance():
     hnet = HMLP([[20], [20]], 12, 0, (40,), use_bias=False)
     with pytest.raises(ArgumentError, match=r"mean -50 and variance 0.083, .* the mean alone makes a variance of"):
         gauss_hyperfan_init(hnet, rho_mean=-50.0)
     linear = HMLP([[20], [20]], 12, 0, (), use_bias=False)
-    with pytest.raises(ArgumentError, match="the input of its head has mean 0, so that no rows can make one"):
+    with pytest.raises(ArgumentError, match="the input of its head has mean 0, so no rows can produce one"):
         gauss_hyperfan_init(linear, rho_mean=-1.0)
     gauss_hyperfan_init(linear)
 
@@ -285,12 +273,12 @@ def test_targets_that_are_no_means_and_rhos(shapes):
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"mean_var": -1.0}, ArgumentError, "mean_var: -1.0 was given; a variance is 0 or positive."),
-        ({"rho_var": -1.0}, ArgumentError, "rho_var: -1.0 was given"),
-        ({"cond_var": -1.0}, ArgumentError, "cond_var: -1.0 was given"),
-        ({"eps": -1.0}, ArgumentError, "eps: -1.0 was given"),
-        ({"rho_mean": math.inf}, ArgumentError, "rho_mean: inf was given; a finite number is expected."),
-        ({"rho_mean": "low"}, ArgumentTypeError, "rho_mean: a number is expected, not 'low'."),
+        ({"mean_var": -1.0}, ArgumentError, "mean_var: is -1.0; pass a variance, 0 or more."),
+        ({"rho_var": -1.0}, ArgumentError, "rho_var: is -1.0; pass"),
+        ({"cond_var": -1.0}, ArgumentError, "cond_var: is -1.0; pass"),
+        ({"eps": -1.0}, ArgumentError, "eps: is -1.0; pass"),
+        ({"rho_mean": math.inf}, ArgumentError, "rho_mean: is inf; pass a finite number."),
+        ({"rho_mean": "low"}, ArgumentTypeError, "rho_mean: is 'low', a str; pass a number."),
         ({"mnet": MLP(3, 2, verbose=False)}, ArgumentError, "mnet: its shapes are not those produced"),
     ],
 )

@@ -64,6 +64,17 @@ def test_forward_that_was_replaced(monkeypatch):
     assert not is_plain(nn.Linear(2, 1), original)
 
 
+def test_all_of_several_modules_have_to_be_plain():
+    layer, activation = nn.Linear(2, 1), nn.Tanh()
+    calls = [(layer, nn.Linear.forward), (activation, nn.Tanh.forward)]
+    assert all_plain(())
+    assert all_plain(calls)
+    for module in (layer, activation):
+        handle = module.register_forward_hook(lambda m, args, out: None)
+        assert not all_plain(calls)
+        handle.remove()
+
+
 def test_it_costs_microseconds():
     """A chain of ten layers is looked at in each step; on an idle machine one look takes half a microsecond."""
     layer = nn.Linear(2, 1)

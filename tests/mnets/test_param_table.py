@@ -1,31 +1,6 @@
 from __future__ import annotations
 
-import pytest
-
-from bayeshnet.errors import ArgumentError
-from bayeshnet.mnets.fans import fan_in_and_out
 from bayeshnet.mnets.param_table import ParamRecord, num_weights, param_names, records_from_lists, split_sizes
-
-
-@pytest.mark.parametrize(
-    ("shape", "transposed", "expected"),
-    [
-        ([], False, (1, 1)),
-        ([7], False, (1, 1)),
-        ([10, 5], False, (5, 10)),
-        ([10, 5], True, (10, 5)),
-        ([8, 3, 5], False, (15, 40)),
-        ([8, 3, 5, 2], False, (30, 80)),
-        ([3, 8, 5, 2], True, (30, 80)),
-    ],
-)
-def test_fans(shape, transposed, expected):
-    assert fan_in_and_out(shape, transposed=transposed) == expected
-
-
-def test_fans_of_an_empty_tensor():
-    with pytest.raises(ArgumentError, match=r"shape: \[3, 0\] has an entry below 1"):
-        fan_in_and_out([3, 0])
 
 
 def test_counts():

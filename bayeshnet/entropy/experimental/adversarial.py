@@ -23,6 +23,7 @@ from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, DiscriminatorWarning, NonFiniteLossError, UsageError
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.normal_density import log_standard_normal
+from bayeshnet.typing import LogDensities, WeightBatch
 
 __all__ = ["Adversarial"]
 
@@ -60,7 +61,7 @@ class Adversarial(nn.Module, LogDensity):
         batch_size: Draws of the sampler, and as many of the Gaussian, per step; at least 2.
 
     Raises:
-        ValueError: If an argument is out of its range, or the object is used for a second sampler.
+        ArgumentError: If an argument is out of its range, or the object is used for a second sampler.
 
     Example:
         >>> from bayeshnet.distributions import ImplicitWeights
@@ -105,8 +106,8 @@ class Adversarial(nn.Module, LogDensity):
         """See :meth:`LogDensity.check`; the first sampler becomes the one that the discriminator is made for.
 
         Raises:
-            ValueError: If the estimator belongs to another sampler.
-            RuntimeError: If the sampler has no density per sample.
+            ArgumentError: If the estimator belongs to another sampler.
+            DensityError: If the sampler has no density per sample.
         """
         LogDensity.check(self, sampler)
         if self._owner is None:
@@ -118,8 +119,8 @@ class Adversarial(nn.Module, LogDensity):
         )
         if hnet is not sampler.hnet or cond_id != sampler.cond_id or not same_input:
             raise ArgumentError(
-                "estimator: this Adversarial() has a discriminator for the draws of another hypernetwork or condition; "
-                "build a new one for each."
+                "estimator: is an Adversarial() with a discriminator for the draws of another hypernetwork or "
+                "condition; pass a new one for each."
             )
 
     def _build(self, sampler: NoisySampler) -> None:
@@ -168,7 +169,8 @@ class Adversarial(nn.Module, LogDensity):
             steps: Number of steps.
 
         Raises:
-            RuntimeError: If the sampler's draws or the discriminator's loss are not finite; nothing is changed then.
+            NonFiniteLossError: If the sampler's draws or the discriminator's loss are not finite; nothing has changed
+                then.
         """
         self.check(sampler)
         network = self._built()
@@ -209,7 +211,7 @@ class Adversarial(nn.Module, LogDensity):
 
     # ------------------------------------------------------------------ density
 
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob`.
 
         With gradients enabled, in training mode, by a discriminator that has made ``steps`` steps more. It is kept if a
@@ -245,7 +247,7 @@ class Adversarial(nn.Module, LogDensity):
             self._optimizer = self._optimizer or self._new_optimizer()
             self._optimizer.load_state_dict(copy.deepcopy(optimizer))
 
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
         """The same function at any weights, differentiable with respect to them, but not to the sampler.
 
         Away from where the draws and the Gaussian are, T was never trained and means nothing. It does not know what the

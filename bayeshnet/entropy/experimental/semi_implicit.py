@@ -14,6 +14,7 @@ from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler, require_values
 from bayeshnet.errors import DensityError, SelfWeightWarning
 from bayeshnet.normal_density import LOG_2PI
+from bayeshnet.typing import LogDensities, WeightBatch
 
 __all__ = ["SemiImplicit"]
 
@@ -22,7 +23,7 @@ _FEWEST = 0.01
 
 
 class SemiImplicit(LogDensity):
-    r"""Mix the Gaussians of the own and of K fresh noise inputs, for ``w = h(z) + sigma * e``.
+    r"""Mix the Gaussians of a draw's own noise input and of K fresh ones, for ``w = h(z) + sigma * e``.
 
     .. math::
         \log q(w) \approx \log \frac{1}{K + 1} \sum_{k=0}^{K} N(w; h(z_k), \mathrm{diag}\, \sigma^2)
@@ -31,9 +32,9 @@ class SemiImplicit(LogDensity):
     one call. On average it is not below log q, so the ELBO made of it is a lower bound for every K; it tightens as K
     grows, with an excess of about :math:`\chi^2 / 2K`.
 
-    It fails by saturation: among many weights no fresh input comes near a draw, the own one takes all the weight, and
+    It fails by saturation: among many weights no fresh input comes near a draw, its own one takes all the weight, and
     the value is log N(w; h(z_0), diag sigma^2) - log(K + 1) whatever the spread of h is. Use it for about ten weights
-    or fewer; :meth:`diagnose` measures the own weight.
+    or fewer; :meth:`diagnose` measures the self-weight.
 
     Source: Yin & Zhou, Semi-Implicit Variational Inference, ICML 2018.
 
@@ -41,7 +42,7 @@ class SemiImplicit(LogDensity):
         num_fresh: K, at least 1. Time and memory of a call grow as ``S * K * D``.
 
     Raises:
-        ValueError: If ``num_fresh`` is not positive.
+        ArgumentError: If ``num_fresh`` is not positive.
 
     Example:
         >>> from bayeshnet.distributions import ImplicitWeights
@@ -64,7 +65,7 @@ class SemiImplicit(LogDensity):
     def __repr__(self) -> str:
         return f"SemiImplicit(num_fresh={self.num_fresh})"
 
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """See :meth:`LogDensity.log_prob`."""
         return torch.logsumexp(self._log_components(sampler, draw), 1) - math.log(self.num_fresh + 1)
 
@@ -78,15 +79,15 @@ class SemiImplicit(LogDensity):
         constant = 0.5 * sampler.event_dim * LOG_2PI + sampler.log_sigma().sum()
         return -0.5 * torch.cat([own, fresh], 1) - constant
 
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
         """By importance sampling over z, since the noise that made the weights is not known.
 
         The estimate is not the bound of :meth:`log_prob`: it is closer to log q, and below it on average. It carries no
         gradient: ``backward`` raises.
 
         Raises:
-            ValueError: If the weights have another dtype than the sampler, or one is NaN or infinite.
-            RuntimeError: If for some of the weights importance sampling kept fewer than 1 % of its samples; in the
+            ArgumentError: If the weights have another dtype than the sampler, or one is NaN or infinite.
+            DensityError: If for some of the weights importance sampling kept fewer than 1 % of its samples; in the
                 backward pass, if a gradient is asked for.
         """
         require_values(sampler, weights)

@@ -14,11 +14,12 @@ from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import Draw, NoisySampler
 from bayeshnet.errors import ArgumentError, DensityError, EntropyGapWarning, SpreadWarning
 from bayeshnet.normal_density import LOG_2PI
+from bayeshnet.typing import LogDensities, WeightBatch
 
 __all__ = ["SpectralStein", "spectral_score"]
 
 
-def spectral_score(samples: Tensor, points: Tensor, *, share: float = 0.99) -> Tensor:
+def spectral_score(samples: Tensor, points: WeightBatch, *, share: float = 0.99) -> WeightBatch:
     r"""Estimate the score :math:`g(x) = \nabla_x \log q(x)` from samples of q.
 
     g is expanded in the first J eigenfunctions of a Gaussian kernel k under q, which the Gram matrix
@@ -116,7 +117,7 @@ class SpectralStein(LogDensity):
             two or three weights and a narrow or curved posterior, 0.95 for ten and more.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
 
     Example:
         >>> from bayeshnet.distributions import ImplicitWeights
@@ -155,7 +156,7 @@ class SpectralStein(LogDensity):
         """See :attr:`LogDensity.has_value`."""
         return False
 
-    def log_prob(self, sampler: NoisySampler, draw: Draw) -> Tensor:
+    def log_prob(self, sampler: NoisySampler, draw: Draw) -> LogDensities:
         """A surrogate ``[S]`` whose gradient is the estimate and whose value is a Gaussian's; see the class."""
         basis = self._basis(sampler)
         value = basis.gaussian(draw.weights)
@@ -164,16 +165,20 @@ class SpectralStein(LogDensity):
         moved = draw.weights - draw.weights.detach()  # zero, with the gradient of the weights
         return value + (basis.score(draw.weights) * moved).sum(-1)
 
-    def score(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
-        """The estimated gradient of log q at weights ``[S, D]`` of any origin: ``[S, D]``, itself without gradient."""
+    def score(self, sampler: NoisySampler, weights: WeightBatch) -> WeightBatch:
+        """Estimate the gradient of log q at weights ``[S, D]`` of any origin: ``[S, D]``, itself without gradient."""
         self.check(sampler)
         return self._basis(sampler).score(weights)
 
-    def log_prob_at(self, sampler: NoisySampler, weights: Tensor) -> Tensor:
-        """Not available: there is a gradient, but no density."""
+    def log_prob_at(self, sampler: NoisySampler, weights: WeightBatch) -> LogDensities:
+        """Not available: there is a gradient, but no density.
+
+        Raises:
+            DensityError: Always.
+        """
         raise DensityError(
             "value: these weights were not drawn by this distribution just before, and SpectralStein estimates the "
-            "gradient of log q, not its value. Use SpectralStein.score for the gradient, or shared noise "
+            "gradient of log q, not its value; use SpectralStein.score for the gradient, or shared noise "
             "(noise='shared') with ChangeOfVariables() for a density."
         )
 
