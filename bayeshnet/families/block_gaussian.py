@@ -52,7 +52,7 @@ class BlockGaussianWeights(FlatDistribution):
         noise: Distribution of e, event shape ``[D]``, entries ordered by unit; standard normal by default.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ArgumentError: If shapes do not fit.
 
     Example:
         >>> layout = BlockLayout.of([(3, 2), (3,)], [(0, 1)])

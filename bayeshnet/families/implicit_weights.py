@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions.kl import register_kl
 
-from bayeshnet.checks import require_count
+from bayeshnet.checks import kind_of, require_count
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
@@ -51,8 +51,8 @@ class ImplicitWeights(FlatDistribution):
         scale: Positive factor ``[D]`` or a number.
 
     Raises:
-        TypeError: If ``hnet`` has no perturbation wrapper.
-        ValueError: If the estimator does not apply to its kind of noise.
+        ArgumentTypeError: If ``hnet`` has no perturbation wrapper.
+        ArgumentError: If the estimator does not apply to its kind of noise.
 
     Example:
         >>> from bayeshnet.hnets import HMLP, HPerturbWrapper
@@ -185,7 +185,7 @@ class ImplicitWeights(FlatDistribution):
             num_samples: Number of draws.
 
         Raises:
-            RuntimeError: If the estimator gives no value of log q, or no sample has one (batch norm).
+            DensityError: If the estimator gives no value of log q, or no sample has one (batch norm).
         """
         log_q = self._scored_draws(num_samples)[1]
         return (-log_q.mean()).expand(self.batch_shape)
@@ -204,12 +204,12 @@ class ImplicitWeights(FlatDistribution):
             ``[*batch_shape]`` of both, broadcast.
 
         Raises:
-            ValueError: If ``other`` is over something else.
-            TypeError: If it is no distribution.
-            RuntimeError: As for :meth:`entropy`.
+            ArgumentError: If ``other`` is over something else.
+            ArgumentTypeError: If it is not a distribution.
+            DensityError: As for :meth:`entropy`.
         """
         if not isinstance(other, torch.distributions.Distribution):
-            raise ArgumentTypeError(f"other: is a {type(other).__name__}; pass a distribution over vectors.")
+            raise ArgumentTypeError(f"other: is {kind_of(other)}; pass a distribution over vectors.")
         if other.event_shape.numel() != self.event_shape[0] or len(other.event_shape) == 0:
             raise ArgumentError(
                 f"other: has event shape {tuple(other.event_shape)}; it has to be {tuple(self.event_shape)}. Of a "
@@ -263,7 +263,7 @@ def _affine(value: Tensor | float, size: int, argument: str) -> Tensor | None:
     """The tensor ``[D]``, or None where it changes nothing."""
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise ArgumentTypeError(f"{argument}: is a {type(value).__name__}; pass a number or a tensor [{size}].")
+            raise ArgumentTypeError(f"{argument}: is {kind_of(value)}; pass a number or a tensor [{size}].")
         neutral = 0.0 if argument == "loc" else 1.0
         if value == neutral:
             return None

@@ -34,7 +34,7 @@ class MultiplicativeLowRank(FlatDistribution):
         right: V ``[D, r]``.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ArgumentError: If shapes do not fit.
 
     Example:
         >>> q = MultiplicativeLowRank(torch.zeros(5), torch.zeros(5), 0.1 * torch.randn(5, 2), torch.randn(5, 2))

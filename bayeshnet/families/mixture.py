@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 
-from bayeshnet.checks import require_count
+from bayeshnet.checks import kind_of, require_count
 from bayeshnet.entropy.protocol import Diagnosis
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.families.base import INIT_SCALE, Family, Start, family_of
@@ -44,9 +44,9 @@ class MixtureWeights(FlatDistribution):
         stratified: Share the draws of a call out evenly.
 
     Raises:
-        ValueError: If there are no components, shapes do not fit, weights are not positive, or a hypernetwork's
+        ArgumentError: If there are no components, shapes do not fit, weights are not positive, or a hypernetwork's
             estimator has no differentiable density at values that it did not sample.
-        TypeError: If a component is no distribution.
+        ArgumentTypeError: If a component is not a distribution.
 
     Example:
         >>> import pyro.distributions as dist
@@ -260,7 +260,7 @@ def _check_components(components: Sequence[Any]) -> None:
         raise ArgumentError("components: is empty; pass one distribution or more.")
     for k, component in enumerate(components):
         if not isinstance(component, torch.distributions.Distribution):  # Pyro's Normal is no TorchDistribution
-            raise ArgumentTypeError(f"components: number {k} is a {type(component).__name__}; pass distributions.")
+            raise ArgumentTypeError(f"components: number {k} is {kind_of(component)}; pass distributions.")
         shape, first = tuple(component.event_shape), tuple(components[0].event_shape)
         if component.batch_shape or len(shape) != 1 or shape != first:
             raise ArgumentError(

@@ -95,9 +95,9 @@ def _check_last_layer(model: BayesianModel) -> None:
         return
     name, last = linears[-1]
     parts = [f"{name}.weight".lstrip("."), f"{name}.bias".lstrip(".")]
-    for slot in net._slots:  # pyright: ignore[reportPrivateUsage] - what else has the parameters is known there only
-        if set(parts) & set(slot.names) and len({id(module) for module, _ in slot.places}) > 1:
-            raise NotApplicableError(f"{slot.name} is used at several places of the network (tied)")
+    tied = [first for name, first in net.tied_names.items() if name in parts]
+    if tied:
+        raise NotApplicableError(f"{tied[0]} is used at several places of the network (tied)")
     fixed = [part for part in parts if part in frozen]
     if fixed:
         raise NotApplicableError(f"{' and '.join(fixed)} of the last linear layer cannot be drawn: frozen")

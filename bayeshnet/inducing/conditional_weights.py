@@ -41,9 +41,8 @@ class NoisePrecision:
         is_precision: Whether it is the precision, or the standard deviation.
 
     Example:
-        >>> from torch.distributions.transforms import ExpTransform
-        >>> NoisePrecision(Size(), ExpTransform(), is_precision=False)(torch.tensor([[0.5], [1.0]]))
-        tensor([-1., -2.], dtype=torch.float64)
+        >>> NoisePrecision(Size(), None, is_precision=False)(torch.tensor([[0.1], [0.2]]))
+        tensor([4.6052, 3.2189], dtype=torch.float64)
     """
 
     shape: Size

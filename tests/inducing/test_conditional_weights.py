@@ -10,6 +10,7 @@ from torch.distributions.transforms import ExpTransform
 from bayeshnet import AutoHypernet, BayesianModel, likelihoods
 from bayeshnet.distributions import ConditionalWeights, FlatLayout, InducingLayers
 from bayeshnet.errors import ArgumentError
+from bayeshnet.inducing import conditional_weights
 from bayeshnet.inducing.conditional_weights import NoisePrecision
 from bayeshnet.inducing.layers import LayerPrior
 from bayeshnet.mnets.chain import Chain, LinearStep
@@ -53,7 +54,7 @@ def test_precision_of_inferred_noise(is_precision, expected):
 
 def test_a_draw_of_many_chunks_has_the_density_of_each(monkeypatch):
     """Without gradients draws are made some at a time; what is remembered is of all of them."""
-    monkeypatch.setattr("bayeshnet.inducing.conditional_weights._CHUNK", 1)
+    monkeypatch.setattr(conditional_weights, "_CHUNK", 1)
     q = posterior()
     with torch.no_grad():
         w = q.rsample((5,))
