@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
+from bayeshnet import distributions as distributions
 from bayeshnet import entropy, families, hnets, init, mnets
-from bayeshnet.distributions import ImplicitWeights
+from bayeshnet import infer as infer  # as distributions: the places of version 0.1
+from bayeshnet.evaluation import Prediction, diagnose, importance_sample, log_evidence, predict
+from bayeshnet.families import ImplicitWeights
+from bayeshnet.guides import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal, start_from
 from bayeshnet.hnets import HMLP, HPerturbWrapper
-from bayeshnet.infer import (
-    AutoHypernet,
-    AutoHypernetDelta,
-    AutoHypernetNormal,
-    FlatElbo,
-    History,
-    Prediction,
-    diagnose,
-    fit,
-    importance_sample,
-    load,
-    log_evidence,
-    predict,
-    save,
-    start_from,
-)
 from bayeshnet.mnets import ModuleMainNet, batched_forward
 from bayeshnet.mnets.mlp import MLP
 from bayeshnet.models import BayesianModel, flipout, likelihoods, local_reparameterisation, priors
+from bayeshnet.training import FlatElbo, History, fit, load, save
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""Checks of numbers that users pass, for all rooms."""
+"""Checks of arguments that several subpackages share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kind_of(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value and its class, for messages: of tensors, arrays and whatever is long only what they are.
+    """A value and its class, for messages; of tensors, arrays and long values only the class and the size.
 
     Example:
         >>> shown(3.0), shown(torch.zeros(30, 1)), shown([torch.zeros(99)])
@@ -45,17 +45,17 @@ def shown(value: Any) -> str:
 
 
 def require_count(argument: str, value: Any, *, least: int = 1, advice: str = "") -> None:
-    """Refuse what is no whole number, or too small a one.
+    """Raise unless ``value`` is an integer >= ``least``.
 
     Args:
         argument: Name of the argument.
         value: What was given.
         least: The smallest number that is accepted.
-        advice: What else could be passed, for the message.
+        advice: What else is accepted, for the message.
 
     Raises:
-        TypeError: If it is no whole number.
-        ValueError: If it is too small.
+        ArgumentTypeError: If it is not an integer.
+        ArgumentError: If it is too small.
 
     Example:
         >>> require_count("steps", 3.0)
@@ -70,11 +70,22 @@ def require_count(argument: str, value: Any, *, least: int = 1, advice: str = ""
 
 
 def require_positive(argument: str, value: Any) -> None:
-    """Refuse what is no positive number.
+    """Raise unless ``value`` is a positive finite number, or a tensor of one.
+
+    Args:
+        argument: Name of the argument.
+        value: What was given.
 
     Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not positive or not finite.
+        ArgumentTypeError: If it is not a number.
+        ArgumentError: If it is not positive or not finite.
+
+    Example:
+        >>> require_positive("lr", 0.01)
+        >>> require_positive("lr", 0.0)
+        Traceback (most recent call last):
+        ...
+        bayeshnet.errors.ArgumentError: lr: is 0.0; pass a positive number.
     """
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -84,23 +95,40 @@ def require_positive(argument: str, value: Any) -> None:
 
 
 def require_flag(argument: str, value: Any) -> None:
-    """Refuse what is neither True nor False: a string such as ``"no"`` counts as true.
+    """Raise unless ``value`` is True or False: a string such as ``"no"`` would count as true.
+
+    Args:
+        argument: Name of the argument.
+        value: What was given.
 
     Raises:
-        TypeError: If it is something else.
+        ArgumentTypeError: If it is something else.
+
+    Example:
+        >>> require_flag("progress", "no")
+        Traceback (most recent call last):
+        ...
+        bayeshnet.errors.ArgumentTypeError: progress: is 'no', a str; pass True or False.
     """
     if not isinstance(value, bool):
         raise ArgumentTypeError(f"{argument}: is {shown(value)}; pass True or False.")
 
 
 def require_trainable(what: str) -> None:
-    """Refuse to build something that learns where torch makes tensors that never can.
+    """Raise where tensors cannot be trained, under ``torch.inference_mode()``.
 
     Args:
         what: What is built, for the message.
 
     Raises:
-        RuntimeError: Under ``torch.inference_mode()``.
+        UsageError: Under ``torch.inference_mode()``.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     require_trainable("Guide")
+        Traceback (most recent call last):
+        ...
+        bayeshnet.errors.UsageError: Guide: is built under torch.inference_mode(), whose ...; build it outside...
     """
     if torch.is_inference_mode_enabled():
         raise UsageError(

@@ -10,14 +10,14 @@ original units. The log-likelihood is that of the mixture over sampled networks 
   rows, then trained again on all of them.
 
 Folders have the form of ``shared/data/uci``: ``data.txt``, ``index_features.txt``, ``index_target.txt``,
-``index_train_K.txt``, ``index_test_K.txt``. A set is named by the beginning of its folder's name. ``--generated`` takes
-sets that are made instead, of 1600 to 10,000 rows (``_uci_generated.py``).
+``index_train_K.txt``, ``index_test_K.txt``. A set is named by the beginning of its folder's name. Without a folder, or
+with ``--generated``, sets of 1600 to 10,000 rows are generated instead (``_uci_generated.py``).
 
 Keys: ``SET/ll``, ``SET/ll_se`` (standard error over splits), ``SET/rmse``, ``SET/rmse_se`` and ``SET/seconds``
 (processor time of a split) of ``bayeshnet``; those of another method as ``SET/METHOD_ll`` and so on;
 ``SET/METHOD_ll_gain``, by how much ``bayeshnet`` is above it, with its standard error over splits, paired.
 
-Run: ``python benchmarks/uci.py (--data-dir DIR | --generated) [--sets NAME,...] [--splits N] [--methods NAME...]
+Run: ``python benchmarks/uci.py [--data-dir DIR | --generated] [--sets NAME,...] [--splits N] [--methods NAME...]
 [--seed N] [--quick] [--json FILE]``.
 """
 
@@ -44,9 +44,9 @@ QUICK = Settings(steps=60, particles=4, draws=200, dropout_steps=200, dropout_dr
 def command_line() -> argparse.ArgumentParser:
     made = parser(__doc__ or "")
     made.formatter_class = argparse.RawDescriptionHelpFormatter
-    source = made.add_mutually_exclusive_group(required=True)
+    source = made.add_mutually_exclusive_group()
     source.add_argument("--data-dir", type=Path, metavar="DIR", help="where the sets' folders are")
-    source.add_argument("--generated", action="store_true", help="larger sets, made with a fixed seed")
+    source.add_argument("--generated", action="store_true", help="larger sets, generated with a fixed seed (default)")
     made.add_argument("--sets", metavar="NAME,...", help="by default all that are there")
     made.add_argument("--splits", type=int, metavar="N", help="the first N splits; by default all, with --quick one")
     made.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
-from bayeshnet.infer import Mixture
+from bayeshnet.families import Mixture
 from tests.problems import EFFECTS, ERRORS, away_from_zero, bnn, eight_schools
 
 Y = torch.tensor([3.0, 3.5, 4.0, 2.0])
@@ -26,18 +26,18 @@ PREDICTIVE = [
     (name, parallel) for name in PROBLEMS for parallel in (False, True) if (name, parallel) != ("constrained", True)
 ]
 
-# The `body` of an AutoHypernet. Those with an exact density at any value come first.
-EXACT_BODIES: dict[str, Any] = {
+# The `family` of an AutoHypernet. Those with an exact density at any value come first.
+EXACT_FAMILIES: dict[str, Any] = {
     "mean_field": "mean_field",
     "low_rank": "low_rank",
-    "units": "units",
-    "mixture": Mixture(3),
+    "block_gaussian": "block_gaussian",
+    "mixture": Mixture(num_components=3),
 }
-BODIES: dict[str, Any] = {
-    **EXACT_BODIES,
-    "mixture of low rank": Mixture(2, of="low_rank"),
+FAMILIES: dict[str, Any] = {
+    **EXACT_FAMILIES,
+    "mixture of low rank": Mixture("low_rank", 2),
     "hypernet": "hypernet",
-    "mixture of hypernetworks": Mixture(2, of="hypernet"),
+    "mixture of hypernetworks": Mixture("hypernet", 2),
 }
 
 

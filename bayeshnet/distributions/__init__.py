@@ -1,15 +1,13 @@
-"""Distributions over weights."""
+"""Distributions over weights under one name, as in version 0.1.
+
+The places of these names are :mod:`bayeshnet.families` and :mod:`bayeshnet.inducing`.
+"""
 
 from __future__ import annotations
 
 from bayeshnet.deprecation import renamed_attributes
-from bayeshnet.families.implicit_weights import ImplicitWeights
-from bayeshnet.families.low_rank import MultiplicativeLowRank
-from bayeshnet.families.mixture import MixtureWeights
-from bayeshnet.inducing.conditional_weights import ConditionalWeights
-from bayeshnet.inducing.flat_layout import FlatLayout
-from bayeshnet.inducing.layers import InducingLayers
-from bayeshnet.inducing.linear_gaussian import LayerConditional
+from bayeshnet.families import ImplicitWeights, MixtureWeights, MultiplicativeLowRank
+from bayeshnet.inducing import ConditionalWeights, FlatLayout, InducingLayers, LayerConditional
 
 __all__ = [
     "ConditionalWeights",

@@ -19,6 +19,7 @@ from bayeshnet.errors import ArgumentError
 from bayeshnet.evaluation._noise import noise_std, some_rows
 from bayeshnet.evaluation._predict import predict
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import is_predictive
 from bayeshnet.sites.modes import evaluating
 
 __all__ = ["chain_length", "check_spread", "run_chain"]
@@ -43,7 +44,7 @@ def chain_length(model: Any, nuts: bool | int) -> int:
         return 0
     if length < 20:
         raise ArgumentError(f"nuts: is {nuts}; pass True, False, or at least 20 steps.")
-    if not isinstance(model, BayesianModel):
+    if not is_predictive(model):
         raise ArgumentError(
             f"nuts: compares the functions of a network, and model is {kind_of(model)}; pass a BayesianModel, or "
             "nuts=False."

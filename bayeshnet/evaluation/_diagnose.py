@@ -15,7 +15,7 @@ from bayeshnet.evaluation._noise import check_noise
 from bayeshnet.evaluation._predict import posterior_draws
 from bayeshnet.evaluation.importance import importance_sample
 from bayeshnet.evaluation.psis import WeightedDraws
-from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import is_predictive
 from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
 from bayeshnet.sites.one_thread import one_thread
 
@@ -88,7 +88,7 @@ def diagnose(
             report.values.update(found.values)
             report.advice.extend(found.advice)
         weighted = _weigh(report, model, guide, data, num_samples)
-        if isinstance(model, BayesianModel):
+        if is_predictive(model):
             args, kwargs = call_arguments(data, "data")
             x, y = inputs_and_targets(args, kwargs)
             draws = posterior_draws(model, guide, x, num_samples) if weighted is None else weighted.draws

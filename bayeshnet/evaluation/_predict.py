@@ -165,7 +165,7 @@ def _wrong_shape(name: str, given: tuple[int, ...], shape: tuple[int, ...]) -> A
 
 
 def _check_arguments(model: Any, guide: Any, x: Any, num_samples: Any, batch_size: Any, parallel: Any) -> None:
-    if not isinstance(model, BayesianModel):
+    if not hasattr(model, "conditional"):
         raise ArgumentTypeError(
             f"model: is {kind_of(model)}; pass a BayesianModel. For any other Pyro model use "
             "pyro.infer.Predictive(model, guide=guide, num_samples=..., parallel=True)."

@@ -173,7 +173,10 @@ class Mixture(Family, short_form="mixture"):
         while len(parts) < num:
             place = start.apart * start.noise()
             # In pairs around the centre of the prior: no half of the space is left without a component.
-            both = (replace(start, place=centre, num_components=num) for centre in (place, -place))
+            centres = (place, -place)
+            if start.place is not None:  # of a mixture in a mixture: around that one's place
+                centres = (start.place + start.scale * place, start.place - start.scale * place)
+            both = (replace(start, place=centre, num_components=num) for centre in centres)
             parts.extend(of.build(each) for each in both)
         self.components = nn.ModuleList(parts[:num])
         self._of = ()

@@ -14,7 +14,7 @@ from bayeshnet.families import BlockLayout
 from bayeshnet.families.base import INIT_SCALE, Family, Start, family_of
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.inducing.flat_layout import FlatLayout
-from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.prior import PriorStart
 
 __all__ = ["check_start", "family_from", "family_start", "unconditional", "whitened"]
@@ -99,7 +99,7 @@ def family_start(
     if layout is not None:
         shapes = [list(shape) for i, shape in enumerate(layout.shapes) if i not in layout.conditional]
         shapes = [*shapes, [layout.rest]] if layout.rest else shapes
-        if isinstance(model, BayesianModel):
+        if has_network(model):
             blocks = BlockLayout.of_network(model.net.param_table, layout.conditional, layout.rest)
     # A conditional layer can make use of many different features from the beginning.
     jitter = 0.3 if layout is None else 1.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bayeshnet.inducing.resampling import CALIBRATION_ROWS
-from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.arguments import first_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]  # with the separator
 
 def prepare(guide: AutoHypernet, model: Callable[..., Any], data: Any) -> None:
     """Give a guide what it lacks: a copy its model, inducing points their rows."""
-    if isinstance(model, BayesianModel):
+    if has_network(model):
         guide.attach(model)  # it may be a copy of the one that the guide was built for
     if guide.wants_rows and (rows := first_rows(data, guide.wants_rows)) is not None:
         guide.place_inducing(*rows)
@@ -38,7 +38,7 @@ def finish(guide: AutoHypernet, data: Any) -> None:
     if guide.num_proposals > 1 and guide.inducing is not None:
         with torch.random.fork_rng(devices=[]):
             rows = first_rows(data, CALIBRATION_ROWS)
-            if rows is not None and isinstance(guide.original_model, BayesianModel):
+            if rows is not None and has_network(guide.original_model):
                 guide.calibrate(*rows)
     with torch.random.fork_rng(devices=[]):
         diagnosis = guide.diagnose(num_samples=64, thorough=False)

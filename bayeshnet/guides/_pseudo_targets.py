@@ -16,6 +16,7 @@ from bayeshnet.inducing.build import ConditionalPlan
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import LinearStep
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
 
@@ -40,7 +41,7 @@ def move_pseudo_targets(guide: Guide, plan: ConditionalPlan, mean: Tensor, draws
         ArgumentError: If there are no draws and ``mean`` has no values for some weights.
     """
     model = unwrap(guide.original_model) if guide.original_model is not None else None
-    if not isinstance(model, BayesianModel):
+    if not has_network(model):
         raise UsageError(
             "guide: is a copy without its model, which its conditional layers need; call guide.attach(model) first."
         )

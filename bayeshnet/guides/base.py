@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from bayeshnet.checks import kind_of, require_count, require_trainable
 from bayeshnet.errors import ArgumentTypeError, BayeshnetError
 from bayeshnet.guides._decay import GroupDecay
-from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.sites.arguments import call_arguments, call_error, nan_data_error, refuse_nan_data, require_targets
 from bayeshnet.sites.latents import LatentSite, constrained, emit_sites, latent_sites, nodes_of
@@ -285,7 +284,7 @@ class Guide(AutoContinuous):
             ...     draws = guide.sample_posterior(3)
         """
         before = self._original
-        self._original = (model,) if isinstance(model, BayesianModel) else before
+        self._original = (model,) if hasattr(model, "weight_priors") else before
         try:
             yield
         finally:

@@ -25,7 +25,7 @@ from bayeshnet.inducing.conditional_weights import ConditionalWeights
 from bayeshnet.inducing.layers import InducingLayers
 from bayeshnet.inducing.placement import place_inducing
 from bayeshnet.inducing.resampling import best_exponent, checked_num_proposals, score_proposals
-from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.arguments import call_arguments, check_rows
 from bayeshnet.sites.kept_state import restored
 from bayeshnet.sites.prior import prior_start
@@ -257,7 +257,7 @@ class AutoHypernet(OldNames, Guide):
             RuntimeError: If no layer is conditional.
         """
         inducing, model = self.inducing, self.original_model
-        if inducing is None or not isinstance(model, BayesianModel):
+        if inducing is None or not has_network(model):
             raise UsageError(f"place_inducing: {_UNPLACED}")
         place_inducing(model, inducing, x, y, max(len(x), model.dataset_size or 0))
         self.inducing_placed.fill_(True)
@@ -280,7 +280,7 @@ class AutoHypernet(OldNames, Guide):
             UsageError: If no layer is conditional.
         """
         model = self.original_model
-        if self.inducing is None or not isinstance(model, BayesianModel):
+        if self.inducing is None or not has_network(model):
             raise UsageError(f"calibrate: {_UNPLACED}")
         check_rows(model, x, y)
         with restored([self.tempering_exponent], on_error=True):
@@ -326,7 +326,7 @@ class AutoHypernet(OldNames, Guide):
             return None
         if model is None:  # a copy
             return self.copied_prior_scale
-        if not isinstance(model, BayesianModel) or model.learned_scales is None:
+        if getattr(model, "learned_scales", None) is None or not has_network(model):
             return None
         priors: Any = model.weight_priors()
         learned = torch.cat([prior.stddev.reshape(-1) for prior in priors.values()])

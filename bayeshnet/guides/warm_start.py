@@ -18,6 +18,7 @@ from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.module_mainnet import ModuleMainNet
 from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.latents import LatentSite, nodes_of
 from bayeshnet.sites.one_thread import one_thread
 
@@ -84,7 +85,7 @@ def start_from(guide: Guide, source: Source, *, num_samples: int = 200) -> None:
 
 
 def _values(guide: Guide, source: Source, sites: Sequence[LatentSite], num_samples: int) -> dict[str, Tensor]:
-    if isinstance(source, BayesianModel):
+    if has_network(source):
         raise ArgumentTypeError(
             "source: is a BayesianModel, which keeps no weights; pass the network it was built from, or a guide for it."
         )
@@ -113,7 +114,7 @@ def _values(guide: Guide, source: Source, sites: Sequence[LatentSite], num_sampl
 def _network_model(guide: Guide) -> BayesianModel | None:
     """Return the guide's model without Pyro's handlers around it, if it is a BayesianModel."""
     model = None if guide.original_model is None else unwrap(guide.original_model)
-    return model if isinstance(model, BayesianModel) else None
+    return model if has_network(model) else None
 
 
 def _without_buffers(guide: Guide, values: dict[str, Any]) -> dict[str, Tensor]:

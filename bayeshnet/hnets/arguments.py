@@ -1,31 +1,27 @@
-"""Reading the arguments of a hypernetwork's ``forward``: inputs, condition ids, external weights."""
+"""Reading the arguments of a hypernetwork: shapes and sizes, inputs, condition ids."""
 
 from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex, TypeGuard, cast
+from typing import Any, SupportsIndex
 
 import numpy as np
 from torch import Tensor
 
+from bayeshnet.checks import kind_of, shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning
-from bayeshnet.mnets.param_table import ParamRecord, param_names
 from bayeshnet.typing import Activation, CondId, Shapes, WeightsArg
 
 __all__ = [
     "HyperInputs",
-    "WeightLayout",
     "broadcast_size",
     "check_activation",
     "check_input",
     "check_sizes",
-    "check_tensors",
     "expand_rows",
-    "merge_weights",
-    "missing_weights_error",
     "no_embeddings",
     "parse_cond_id",
     "read_target_shapes",
@@ -46,6 +42,10 @@ class HyperInputs:
         condition: The argument as it was passed.
         cond_id_arg: ``cond_id`` as it was passed.
         extra: What was passed under the keys of ``weights`` that the class reads itself.
+
+    Example:
+        >>> HyperInputs(cond_id=(0, 2), batch_size=2).cond_id
+        (0, 2)
     """
 
     uncond_input: Tensor | None = None
@@ -59,37 +59,6 @@ class HyperInputs:
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-@dataclass(frozen=True, slots=True)
-class WeightLayout:
-    """Which entries of a parameter table are what: computed once, so that ``forward`` does not.
-
-    Attributes:
-        records: The table.
-        shapes: Shape of each record.
-        internal, external, uncond, cond: Indices of the records of that kind.
-    """
-
-    records: tuple[ParamRecord, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    internal: tuple[int, ...]
-    external: tuple[int, ...]
-    uncond: tuple[int, ...]
-    cond: tuple[int, ...]
-
-    @classmethod
-    def of(cls, records: Sequence[ParamRecord]) -> WeightLayout:
-        """Sort the records of a table."""
-        kinds = [(record.internal, record.conditional) for record in records]
-        return cls(
-            tuple(records),
-            tuple(record.shape for record in records),
-            tuple(i for i, (internal, _) in enumerate(kinds) if internal),
-            tuple(i for i, (internal, _) in enumerate(kinds) if not internal),
-            tuple(i for i, (_, conditional) in enumerate(kinds) if not conditional),
-            tuple(i for i, (_, conditional) in enumerate(kinds) if conditional),
-        )
-
-
 # ---------------------------------------------------------------------- shapes
 
 
@@ -101,8 +70,8 @@ def read_target_shapes(target_shapes: Shapes, name: str = "target_shapes") -> li
         name: Name of the argument, for the messages.
 
     Raises:
-        TypeError: If it is no list of shapes.
-        ValueError: If it is empty or a dimension is negative.
+        ArgumentTypeError: If it is not a list of shapes.
+        ArgumentError: If it is empty or a dimension is negative.
 
     Example:
         >>> read_target_shapes([(3, 2), np.array([3]), []])
@@ -112,55 +81,69 @@ def read_target_shapes(target_shapes: Shapes, name: str = "target_shapes") -> li
         shapes = [[operator.index(size) for size in shape] for shape in target_shapes]
     except TypeError:
         raise ArgumentTypeError(
-            f"{name}: a list of shapes such as [[10, 5], [10]] is expected, not {target_shapes!r}."
+            f"{name}: is {shown(target_shapes)}; pass a list of shapes such as [[10, 5], [10]]."
         ) from None
     if not shapes:
-        raise ArgumentError(f"{name}: is empty; give the shape of at least one tensor to produce.")
+        raise ArgumentError(f"{name}: is empty; pass the shape of at least one tensor to produce.")
     if any(size < 0 for shape in shapes for size in shape):
-        raise ArgumentError(f"{name}: {shapes} has negative sizes.")
+        raise ArgumentError(f"{name}: is {shapes}, with negative sizes; pass sizes of 0 or more.")
     return shapes
 
 
 def check_sizes(**sizes: int) -> None:
-    """Refuse sizes and numbers that are no ints of at least 0.
+    """Raise unless all sizes are ints >= 0.
 
     Raises:
-        TypeError: If one is no int.
-        ValueError: If one is negative.
+        ArgumentTypeError: If one is not an int.
+        ArgumentError: If one is negative.
+
+    Example:
+        >>> check_sizes(cond_in_size=2.5)
+        Traceback (most recent call last):
+        ...
+        bayeshnet.errors.ArgumentTypeError: cond_in_size: is 2.5, a float; pass an int.
     """
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, SupportsIndex):
-            raise ArgumentTypeError(f"{name}: an int is expected, not {size!r}.")
+            raise ArgumentTypeError(f"{name}: is {shown(size)}; pass an int.")
         if operator.index(size) < 0:
-            raise ArgumentError(f"{name}: {size} was given; 0 or more is expected.")
+            raise ArgumentError(f"{name}: is {size}; pass 0 or more.")
 
 
 def check_activation(activation_fn: Activation | None) -> Activation | None:
-    """Refuse what is no activation function; None is the identity.
+    """Return the activation function; raise if it cannot be one. None is the identity.
 
     Raises:
-        TypeError: If it cannot be called on a tensor.
+        ArgumentTypeError: If it cannot be called on a tensor.
+
+    Example:
+        >>> check_activation(None) is None
+        True
     """
     if activation_fn is not None and (not callable(activation_fn) or isinstance(activation_fn, type)):
         raise ArgumentTypeError(
-            f"activation_fn: a function such as torch.relu, an instance such as nn.ReLU() or None is expected, not "
-            f"{activation_fn!r}."
+            f"activation_fn: is {shown(activation_fn)}; pass a function such as torch.relu, an instance such as "
+            "nn.ReLU(), or None."
         )
     return activation_fn
 
 
 def no_embeddings(num_cond_embs: int, *, stacklevel: int = 3) -> int:
-    """The number of embeddings where the conditional input has size 0: none, with a warning if several were asked for.
+    """Return 0, the number of embeddings of a conditional input of size 0; warn if several were asked for.
 
-    Every sampler fed with noise alone has the default of one, so that is no mistake.
+    One is the default, which every sampler fed with noise alone has, so it brings no warning.
 
     Args:
         num_cond_embs: What was asked for.
         stacklevel: Which caller the warning points to; 3 is the one of the constructor that calls this.
+
+    Example:
+        >>> no_embeddings(1)
+        0
     """
     if num_cond_embs > 1:
         warnings.warn(
-            f"num_cond_embs: {num_cond_embs} embeddings were asked for, but cond_in_size is 0: none are kept.",
+            f"num_cond_embs: is {num_cond_embs}, but cond_in_size is 0, so no embeddings are kept; leave it out.",
             BayeshnetWarning,
             stacklevel=stacklevel,
         )
@@ -171,7 +154,7 @@ def no_embeddings(num_cond_embs: int, *, stacklevel: int = 3) -> int:
 
 
 def check_input(name: str, value: Tensor, size: int | None, *, dim: int | None = 2) -> None:
-    """Refuse an input that is not a floating-point tensor ``[B, size]``.
+    """Raise unless an input is a floating-point tensor ``[B, size]``.
 
     Args:
         name: Its name, for the message.
@@ -180,21 +163,27 @@ def check_input(name: str, value: Tensor, size: int | None, *, dim: int | None =
         dim: Number of dimensions; None for any number of leading ones.
 
     Raises:
-        TypeError: If it is no floating-point tensor.
-        ValueError: If it has another shape.
+        ArgumentTypeError: If it is not a floating-point tensor.
+        ArgumentError: If it has another shape.
+
+    Example:
+        >>> check_input("cond_input", [1.0], 1)
+        Traceback (most recent call last):
+        ...
+        bayeshnet.errors.ArgumentTypeError: cond_input: is a list; pass a tensor (see torch.as_tensor).
     """
     if not isinstance(value, Tensor):
-        raise ArgumentTypeError(f"{name}: a tensor is expected, not {type(value).__name__}; see torch.as_tensor.")
+        raise ArgumentTypeError(f"{name}: is {kind_of(value)}; pass a tensor (see torch.as_tensor).")
     if not value.is_floating_point():
-        raise ArgumentTypeError(f"{name}: a floating-point tensor is expected, not {value.dtype}.")
+        raise ArgumentTypeError(f"{name}: has dtype {value.dtype}; pass a floating-point tensor.")
     if dim is not None and value.dim() != dim:
         wanted = "size" if size is None else size
-        hint = f"; add the batch dimension, {name}[None]" if value.dim() == 1 else ""
-        raise ArgumentError(f"{name}: has shape {list(value.shape)}, but [batch, {wanted}] is expected{hint}.")
+        hint = f" (add the batch dimension, {name}[None])" if value.dim() == 1 else ""
+        raise ArgumentError(f"{name}: has shape {list(value.shape)}; pass a tensor [batch, {wanted}]{hint}.")
     if size == 0:
         raise ArgumentError(f"{name}: was given, but this hypernetwork takes none (its size is 0); leave it out.")
     if size is not None and (value.dim() == 0 or value.shape[-1] != size):
-        raise ArgumentError(f"{name}: has shape {list(value.shape)}, but the last dimension has to be {size}.")
+        raise ArgumentError(f"{name}: has shape {list(value.shape)}; pass a tensor with {size} as the last dimension.")
 
 
 def parse_cond_id(cond_id: CondId, num_conds: int | None) -> tuple[int, ...]:
@@ -205,8 +194,8 @@ def parse_cond_id(cond_id: CondId, num_conds: int | None) -> tuple[int, ...]:
         num_conds: Ids have to be below this; None for no bound.
 
     Raises:
-        TypeError: If it is none of these.
-        ValueError: If it is empty, has more dimensions, or an id is out of range.
+        ArgumentTypeError: If it is none of these.
+        ArgumentError: If it is empty, has more dimensions, or an id is out of range.
 
     Example:
         >>> parse_cond_id(np.array([2, 0]), 3), parse_cond_id(1, 3)
@@ -215,7 +204,7 @@ def parse_cond_id(cond_id: CondId, num_conds: int | None) -> tuple[int, ...]:
     accepted = "an int, a list of ints or an integer tensor [B]"
     if isinstance(cond_id, (Tensor, np.ndarray)):
         if cond_id.ndim > 1:
-            raise ArgumentError(f"cond_id: has shape {list(cond_id.shape)}; {accepted} is expected.")
+            raise ArgumentError(f"cond_id: has shape {list(cond_id.shape)}; pass {accepted}.")
         listed: Any = cond_id.tolist()
         items: Sequence[Any] = listed if isinstance(listed, list) else [listed]
     elif isinstance(cond_id, Sequence) and not isinstance(cond_id, str):
@@ -223,10 +212,10 @@ def parse_cond_id(cond_id: CondId, num_conds: int | None) -> tuple[int, ...]:
     else:
         items = [cond_id]
     if not all(isinstance(item, SupportsIndex) and not isinstance(item, bool) for item in items):
-        raise ArgumentTypeError(f"cond_id: {accepted} is expected, not {cond_id!r}.")
+        raise ArgumentTypeError(f"cond_id: is {shown(cond_id)}; pass {accepted}.")
     ids = [operator.index(item) for item in items]
     if not ids:
-        raise ArgumentError("cond_id: is empty; give at least one condition.")
+        raise ArgumentError("cond_id: is empty; pass at least one condition.")
     if num_conds is not None:
         for i in ids:
             if not 0 <= i < num_conds:
@@ -242,7 +231,7 @@ def broadcast_size(sizes: Mapping[str, int]) -> int:
         sizes: Batch size of each argument, by name.
 
     Raises:
-        ValueError: If two sizes differ and neither is 1.
+        ArgumentError: If two sizes differ and neither is 1.
 
     Example:
         >>> broadcast_size({"uncond_input": 1, "cond_id": 3})
@@ -256,124 +245,10 @@ def broadcast_size(sizes: Mapping[str, int]) -> int:
 
 
 def expand_rows(tensor: Tensor, batch_size: int) -> Tensor:
-    """Repeat the only row of ``[1, ...]``, as a view; other tensors stay as they are."""
+    """Return the only row of ``[1, ...]`` repeated, as a view; other tensors as they are.
+
+    Example:
+        >>> expand_rows(Tensor([[1.0, 2.0]]), 3).shape
+        torch.Size([3, 2])
+    """
     return tensor.expand(batch_size, *tensor.shape[1:]) if tensor.shape[0] != batch_size else tensor
-
-
-# ---------------------------------------------------------------------- weights
-
-
-def check_tensors(
-    name: str, tensors: object, layout: WeightLayout, refs: Sequence[int]
-) -> TypeGuard[Collection[Tensor]]:
-    """Refuse external tensors that do not have the shapes of these records.
-
-    Raises:
-        TypeError: If an entry is no tensor.
-        ValueError: If an entry has another shape.
-    """
-    for i, (tensor, ref) in enumerate(zip(cast("Collection[object]", tensors), refs, strict=True)):
-        if not isinstance(tensor, Tensor):
-            raise ArgumentTypeError(f"{name}[{i}]: a tensor is expected, not {type(tensor).__name__}.")
-        if tensor.shape != layout.shapes[ref]:
-            raise ArgumentError(
-                f"{name}[{i}]: has shape {list(tensor.shape)}, but {_describe(layout, [ref])} is expected."
-            )
-    return True
-
-
-def merge_weights(
-    weights: WeightsArg | None, internal: Sequence[Tensor], layout: WeightLayout, extra_keys: Sequence[str] = ()
-) -> list[Tensor | None]:
-    """Complete external weights by internal ones; the argument is not modified.
-
-    Args:
-        weights: The argument ``weights`` of ``forward``.
-        internal: The internal parameters.
-        layout: The table.
-        extra_keys: Keys of a dict that the class reads itself.
-
-    Returns:
-        One tensor per record, None where the network keeps none and none was given.
-
-    Raises:
-        TypeError: If it is neither a list of tensors nor a dict of such lists.
-        ValueError: If lengths, keys or shapes are wrong.
-    """
-    merged: list[Tensor | None] = [None] * len(layout.records)
-    for ref, param in zip(layout.internal, internal, strict=True):
-        merged[ref] = param
-    if weights is None:
-        return merged
-    if isinstance(weights, Mapping):
-        groups = _groups_of_dict(weights, layout, extra_keys)
-    elif _is_collection(weights):
-        groups = [("weights", weights, _refs_of_list(len(weights), layout))]
-    else:
-        raise ArgumentTypeError(f"weights: a list of tensors or a dict is expected, not {type(weights).__name__}.")
-    for name, tensors, refs in groups:
-        if check_tensors(name, tensors, layout, refs):
-            for ref, tensor in zip(refs, tensors, strict=True):
-                merged[ref] = tensor
-    return merged
-
-
-def _groups_of_dict(
-    weights: Mapping[str, Any], layout: WeightLayout, extra_keys: Sequence[str]
-) -> list[tuple[str, Any, tuple[int, ...]]]:
-    """The complete lists of a dict, with their names and the records that they are for."""
-    keys = {"uncond_weights": layout.uncond, "cond_weights": layout.cond}
-    accepted = [*keys, *extra_keys]
-    if not weights or not set(weights) <= set(accepted):
-        raise ArgumentError(
-            f"weights: a dict with the keys {list(weights)} was given; at least one of {accepted} and nothing else is "
-            "accepted."
-        )
-    groups: list[tuple[str, Any, tuple[int, ...]]] = []
-    for key, refs in keys.items():
-        if key not in weights:
-            continue
-        tensors, name = weights[key], f"weights[{key!r}]"
-        if not _is_collection(tensors):
-            raise ArgumentTypeError(f"{name}: a list of tensors is expected, not {type(tensors).__name__}.")
-        if len(tensors) != len(refs):
-            complete = f" ({_describe(layout, refs)})" if refs else ""
-            raise ArgumentError(
-                f"{name}: has {len(tensors)} tensors; the complete list of {len(refs)}{complete} is expected."
-            )
-        groups.append((name, tensors, refs))
-    return groups
-
-
-def _refs_of_list(length: int, layout: WeightLayout) -> tuple[int, ...]:
-    """The records that a list of this length is for."""
-    if length == len(layout.records):
-        return tuple(range(length))
-    if layout.external and length == len(layout.external):
-        return layout.external
-    accepted = f"{len(layout.records)} tensors (param_shapes)"
-    if layout.external:
-        accepted += f" or {len(layout.external)} (hyper_shapes_learned: {_describe(layout, layout.external)})"
-    raise ArgumentError(f"weights: a list of {length} tensors was given; pass a list of {accepted}.")
-
-
-def missing_weights_error(layout: WeightLayout, refs: Sequence[int]) -> ArgumentError:
-    """The error that names the external weights which were left out."""
-    lacks_uncond = any(not layout.records[ref].conditional for ref in refs)
-    lacks_cond = any(layout.records[ref].conditional for ref in refs)
-    keys = " and ".join(["weights['uncond_weights']"] * lacks_uncond + ["weights['cond_weights']"] * lacks_cond)
-    return ArgumentError(
-        f"weights: the hypernetwork does not keep {_describe(layout, refs)}; pass them as {keys}, "
-        "or as a list like `hyper_shapes_learned`."
-    )
-
-
-def _is_collection(value: object) -> TypeGuard[Collection[Any]]:
-    # An nn.ParameterList is a collection but no Sequence; a tensor would be cut along its first dimension.
-    return hasattr(value, "__len__") and hasattr(value, "__iter__") and not isinstance(value, (Tensor, str, Mapping))
-
-
-def _describe(layout: WeightLayout, refs: Sequence[int], limit: int = 8) -> str:
-    names = param_names(layout.records)
-    parts = [f"{names[ref]} {list(layout.shapes[ref])}" for ref in refs[:limit]]
-    return ", ".join(parts) + (f" and {len(refs) - limit} more" if len(refs) > limit else "")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 
 __all__ = ["Assembler", "AssemblyFct", "Pieces", "trace_assembly", "trace_places"]
@@ -31,7 +32,7 @@ class Assembler:
         shapes: Shapes of the target tensors that it is to return.
 
     Raises:
-        TypeError: If it cannot be called.
+        ArgumentTypeError: If it cannot be called.
 
     Example:
         >>> halves = Assembler(lambda pieces: [torch.cat(pieces)], [(4,)])
@@ -41,7 +42,7 @@ class Assembler:
 
     def __init__(self, fct: AssemblyFct, shapes: Sequence[tuple[int, ...]]) -> None:
         if not callable(fct):
-            raise ArgumentTypeError(f"assembly_fct: a function is expected, not {type(fct).__name__}.")
+            raise ArgumentTypeError(f"assembly_fct: is {kind_of(fct)}; pass a function.")
         self.fct = fct
         self._shapes = tuple(shapes)
         self._vectorises = True
@@ -56,8 +57,8 @@ class Assembler:
             One tensor ``[B, *shape]`` per target.
 
         Raises:
-            ValueError: If the function returns tensors of other shapes or numbers.
-            TypeError: If it returns anything else than a list of tensors.
+            ArgumentError: If the function returns tensors of other shapes or numbers.
+            ArgumentTypeError: If it returns anything else than a list of tensors.
         """
         batch = max(_batch_sizes(list(pieces)), default=1)
         if batch == 1:
@@ -78,18 +79,20 @@ class Assembler:
 
     def _check(self, out: object, lead: tuple[int, ...] = ()) -> list[Tensor]:
         if not isinstance(out, (list, tuple)) or not all(isinstance(tensor, Tensor) for tensor in out):
-            what = f"a list with {[type(o).__name__ for o in out]}" if isinstance(out, list) else type(out).__name__
-            raise ArgumentTypeError(f"assembly_fct: returned {what}; a list of tensors is expected.")
+            what = f"a list with {[type(o).__name__ for o in out]}" if isinstance(out, list) else kind_of(out)
+            raise ArgumentTypeError(f"assembly_fct: returned {what}; let it return a list of tensors.")
         tensors = list(out)
         got, wanted = [list(tensor.shape[len(lead) :]) for tensor in tensors], [list(shape) for shape in self._shapes]
         if got != wanted:
             if len(got) != len(wanted):
                 raise ArgumentError(
-                    f"assembly_fct: returned {len(got)} tensors of shapes {_short(got)}; the {len(wanted)} "
-                    f"target_shapes are {_short(wanted)}."
+                    f"assembly_fct: returned {len(got)} tensors of shapes {_short(got)}; let it return the "
+                    f"{len(wanted)} target_shapes {_short(wanted)}."
                 )
             i = next(i for i, shape in enumerate(wanted) if got[i] != shape)
-            raise ArgumentError(f"assembly_fct: returned shape {got[i]} as tensor {i}; target_shapes has {wanted[i]}.")
+            raise ArgumentError(
+                f"assembly_fct: returned shape {got[i]} as tensor {i}; let it return {wanted[i]} (target_shapes)."
+            )
         return tensors
 
 

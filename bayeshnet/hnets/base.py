@@ -10,19 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, BayeshnetError, UsageError
-from bayeshnet.hnets.arguments import (
-    HyperInputs,
-    WeightLayout,
-    broadcast_size,
-    check_input,
-    merge_weights,
-    missing_weights_error,
-    parse_cond_id,
-)
+from bayeshnet.hnets.arguments import HyperInputs, broadcast_size, check_input, parse_cond_id
 from bayeshnet.hnets.failed_calls import input_error
 from bayeshnet.hnets.formats import TargetLayout, check_ret_format, format_output
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hyperfan_gauss import gauss_hyperfan_init
+from bayeshnet.hnets.weight_args import WeightLayout, merge_weights, missing_weights_error
 from bayeshnet.layers.spectral_norm import SpectralNorm
 from bayeshnet.layers.torch_modes import under_functorch
 from bayeshnet.mnets.param_table import ParamRecord, number_conditions
@@ -182,18 +175,23 @@ class HyperNet(nn.Module, HyperNetInterface):
         return self._targets.num_outputs
 
     def get_cond_in_emb(self, cond_id: int) -> nn.Parameter:
-        """The embedding ``[cond_in_size]`` that is the conditional input of a condition.
+        """Return the embedding ``[cond_in_size]`` that is the conditional input of a condition.
 
         Args:
             cond_id: From 0 to ``num_known_conds - 1``.
 
         Raises:
-            ValueError: If there is no such condition.
-            RuntimeError: If the network does not keep it.
+            ArgumentError: If there is no such condition.
+            UsageError: If the network does not keep it.
+
+        Example:
+            >>> from bayeshnet.hnets import HMLP
+            >>> HMLP([[10, 5]], cond_in_size=3, num_cond_embs=4).get_cond_in_emb(2).shape
+            torch.Size([3])
         """
         ids = self._parse_cond_id(cond_id)
         if len(ids) != 1:
-            raise ArgumentError(f"cond_id: one condition is expected, not {len(ids)}.")
+            raise ArgumentError(f"cond_id: has {len(ids)} conditions; pass one.")
         if not self._embedding_refs:
             raise UsageError(
                 f"get_cond_in_emb: {type(self).__name__} has no conditional input of its own (cond_in_size is 0, or it "
@@ -205,7 +203,13 @@ class HyperNet(nn.Module, HyperNetInterface):
         return cast("nn.Parameter", self._internal_list()[self._layout.internal.index(ref)])
 
     def distillation_targets(self) -> list[Tensor] | None:
-        """None: there are no statistics to be learned after training."""
+        """Return None: there are no statistics to be learned after training.
+
+        Example:
+            >>> from bayeshnet.hnets import HMLP
+            >>> HMLP([[10, 5]]).distillation_targets() is None
+            True
+        """
         return None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - nn.Module declares it as Callable[..., Any]
@@ -235,8 +239,8 @@ class HyperNet(nn.Module, HyperNetInterface):
                 (the list itself if B is 1) or ``"stacked"`` (one list of ``[B, *shape]``).
 
         Raises:
-            ValueError: If a shape, an id, a format or the set of arguments is not accepted, or weights are missing.
-            TypeError: If an argument has a type that is not accepted.
+            ArgumentError: If a shape, an id, a format or the set of arguments is not accepted, or weights are missing.
+            ArgumentTypeError: If an argument has a type that is not accepted.
 
         Example:
             >>> from bayeshnet.hnets import HMLP

@@ -42,7 +42,7 @@ def check_cond_id_of_chunks(cond_chunk_embs: bool, cond_id: int | None) -> None:
     """Refuse a condition where chunk embeddings have none, and its absence where they do.
 
     Raises:
-        ValueError: In these two cases.
+        ArgumentError: In these two cases.
     """
     if cond_chunk_embs and cond_id is None:
         raise ArgumentError("cond_id: is required; each condition has chunk embeddings of its own.")
@@ -60,7 +60,7 @@ def check_needed_chunk_embs(cond_id: CondId | None, extra: Mapping[str, Any], nu
         wanted: Description of ``weights["chunk_embs"]``, for the message.
 
     Raises:
-        ValueError: In these two cases.
+        ArgumentError: In these two cases.
     """
     if "chunk_embs" in extra:
         if cond_id is not None:

@@ -59,7 +59,7 @@ class ChunkedHyperNet(CompositeHyperNet):
         verbose: Log the size of the network at INFO.
 
     Raises:
-        ValueError: If a size is out of range, or there is no input of any kind.
+        ArgumentError: If a size is out of range, or there is no input of any kind.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ChunkedHyperNet(CompositeHyperNet):
         check_sizes(uncond_in_size=uncond_in_size, cond_in_size=cond_in_size, num_cond_embs=num_cond_embs)
         check_sizes(chunk_emb_size=chunk_emb_size)
         if chunk_emb_size == 0:
-            raise ArgumentError("chunk_emb_size: is 0, so that all chunks would be the same; give at least 1.")
+            raise ArgumentError("chunk_emb_size: is 0, so that all chunks would be the same; pass at least 1.")
         if uncond_in_size + cond_in_size == 0 and not cond_chunk_embs:
             raise ArgumentError(
                 "uncond_in_size: and cond_in_size are both 0; a hypernetwork needs an input of some kind. To choose "
@@ -139,7 +139,7 @@ class ChunkedHyperNet(CompositeHyperNet):
         check_input("weights['chunk_embs']", given, None, dim=None)
         if given.dim() != 3 or given.shape[1:] != shape:
             raise ArgumentError(
-                f"weights['chunk_embs']: has shape {list(given.shape)}; [batch, {shape[0]}, {shape[1]}] is expected."
+                f"weights['chunk_embs']: has shape {list(given.shape)}; pass a tensor [batch, {shape[0]}, {shape[1]}]."
             )
         return {"weights['chunk_embs']": given.shape[0]}
 
@@ -222,9 +222,9 @@ class ChunkedHyperNet(CompositeHyperNet):
             The parameter ``[num_chunks, chunk_emb_size]``, or a row of it.
 
         Raises:
-            ValueError: If an id is out of range, or ``cond_id`` is missing or has no meaning.
-            TypeError: If an id is no int.
-            RuntimeError: If the network does not keep the chunk embeddings.
+            ArgumentError: If an id is out of range, or ``cond_id`` is missing or has no meaning.
+            ArgumentTypeError: If an id is not an int.
+            UsageError: If the network does not keep the chunk embeddings.
         """
         if self._own is None:
             option = "no_cond_weights" if self._cond_chunk_embs else "no_uncond_weights"
@@ -235,9 +235,9 @@ class ChunkedHyperNet(CompositeHyperNet):
             return embeddings
         check_sizes(chunk_id=chunk_id)
         if chunk_id >= self._num_chunks:
-            raise ArgumentError(f"chunk_id: {chunk_id} does not exist; the chunks are 0..{self._num_chunks - 1}.")
+            raise ArgumentError(f"chunk_id: is {chunk_id}; pass a chunk in 0..{self._num_chunks - 1}.")
         return embeddings[chunk_id]
 
     def distillation_targets(self) -> list[Tensor] | None:
-        """Those of the full hypernetwork."""
+        """Return the statistics of the full hypernetwork."""
         return self.internal_hnet.distillation_targets()

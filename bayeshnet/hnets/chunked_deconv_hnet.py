@@ -44,8 +44,8 @@ class ChunkedHDeconv(ChunkedHyperNet):
         use_batch_norm: Normalise the channels of the hidden layers, over samples and chunks.
 
     Raises:
-        ValueError: If a size is out of range, or there is no input of any kind.
-        TypeError: If an argument is of another type.
+        ArgumentError: If a size is out of range, or there is no input of any kind.
+        ArgumentTypeError: If an argument is of another type.
 
     Example:
         >>> hnet = ChunkedHDeconv([[10, 5], [10]], (5, 5), num_layers=2, num_filters=[4], num_cond_embs=2)

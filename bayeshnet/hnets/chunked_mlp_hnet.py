@@ -43,7 +43,7 @@ class ChunkedHMLP(ChunkedHyperNet):
         use_batch_norm: Normalise the hidden layers, over samples and chunks.
 
     Raises:
-        ValueError: If a size or rate is out of range, or there is no input of any kind.
+        ArgumentError: If a size or rate is out of range, or there is no input of any kind.
 
     Example:
         >>> hnet = ChunkedHMLP([[10, 5], [10]], 25, cond_in_size=3, num_cond_embs=2, layers=(16,))

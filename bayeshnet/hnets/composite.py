@@ -66,7 +66,7 @@ class CompositeHyperNet(HyperNet):
     def _one_cond_id(self, cond_id: CondId) -> int:
         ids = self._parse_cond_id(cond_id)
         if len(ids) != 1:
-            raise ArgumentError(f"cond_id: one condition is expected, not {len(ids)}.")
+            raise ArgumentError(f"cond_id: has {len(ids)} conditions; pass one.")
         return ids[0]
 
     def _internal_list(self) -> list[Tensor]:
@@ -110,12 +110,12 @@ class CompositeHyperNet(HyperNet):
 
     @property
     def layer_weight_tensors(self) -> list[Tensor]:
-        """Those of all parts, and the plain ones."""
+        """The weight tensors of all parts, and the plain ones."""
         parts = cast("Sequence[HyperNetInterface]", self._parts)
         return [tensor for part in parts for tensor in part.layer_weight_tensors] + self._own_named("weight")
 
     @property
     def layer_bias_vectors(self) -> list[Tensor]:
-        """Those of all parts, and the plain ones."""
+        """The bias vectors of all parts, and the plain ones."""
         parts = cast("Sequence[HyperNetInterface]", self._parts)
         return [tensor for part in parts for tensor in part.layer_bias_vectors] + self._own_named("bias")

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from bayeshnet.checks import shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Axis", "Deconv", "axis_sizes", "plan_deconvs", "read_image_shape", "read_kernel_sizes"]
@@ -29,6 +30,10 @@ class Axis:
         stride: 1 or 2.
         padding: As ``torch.nn.functional.conv_transpose2d`` takes it.
         output_padding: Likewise.
+
+    Example:
+        >>> Axis.plan(7, 14, 5).stride
+        2
     """
 
     in_size: int
@@ -43,7 +48,7 @@ class Axis:
         """Find the padding with which a kernel maps one size to the other, or to one pixel more (which is cut off).
 
         Raises:
-            ValueError: If pixels would be left without input.
+            ArgumentError: If pixels would be left without input.
 
         Example:
             >>> Axis.plan(7, 14, 5)
@@ -55,7 +60,7 @@ class Axis:
         if kernel == 1:
             raise ArgumentError(
                 "kernel_size: is 1 in a layer that doubles the size of the image, so that every second pixel would "
-                "have no input; use at least 2."
+                "have no input; pass at least 2."
             )
         # out = 2 (in - 1) + kernel - 2 padding + output_padding
         surplus = 2 * (in_size - 1) + kernel - out_size
@@ -99,6 +104,10 @@ class Deconv:
         out_channels: Channels that go out.
         x: What happens along the width.
         y: What happens along the height.
+
+    Example:
+        >>> Deconv(8, 3, Axis.plan(4, 8, 5), Axis.plan(4, 8, 3)).weight_shape
+        (8, 3, 5, 3)
     """
 
     in_channels: int
@@ -188,7 +197,7 @@ def read_image_shape(hyper_img_shape: Any, num_outputs: int = 0) -> tuple[int, i
         num_outputs: Number of weights that its pixels have to suffice for.
 
     Raises:
-        ValueError: If it is anything else, or has too few pixels.
+        ArgumentError: If it is anything else, or has too few pixels.
 
     Example:
         >>> read_image_shape((8, 4))
@@ -197,30 +206,30 @@ def read_image_shape(hyper_img_shape: Any, num_outputs: int = 0) -> tuple[int, i
     sizes = list(hyper_img_shape) if isinstance(hyper_img_shape, (tuple, list)) else []
     if len(sizes) not in (2, 3) or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in sizes):
         raise ArgumentError(
-            f"hyper_img_shape: is {hyper_img_shape!r}; (width, height) or (width, height, channels) is expected, "
-            "positive numbers."
+            f"hyper_img_shape: is {hyper_img_shape!r}; pass positive numbers (width, height) or (width, height, "
+            "channels)."
         )
     width, height, channels = sizes[0], sizes[1], sizes[2] if len(sizes) == 3 else 1
     if width * height * channels < num_outputs:
         factor = math.sqrt(num_outputs / (width * height * channels))
         enough = [math.ceil(width * factor), math.ceil(height * factor), *sizes[2:]]
         raise ArgumentError(
-            f"hyper_img_shape: {tuple(sizes)} has {width * height * channels} pixels, but there are {num_outputs} "
-            f"weights; {tuple(enough)} would do."
+            f"hyper_img_shape: is {tuple(sizes)}, which has {width * height * channels} pixels for {num_outputs} "
+            f"weights; pass {tuple(enough)} or larger."
         )
     return width, height, channels
 
 
 def read_kernel_sizes(kernel_size: Any, num: int) -> list[tuple[int, int]]:
-    """The kernel ``(k_x, k_y)`` of each transposed convolution.
+    """Return the kernel ``(k_x, k_y)`` of each transposed convolution.
 
     Args:
         kernel_size: A number or a pair for all, or a list of numbers and pairs, one for each.
         num: How many there are.
 
     Raises:
-        ValueError: If a list has another length or a size is below 1.
-        TypeError: If it is anything else.
+        ArgumentError: If a list has another length or a size is below 1.
+        ArgumentTypeError: If it is anything else.
 
     Example:
         >>> read_kernel_sizes([3, (5, 1)], 2)
@@ -229,15 +238,15 @@ def read_kernel_sizes(kernel_size: Any, num: int) -> list[tuple[int, int]]:
     entries = list(kernel_size) if isinstance(kernel_size, list) else [kernel_size] * num
     if len(entries) != num:
         raise ArgumentError(
-            f"kernel_size: is a list of {len(entries)} entries; one for each of the {num} transposed convolutions "
-            "(num_layers - 1) is expected, or a number or a tuple (k_x, k_y) for all."
+            f"kernel_size: is a list of {len(entries)} entries; pass one for each of the {num} transposed convolutions "
+            "(num_layers - 1), or a number or a tuple (k_x, k_y) for all."
         )
     kernels: list[tuple[int, int]] = []
     for entry in entries:
         pair = tuple(entry) if isinstance(entry, (tuple, list)) else (entry, entry)
         if len(pair) != 2 or not all(isinstance(k, int) and not isinstance(k, bool) for k in pair):
-            raise ArgumentTypeError(f"kernel_size: a number or a tuple (k_x, k_y) is expected, not {entry!r}.")
+            raise ArgumentTypeError(f"kernel_size: is or has {shown(entry)}; pass a number or a tuple (k_x, k_y).")
         if min(pair) < 1:
-            raise ArgumentError(f"kernel_size: {entry!r} has an entry below 1.")
+            raise ArgumentError(f"kernel_size: is or has {entry!r}, with an entry below 1; pass 1 or more.")
         kernels.append((pair[0], pair[1]))
     return kernels

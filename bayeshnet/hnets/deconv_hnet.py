@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayeshnet.checks import shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.arguments import check_activation, check_sizes, no_embeddings, read_target_shapes
 from bayeshnet.hnets.deconv_geometry import Deconv, plan_deconvs, read_image_shape, read_kernel_sizes
@@ -66,8 +67,8 @@ class HDeconv(FullHyperNet):
         use_batch_norm: Normalise the channels of the hidden layers.
 
     Raises:
-        ValueError: If a size is out of range or the image is too small for the weights.
-        TypeError: If an argument is of another type.
+        ArgumentError: If a size is out of range or the image is too small for the weights.
+        ArgumentTypeError: If an argument is of another type.
 
     Example:
         >>> hnet = HDeconv([[10, 5], [10]], (8, 8), uncond_in_size=4, cond_in_size=0, num_layers=3, num_filters=[16, 8])
@@ -104,7 +105,7 @@ class HDeconv(FullHyperNet):
             )
         if num_layers < 2:
             raise ArgumentError(
-                f"num_layers: is {num_layers}; at least 2 (a fully-connected layer and a transposed convolution)."
+                f"num_layers: is {num_layers}; pass at least 2 (a fully-connected layer and a transposed convolution)."
             )
         width, height, channels = read_image_shape(hyper_img_shape, num_weights(target_shapes))
         filters = _read_filters(num_filters, num_layers)
@@ -240,8 +241,8 @@ def _read_filters(num_filters: Sequence[int] | None, num_layers: int) -> list[in
     filters = _read_ints("num_filters", num_filters)
     if len(filters) != num_layers - 1 or any(num < 1 for num in filters):
         raise ArgumentError(
-            f"num_filters: is {filters}; a list of {num_layers - 1} positive numbers (num_layers - 1: the channels "
-            "after each layer but the last) is expected."
+            f"num_filters: is {filters}; pass a list of {num_layers - 1} positive numbers (num_layers - 1: the "
+            "channels after each layer but the last)."
         )
     return filters
 
@@ -252,7 +253,7 @@ def _read_units(sa_units: Sequence[int], num_layers: int) -> tuple[int, ...]:
         return tuple(i for i in units if i < num_layers - 1)
     if any(not 0 <= i < num_layers - 1 for i in units):
         raise ArgumentError(
-            f"sa_units: {list(sa_units)} has an entry outside 0..{num_layers - 2}, the layers before the last one."
+            f"sa_units: is {list(sa_units)}; pass numbers in 0..{num_layers - 2}, the layers before the last one."
         )
     return units
 
@@ -260,5 +261,5 @@ def _read_units(sa_units: Sequence[int], num_layers: int) -> tuple[int, ...]:
 def _read_ints(name: str, values: Any) -> list[int]:
     listed = list(values) if isinstance(values, (tuple, list)) else None
     if listed is None or not all(isinstance(v, int) and not isinstance(v, bool) for v in listed):
-        raise ArgumentTypeError(f"{name}: a list of ints is expected, not {values!r}.")
+        raise ArgumentTypeError(f"{name}: is {shown(values)}; pass a list of ints.")
     return listed

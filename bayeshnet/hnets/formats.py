@@ -20,6 +20,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.param_table import split_sizes
 from bayeshnet.typing import NestedWeights, RetFormat, Shapes
@@ -50,19 +51,27 @@ class TargetLayout:
 
     @classmethod
     def of(cls, target_shapes: Shapes) -> TargetLayout:
-        """Lay out tensors of these shapes one after the other."""
+        """Return the layout of tensors of these shapes, one after the other.
+
+        Example:
+            >>> TargetLayout.of([[2, 2], [2]]).num_outputs
+            6
+        """
         sizes = tuple(split_sizes(target_shapes))
         return cls(tuple(tuple(int(n) for n in shape) for shape in target_shapes), sizes, sum(sizes))
 
 
 def check_ret_format(ret_format: str, argument: str = "ret_format") -> None:
-    """Refuse an unknown format.
+    """Raise unless a format is one of :data:`RET_FORMATS`.
 
     Raises:
-        ValueError: If it is none of :data:`RET_FORMATS`.
+        ArgumentError: If it is not.
+
+    Example:
+        >>> check_ret_format("stacked")
     """
     if ret_format not in RET_FORMATS:
-        raise ArgumentError(f"{argument}: {ret_format!r} is unknown; use one of {', '.join(map(repr, RET_FORMATS))}.")
+        raise ArgumentError(f"{argument}: is {ret_format!r}; pass one of {', '.join(map(repr, RET_FORMATS))}.")
 
 
 def format_output(out: Tensor | list[Tensor], layout: TargetLayout, ret_format: str) -> Tensor | NestedWeights:
@@ -117,8 +126,8 @@ def convert_format(hnet_out: Any, layout: TargetLayout, src_format: str, trgt_fo
         trgt_format: One of :data:`RET_FORMATS`.
 
     Raises:
-        ValueError: If a format is unknown or the output has not the shapes of the targets.
-        TypeError: If the output has not the structure of ``src_format``.
+        ArgumentError: If a format is unknown or the output does not have the shapes of the targets.
+        ArgumentTypeError: If the output does not have the structure of ``src_format``.
 
     Example:
         >>> layout = TargetLayout.of([[2, 2], [2]])
@@ -132,7 +141,7 @@ def convert_format(hnet_out: Any, layout: TargetLayout, src_format: str, trgt_fo
             raise _structure_error(src_format, "one tensor [B, num_outputs]", hnet_out)
         if hnet_out.dim() != 2 or hnet_out.shape[1] != layout.num_outputs:
             raise ArgumentError(
-                f"hnet_out: has shape {tuple(hnet_out.shape)}, but 'flattened' output of this hypernetwork is "
+                f"hnet_out: has shape {tuple(hnet_out.shape)}; pass 'flattened' output of this hypernetwork, "
                 f"[B, {layout.num_outputs}]."
             )
         return format_output(hnet_out, layout, trgt_format)
@@ -173,8 +182,8 @@ def _as_samples(hnet_out: Any, layout: TargetLayout, src_format: str) -> list[li
 def _check_shapes(tensors: Sequence[Tensor], shapes: Shapes, src_format: str) -> None:
     if [tuple(tensor.shape) for tensor in tensors] != [tuple(shape) for shape in shapes]:
         raise ArgumentError(
-            f"hnet_out: has tensors of shapes {[list(tensor.shape) for tensor in tensors]}, but {src_format!r} output "
-            f"of this hypernetwork has {[list(shape) for shape in shapes]}."
+            f"hnet_out: has tensors of shapes {[list(tensor.shape) for tensor in tensors]}; pass {src_format!r} output "
+            f"of this hypernetwork, of shapes {[list(shape) for shape in shapes]}."
         )
 
 
@@ -183,4 +192,6 @@ def _is_list(value: object) -> bool:
 
 
 def _structure_error(src_format: str, expected: str, got: object) -> ArgumentTypeError:
-    return ArgumentTypeError(f"hnet_out: src_format={src_format!r} means {expected}, not {type(got).__name__}.")
+    return ArgumentTypeError(
+        f"hnet_out: is or contains {kind_of(got)}; with src_format={src_format!r} pass {expected}."
+    )

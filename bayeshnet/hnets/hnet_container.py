@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.checks import kind_of, shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning
 from bayeshnet.hnets.arguments import HyperInputs, broadcast_size, check_sizes, expand_rows, read_target_shapes
 from bayeshnet.hnets.assembly import Assembler, AssemblyFct, trace_places
@@ -60,8 +61,8 @@ class HContainer(CompositeHyperNet):
             conditional there are none.
 
     Raises:
-        ValueError: If numbers or names do not fit together.
-        TypeError: If an argument is of another type.
+        ArgumentError: If numbers or names do not fit together.
+        ArgumentTypeError: If an argument is of another type.
 
     Example:
         >>> from bayeshnet.hnets import HMLP
@@ -160,14 +161,11 @@ class HContainer(CompositeHyperNet):
         num = len(self._parts)
         if isinstance(given, (str, Mapping)) or not hasattr(given, "__len__") or len(given) != num:
             raise ArgumentError(
-                f"weights['hnets']: a list of {num} dicts (or None), one for each of `hnets`, is expected, not "
-                f"{given!r}."
+                f"weights['hnets']: is {shown(given)}; pass a list of {num} dicts (or None), one for each of `hnets`."
             )
         for i, entry in enumerate(given):
             if entry is not None and not isinstance(entry, Mapping):
-                raise ArgumentTypeError(
-                    f"weights['hnets'][{i}]: a dict or None is expected, not {type(entry).__name__}."
-                )
+                raise ArgumentTypeError(f"weights['hnets'][{i}]: is {kind_of(entry)}; pass a dict or None.")
         return {}
 
     # ------------------------------------------------------------------ the map
@@ -279,12 +277,12 @@ def _check_hnets(hnets: Sequence[HyperNetInterface] | None) -> list[HyperNetInte
     if isinstance(hnets, HyperNetInterface):
         raise ArgumentTypeError("hnets: is one hypernetwork; pass a list, [hnet].")
     if hnets is not None and not hasattr(hnets, "__iter__"):
-        raise ArgumentTypeError(f"hnets: a list of hypernetworks is expected, not {type(hnets).__name__}.")
+        raise ArgumentTypeError(f"hnets: is {kind_of(hnets)}; pass a list of hypernetworks.")
     parts = list(hnets or ())
     for i, part in enumerate(parts):
         if not isinstance(part, HyperNetInterface) or not isinstance(part, nn.Module):
             raise ArgumentTypeError(
-                f"hnets[{i}]: an nn.Module that implements HyperNetInterface is expected, not {type(part).__name__}."
+                f"hnets[{i}]: is {kind_of(part)}; pass an nn.Module that implements HyperNetInterface."
             )
     # A wrapper or container around an instance has the parameters of that instance.
     held = [id(x) for part in parts for x in [part, *(part.internal_params or ())]]
@@ -322,19 +320,21 @@ def _plain_records(
     """Records of plain weights, of one condition if they are conditional."""
     if not shapes:
         if names:
-            raise ArgumentError(f"{kind}_param_names: {list(names)} was given without {kind}_param_shapes.")
+            raise ArgumentError(
+                f"{kind}_param_names: is {list(names)} without {kind}_param_shapes; pass both or neither."
+            )
         return []
     read = read_target_shapes(shapes, f"{kind}_param_shapes")
     if isinstance(names, str) or not (names is None or hasattr(names, "__iter__")):
-        raise ArgumentTypeError(f"{kind}_param_names: a list of names is expected, not {names!r}.")
+        raise ArgumentTypeError(f"{kind}_param_names: is {shown(names)}; pass a list of names.")
     names = ["weight" if len(shape) > 1 else "bias" for shape in read] if names is None else list(names)
     if len(names) != len(read):
         raise ArgumentError(
-            f"{kind}_param_names: has {len(names)} entries; one for each of the {len(read)} shapes is expected."
+            f"{kind}_param_names: has {len(names)} entries; pass one for each of the {len(read)} shapes."
         )
     for name in names:
         if name not in PARAM_NAMES:
-            raise ArgumentError(f"{kind}_param_names: {name!r} is unknown; accepted are {PARAM_NAMES}.")
+            raise ArgumentError(f"{kind}_param_names: has the entry {name!r}; pass names from {PARAM_NAMES}.")
     return [
         ParamRecord(tuple(shape), name, -1, kind == "cond", internal, {"celement_type": kind})
         for shape, name in zip(read, names, strict=True)

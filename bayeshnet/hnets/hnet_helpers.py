@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.arguments import parse_cond_id
 from bayeshnet.hnets.chunked import ChunkedHyperNet
@@ -33,8 +34,8 @@ def get_conditional_parameters(hnet: HyperNetInterface, cond_id: int) -> list[nn
         A subset of ``hnet.conditional_params``, in its order; empty if none is kept.
 
     Raises:
-        ValueError: If there is no such condition, or it is not known which parameters belong to it.
-        TypeError: If ``hnet`` is no hypernetwork.
+        ArgumentError: If there is no such condition, or it is not known which parameters belong to it.
+        ArgumentTypeError: If ``hnet`` is not a hypernetwork.
 
     Example:
         >>> from bayeshnet.hnets import HMLP
@@ -45,7 +46,7 @@ def get_conditional_parameters(hnet: HyperNetInterface, cond_id: int) -> list[nn
     _check_hnet(hnet)
     ids = parse_cond_id(cond_id, hnet.num_known_conds or None)
     if len(ids) != 1:
-        raise ArgumentError(f"cond_id: one condition is expected, not {len(ids)}.")
+        raise ArgumentError(f"cond_id: has {len(ids)} conditions; pass one.")
     return [param for record, param in kept_records(hnet) if record.conditional and _condition_of(record) == ids[0]]
 
 
@@ -54,17 +55,18 @@ def init_conditional_embeddings(
 ) -> None:
     """Initialise the embeddings that are the conditional inputs of a hypernetwork, in place.
 
-    Those that it keeps; chunk embeddings, conditional or not, are left alone (:func:`init_chunk_embeddings`).
+    Only the embeddings that the network keeps; chunk embeddings, conditional or not, are left alone (see
+    :func:`init_chunk_embeddings`).
 
     Args:
         hnet: Any hypernetwork. Without such embeddings nothing happens.
-        normal_mean: Mean of the normal distribution that they are drawn from.
+        normal_mean: Mean of the normal distribution of the embeddings.
         normal_std: Its standard deviation.
         init_fct: Called as ``init_fct(cond_emb, cond_id)`` for each embedding instead, to change it in place.
 
     Raises:
-        ValueError: If ``normal_std`` is negative.
-        TypeError: If ``hnet`` is no hypernetwork or ``init_fct`` no function.
+        ArgumentError: If ``normal_std`` is negative.
+        ArgumentTypeError: If ``hnet`` is not a hypernetwork or ``init_fct`` not a function.
 
     Example:
         >>> from bayeshnet.hnets import HMLP
@@ -93,7 +95,7 @@ def init_chunk_embeddings(
 
     Args:
         hnet: Any hypernetwork. Without chunk embeddings nothing happens.
-        normal_mean: Mean of the normal distribution that they are drawn from.
+        normal_mean: Mean of the normal distribution of the embeddings.
         normal_std: Its standard deviation.
         init_fct: Called as ``init_fct(chunk_emb, chunk_id, cond_id=None)`` instead, to change ``chunk_emb`` in place:
             for a chunked network with each single embedding, for a structured one with each tensor of
@@ -101,8 +103,8 @@ def init_chunk_embeddings(
             conditions share the chunk embeddings.
 
     Raises:
-        ValueError: If ``normal_std`` is negative.
-        TypeError: If ``hnet`` is no hypernetwork or ``init_fct`` no function.
+        ArgumentError: If ``normal_std`` is negative.
+        ArgumentTypeError: If ``hnet`` is not a hypernetwork or ``init_fct`` not a function.
 
     Example:
         >>> from bayeshnet.hnets import ChunkedHMLP
@@ -165,11 +167,11 @@ def _is_plain(record: ParamRecord) -> bool:
 
 def _check_hnet(hnet: object) -> None:
     if not isinstance(hnet, HyperNetInterface):
-        raise ArgumentTypeError(f"hnet: a hypernetwork (HyperNetInterface) is expected, not {type(hnet).__name__}.")
+        raise ArgumentTypeError(f"hnet: is {kind_of(hnet)}; pass a hypernetwork (HyperNetInterface).")
 
 
 def _check_init(normal_std: float, init_fct: object) -> None:
     if init_fct is not None and not callable(init_fct):
-        raise ArgumentTypeError(f"init_fct: a function is expected, not {type(init_fct).__name__}.")
+        raise ArgumentTypeError(f"init_fct: is {kind_of(init_fct)}; pass a function.")
     if normal_std < 0:
-        raise ArgumentError(f"normal_std: is {normal_std}; 0 or more is expected.")
+        raise ArgumentError(f"normal_std: is {normal_std}; pass 0 or more.")

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.arguments import parse_cond_id
 from bayeshnet.hnets.formats import TargetLayout, convert_format
@@ -153,8 +154,8 @@ class HyperNetInterface(ReferenceHyperNet, MainNetInterface):
             trgt_format: The same choice.
 
         Raises:
-            ValueError: If a format is unknown or the shapes are not those of the targets.
-            TypeError: If the output has not the structure of ``src_format``.
+            ArgumentError: If a format is unknown or the shapes are not those of the targets.
+            ArgumentTypeError: If the output does not have the structure of ``src_format``.
 
         Example:
             >>> import torch
@@ -174,8 +175,8 @@ class HyperNetInterface(ReferenceHyperNet, MainNetInterface):
             params: What they are added to; :attr:`unconditional_params` by default.
 
         Raises:
-            ValueError: If ``params`` is left out and there are no internal unconditional parameters, or if numbers or
-                shapes differ.
+            ArgumentError: If ``params`` is left out and there are no internal unconditional parameters, or if numbers
+                or shapes differ.
 
         Example:
             >>> import torch
@@ -193,11 +194,13 @@ class HyperNetInterface(ReferenceHyperNet, MainNetInterface):
                     "pass them."
                 )
         if len(dparams) != len(params):
-            raise ArgumentError(f"dparams: has {len(dparams)} tensors, but there are {len(params)} parameters.")
+            raise ArgumentError(
+                f"dparams: has {len(dparams)} tensors; pass one for each of the {len(params)} parameters."
+            )
         for i, (delta, param) in enumerate(zip(dparams, params, strict=True)):
             if delta.shape != param.shape:
                 raise ArgumentError(
-                    f"dparams[{i}]: has shape {list(delta.shape)}, but the parameter has {list(param.shape)}."
+                    f"dparams[{i}]: has shape {list(delta.shape)}; pass one of the parameter's, {list(param.shape)}."
                 )
         return [param + delta for param, delta in zip(params, dparams, strict=True)]
 
@@ -215,7 +218,7 @@ class HyperNetInterface(ReferenceHyperNet, MainNetInterface):
             task_id: Index into :attr:`conditional_params`.
 
         Raises:
-            ValueError: If there is no such element.
+            ArgumentError: If there is no such element.
         """
         warnings.warn(
             "get_task_emb() is deprecated; use an element of the attribute `conditional_params`.",
@@ -223,11 +226,13 @@ class HyperNetInterface(ReferenceHyperNet, MainNetInterface):
             stacklevel=2,
         )
         if isinstance(task_id, bool) or not isinstance(task_id, int):
-            raise ArgumentTypeError(f"task_id: an int is expected, not {type(task_id).__name__}.")
+            raise ArgumentTypeError(f"task_id: is {kind_of(task_id)}; pass an int.")
         params = self.conditional_params
         num = 0 if params is None else len(params)
         if params is None or not 0 <= task_id < num:
-            raise ArgumentError(f"task_id: {task_id} does not exist; {num} conditional parameters are kept.")
+            raise ArgumentError(
+                f"task_id: is {task_id}; pass an index into the {num} conditional parameters that are kept."
+            )
         return params[task_id]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets.arguments import HyperInputs, expand_rows, parse_cond_id
 from bayeshnet.hnets.base import HyperNet
@@ -68,8 +69,8 @@ class HPerturbWrapper(HyperNet):
         learn_sigma: Learn the scale: one ``"scalar"``, or one ``"per_weight"``.
 
     Raises:
-        ValueError: If a size, a scale or an option is not accepted.
-        TypeError: If ``hnet`` is no hypernetwork or a handler cannot be called.
+        ArgumentError: If a size, a scale or an option is not accepted.
+        ArgumentTypeError: If ``hnet`` is not a hypernetwork or a handler cannot be called.
 
     Example:
         >>> from bayeshnet.hnets import HMLP
@@ -97,17 +98,15 @@ class HPerturbWrapper(HyperNet):
     ) -> None:
         super().__init__()
         if not isinstance(hnet, HyperNetInterface) or not isinstance(hnet, nn.Module):
-            raise ArgumentTypeError(
-                f"hnet: an nn.Module that implements HyperNetInterface is expected, not {type(hnet).__name__}."
-            )
+            raise ArgumentTypeError(f"hnet: is {kind_of(hnet)}; pass an nn.Module that implements HyperNetInterface.")
         if noise not in _NOISES:
-            raise ArgumentError(f"noise: {noise!r} is unknown; use one of {_NOISES}.")
+            raise ArgumentError(f"noise: is {noise!r}; pass one of {_NOISES}.")
         if learn_sigma not in _LEARNABLE:
-            raise ArgumentError(f"learn_sigma: {learn_sigma!r} is unknown; use one of {_LEARNABLE}.")
+            raise ArgumentError(f"learn_sigma: is {learn_sigma!r}; pass one of {_LEARNABLE}.")
         handlers = {"input_handler": input_handler, "output_handler": output_handler}
         for name, handler in handlers.items():
             if handler is not None and not callable(handler):
-                raise ArgumentTypeError(f"{name}: a function is expected, not {type(handler).__name__}.")
+                raise ArgumentTypeError(f"{name}: is {kind_of(handler)}; pass a function.")
         if learn_sigma is not None and output_handler is not None:
             raise ArgumentError("learn_sigma: has no effect with an output_handler, which makes the output; pass one.")
         self._hnet: HyperNetInterface = hnet  # a registered submodule: train() and to() reach it
@@ -133,7 +132,7 @@ class HPerturbWrapper(HyperNet):
     def _init_sigma(self, sigma_noise: float, learn_sigma: str | None, num_outputs: int) -> None:
         if not math.isfinite(sigma_noise) or sigma_noise < 0 or (learn_sigma and sigma_noise == 0):
             wanted = "a positive number (its logarithm is learned)" if learn_sigma else "0 or a positive number"
-            raise ArgumentError(f"sigma_noise: {sigma_noise} was given; {wanted} is expected.")
+            raise ArgumentError(f"sigma_noise: is {sigma_noise}; pass {wanted}.")
         params = self._hnet.internal_params
         dtype = params[0].dtype if params is not None and len(params) else torch.get_default_dtype()
         device = params[0].device if params is not None and len(params) else None
@@ -169,9 +168,9 @@ class HPerturbWrapper(HyperNet):
         else:
             handled: Any = self._input_handler(**original)
             if not isinstance(handled, (tuple, list)) or len(handled) != 3:
-                got = f"a tuple of {len(handled)}" if isinstance(handled, (tuple, list)) else type(handled).__name__
+                got = f"a tuple of {len(handled)}" if isinstance(handled, (tuple, list)) else kind_of(handled)
                 raise ArgumentError(
-                    f"input_handler: returned {got}; the three values uncond_input, cond_input, cond_id are expected."
+                    f"input_handler: returned {got}; let it return the three values uncond_input, cond_input, cond_id."
                 )
             uncond, cond, cond_id = handled
         out = cast("nn.Module", self._hnet)(
@@ -187,8 +186,8 @@ class HPerturbWrapper(HyperNet):
             return torch.addcmul(out, self._perturbation(inputs), self.sigma)
         out = self._output_handler(out, **original)
         if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[1] != self.num_outputs:
-            got = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-            raise ArgumentError(f"output_handler: returned {got}; a tensor [batch, {self.num_outputs}] is expected.")
+            got = f"shape {list(out.shape)}" if isinstance(out, Tensor) else kind_of(out)
+            raise ArgumentError(f"output_handler: returned {got}; let it return a tensor [batch, {self.num_outputs}].")
         return out
 
     def _leading_entries(self, inputs: HyperInputs) -> Tensor | None:
@@ -197,8 +196,8 @@ class HPerturbWrapper(HyperNet):
             return None
         z = inputs.uncond_input
         if z is None or z.shape[1] < self._n:
-            got = "nothing was given" if z is None else f"{list(z.shape)} was given"
-            raise ArgumentError(f"uncond_input: {got}; the wrapped network needs at least [batch, {self._n}].")
+            got = "is None" if z is None else f"has shape {list(z.shape)}"
+            raise ArgumentError(f"uncond_input: {got}; pass at least [batch, {self._n}] for the wrapped network.")
         # Other implementations of the interface need not broadcast a single row themselves.
         return expand_rows(z, inputs.batch_size)[:, : self._n]
 
@@ -206,11 +205,11 @@ class HPerturbWrapper(HyperNet):
         """The noise ``[B or 1, D]``: all entries of the input, or the last D."""
         z, num = inputs.uncond_input, self.num_outputs
         if z is None:
-            raise ArgumentError(f"uncond_input: is required; its entries are the noise on the {num} weights.")
+            raise ArgumentError(f"uncond_input: is None; pass a tensor with the noise on the {num} weights.")
         if self._noise == "independent" and z.shape[1] > num:
             z = z[:, z.shape[1] - num :]
         if z.shape[1] != num:
-            raise ArgumentError(f"uncond_input: has shape {list(z.shape)}; noise for {num} weights is expected.")
+            raise ArgumentError(f"uncond_input: has shape {list(z.shape)}; pass noise for {num} weights.")
         return z
 
     def init_parts(self, places: Sequence[Places]) -> list[Part]:
@@ -286,46 +285,46 @@ class HPerturbWrapper(HyperNet):
 
     @property
     def param_shapes_meta(self) -> list[dict[str, Any]]:
-        """Those of the wrapped network."""
+        """What the parameters of the wrapped network are."""
         return self._hnet.param_shapes_meta
 
     @property
     def unconditional_param_shapes_ref(self) -> list[int]:
-        """Those of the wrapped network."""
+        """Indices of the unconditional shapes of the wrapped network."""
         return self._hnet.unconditional_param_shapes_ref
 
     @property
     def unconditional_params_ref(self) -> list[int] | None:
-        """Those of the wrapped network."""
+        """Indices of the unconditional parameters of the wrapped network."""
         return self._hnet.unconditional_params_ref
 
     @property
     def layer_weight_tensors(self) -> list[Tensor]:
-        """Those of the wrapped network."""
+        """The weight tensors of the wrapped network."""
         return self._hnet.layer_weight_tensors
 
     @property
     def layer_bias_vectors(self) -> list[Tensor]:
-        """Those of the wrapped network."""
+        """The bias vectors of the wrapped network."""
         return self._hnet.layer_bias_vectors
 
     @property
     def hyper_shapes_distilled(self) -> list[list[int]] | None:
-        """Those of the wrapped network."""
+        """Shapes of the statistics of the wrapped network."""
         return self._hnet.hyper_shapes_distilled
 
     @property
     def batchnorm_layers(self) -> Sequence[BatchNormLayer] | nn.ModuleList | None:
-        """Those of the wrapped network."""
+        """The batch-norm layers of the wrapped network."""
         return self._hnet.batchnorm_layers
 
     @property
     def context_mod_layers(self) -> Sequence[ContextModLayer] | nn.ModuleList | None:
-        """Those of the wrapped network."""
+        """The context-modulation layers of the wrapped network."""
         return self._hnet.context_mod_layers
 
     def distillation_targets(self) -> list[Tensor] | None:
-        """Those of the wrapped network."""
+        """Return the statistics of the wrapped network."""
         return self._hnet.distillation_targets()
 
 
@@ -342,6 +341,6 @@ def _read_input_size(hnet: HyperNetInterface, given: int | None) -> int:
             )
         return known
     if given < 0 or (known is not None and given != known):
-        wanted = "0 or more" if known is None else f"{known}, that of the wrapped network,"
-        raise ArgumentError(f"hnet_uncond_in_size: {given} was given; {wanted} is expected.")
+        wanted = "0 or more" if known is None else f"{known}, that of the wrapped network"
+        raise ArgumentError(f"hnet_uncond_in_size: is {given}; pass {wanted}.")
     return given

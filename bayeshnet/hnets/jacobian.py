@@ -28,7 +28,7 @@ def row_jacobian(fn: Callable[[Tensor], Tensor], z: NoiseBatch) -> Jacobians:
         ``J[s, i, j] = d fn_j(z_s) / d z_i``: ``[S, n, q]``.
 
     Raises:
-        RuntimeError: If the output does not depend on z.
+        UsageError: If the output does not depend on z.
 
     Example:
         >>> row_jacobian(lambda z: z.square(), torch.tensor([[1.0, 2.0]]))

@@ -80,7 +80,7 @@ class MLPFeatures(FullHyperNet):
             Features ``[..., q]``; with ``linear_skip`` the last hidden layer followed by the input.
 
         Raises:
-            RuntimeError: Unless :attr:`has_linear_head`.
+            UsageError: Unless :attr:`has_linear_head`.
 
         Example:
             >>> from bayeshnet.hnets import HMLP
@@ -156,7 +156,7 @@ class MLPFeatures(FullHyperNet):
             ``[num_outputs or rows]``, None without bias.
 
         Raises:
-            ValueError: If ``rows`` is out of range.
+            ArgumentError: If ``rows`` is out of range.
 
         Example:
             >>> from bayeshnet.hnets import HMLP
@@ -165,7 +165,7 @@ class MLPFeatures(FullHyperNet):
             (torch.Size([2, 4]), torch.Size([2]))
         """
         if rows is not None and not 0 <= rows <= self.num_outputs:
-            raise ArgumentError(f"rows: {rows} is not in 0..{self.num_outputs}, the number of outputs.")
+            raise ArgumentError(f"rows: is {rows}; pass a number in 0..{self.num_outputs}, the number of outputs.")
         full = self._read_weights(HyperInputs(weights=weights))
         ref, bias_ref = self._fc_refs[-1]
         weight, bias = self._kernel(full, ref, update=False), None if bias_ref is None else full[bias_ref]
@@ -194,7 +194,7 @@ class MLPFeatures(FullHyperNet):
             ``J[s, i, j] = d features_j(z_s) / d z_i``: ``[S, n, q]``.
 
         Raises:
-            RuntimeError: Unless :attr:`has_linear_head`.
+            UsageError: Unless :attr:`has_linear_head`.
 
         Example:
             >>> from bayeshnet.hnets import HMLP

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayeshnet.checks import shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.arguments import check_activation, check_sizes, no_embeddings, read_target_shapes
 from bayeshnet.hnets.base import HyperNet
@@ -60,7 +61,7 @@ class HMLP(MLPFeatures):
         linear_skip: Add a linear map of the input: ``W f_L + b + A x``.
 
     Raises:
-        ValueError: If a size or a rate is out of range, or there is neither kind of input.
+        ArgumentError: If a size or a rate is out of range, or there is neither kind of input.
 
     Example:
         >>> import torch
@@ -272,12 +273,14 @@ def _check_layers(in_size: int, layers: Sequence[int], dropout_rate: float) -> N
     if in_size == 0:
         raise ArgumentError("uncond_in_size: and cond_in_size are both 0; a hypernetwork needs an input of some kind.")
     if isinstance(layers, str) or not hasattr(layers, "__iter__"):
-        raise ArgumentTypeError(f"layers: a list of widths such as (100, 100) is expected, not {layers!r}.")
+        raise ArgumentTypeError(f"layers: is {shown(layers)}; pass a list of widths such as (100, 100).")
     for width in layers:
         check_sizes(layers=width)
         if width < 1:
-            raise ArgumentError(f"layers: {list(layers)} has a width below 1; leave the entry out or make it positive.")
+            raise ArgumentError(
+                f"layers: is {list(layers)}, with a width below 1; pass positive widths, or leave the entry out."
+            )
     if not isinstance(dropout_rate, int | float):
-        raise ArgumentTypeError(f"dropout_rate: a number is expected, not {dropout_rate!r}; -1 means none.")
+        raise ArgumentTypeError(f"dropout_rate: is {shown(dropout_rate)}; pass a number in [0, 1], or -1 for none.")
     if dropout_rate != -1 and not 0 <= dropout_rate <= 1:
-        raise ArgumentError(f"dropout_rate: {dropout_rate} was given; -1 (none) or a number in [0, 1] is expected.")
+        raise ArgumentError(f"dropout_rate: is {dropout_rate}; pass a number in [0, 1], or -1 for none.")

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.resnet import ResNet
@@ -27,8 +28,12 @@ class Piece:
         chunks: Numbers of the chunks that hold parts of it, in order.
         element: Its position in each of them.
         dim: The dimension along which the parts are joined: 0 for output channels, 1 for input channels.
-        copy: Whether it is copied where it is a single part. Among layers that are joined, and so have memory of their
-            own, a view would keep alive what the internal hypernetwork made for all of them.
+        copy: Whether a single part is copied. Among layers that are joined, and so have memory of their own, a view
+            would keep alive what the internal hypernetwork made for all of them.
+
+    Example:
+        >>> Piece(chunks=(0, 1), element=0, dim=1).copy
+        False
     """
 
     chunks: tuple[int, ...]
@@ -46,7 +51,7 @@ class ChunkAssembly:
 
     Attributes:
         pieces: One entry per target tensor, in the order in which they are returned.
-        num_chunks: Number of chunks that are expected.
+        num_chunks: Number of chunks in all.
 
     Example:
         >>> assembly = ChunkAssembly((Piece((0, 1), 0, 1), Piece((0,), 1, 0)), 2)
@@ -68,12 +73,12 @@ class ChunkAssembly:
             The target tensors.
 
         Raises:
-            ValueError: If the number of chunks differs from that of the chunking.
+            ArgumentError: If the number of chunks differs from that of the chunking.
         """
         if len(list_of_chunks) != self.num_chunks:
             raise ArgumentError(
-                f"list_of_chunks: has {len(list_of_chunks)} chunks; this chunking makes {self.num_chunks}, the sum of "
-                "num_per_chunk."
+                f"list_of_chunks: has {len(list_of_chunks)} chunks; pass {self.num_chunks}, the sum of num_per_chunk "
+                "of this chunking."
             )
         targets: list[Tensor] = []
         for piece in self.pieces:
@@ -109,8 +114,8 @@ def resnet_chunking(net: ResNet, gcd_chunking: bool = False) -> Chunking:
         ``chunk_shapes``, ``num_per_chunk`` and ``assembly_fct``; the latter returns all of ``net.param_shapes``.
 
     Raises:
-        TypeError: If ``net`` is no ``ResNet``.
-        ValueError: If it has context modulation.
+        ArgumentTypeError: If ``net`` is not a ``ResNet``.
+        ArgumentError: If it has context modulation.
 
     Example:
         >>> shapes, nums, assembly = resnet_chunking(ResNet(no_weights=True))
@@ -121,7 +126,7 @@ def resnet_chunking(net: ResNet, gcd_chunking: bool = False) -> Chunking:
         True
     """
     if not isinstance(net, ResNet):
-        raise ArgumentTypeError(f"net: is a {type(net).__name__}; pass a bayeshnet.mnets.ResNet.")
+        raise ArgumentTypeError(f"net: is {kind_of(net)}; pass a bayeshnet.mnets.ResNet.")
     first, *inner, out = _layers(net)
     per_group = len(inner) // 3
     if gcd_chunking:
@@ -164,8 +169,8 @@ def wrn_chunking(
         without those left out, in the same order.
 
     Raises:
-        TypeError: If ``net`` is no ``WRN``.
-        ValueError: If it has context modulation.
+        ArgumentTypeError: If ``net`` is not a ``WRN``.
+        ArgumentError: If it has context modulation.
 
     Example:
         >>> shapes, nums, assembly = wrn_chunking(WRN(use_bias=False, no_weights=True))
@@ -175,7 +180,7 @@ def wrn_chunking(
         (42, 28)
     """
     if not isinstance(net, WRN):
-        raise ArgumentTypeError(f"net: is a {type(net).__name__}; pass a bayeshnet.mnets.WRN.")
+        raise ArgumentTypeError(f"net: is {kind_of(net)}; pass a bayeshnet.mnets.WRN.")
     *layers, out = _layers(net, with_norms=not ignore_bn_weights)
     skips = [layer for layer in layers if layer.shapes[0][2:] == (1, 1)]
     first, *inner = [layer for layer in layers if layer not in skips]

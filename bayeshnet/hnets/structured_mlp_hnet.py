@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets.arguments import HyperInputs, check_input, check_sizes, no_embeddings, read_target_shapes
 from bayeshnet.hnets.assembly import Assembler, AssemblyFct, trace_places
@@ -76,8 +77,8 @@ class StructuredHMLP(CompositeHyperNet):
         num_cond_embs: Number of conditions.
 
     Raises:
-        ValueError: If numbers, sizes or keys do not fit together.
-        TypeError: If an argument is of another type.
+        ArgumentError: If numbers, sizes or keys do not fit together.
+        ArgumentTypeError: If an argument is of another type.
 
     Example:
         >>> def assembly_fct(list_of_chunks):
@@ -163,14 +164,14 @@ class StructuredHMLP(CompositeHyperNet):
             )
 
     def _check_chunks(self, in_size: int) -> None:
-        """Refuse numbers and sizes of chunks that cannot be."""
+        """Raise if numbers and sizes of chunks are impossible."""
         for i, (num, size) in enumerate(zip(self._num_per_chunk, self._chunk_emb_sizes, strict=True)):
             check_sizes(**{f"num_per_chunk[{i}]": num, f"chunk_emb_sizes[{i}]": size})
             if num == 0:
-                raise ArgumentError(f"num_per_chunk[{i}]: is 0; give at least 1 or leave the internal network out.")
+                raise ArgumentError(f"num_per_chunk[{i}]: is 0; pass at least 1 or leave the internal network out.")
             if size == 0 and num > 1:
                 raise ArgumentError(
-                    f"chunk_emb_sizes[{i}]: is 0, so that the {num} chunks of this network would be the same; give at "
+                    f"chunk_emb_sizes[{i}]: is 0, so that the {num} chunks of this network would be the same; pass at "
                     "least 1."
                 )
             if size + in_size == 0:
@@ -179,7 +180,7 @@ class StructuredHMLP(CompositeHyperNet):
                     "an input of some kind."
                 )
         if self._cond_chunk_embs and not any(self._chunk_emb_sizes):
-            raise ArgumentError("cond_chunk_embs: is True, but all chunk_emb_sizes are 0; give at least one of them.")
+            raise ArgumentError("cond_chunk_embs: is True, but all chunk_emb_sizes are 0; pass a positive one.")
         if in_size == 0 and not self._cond_chunk_embs:
             raise ArgumentError(
                 "uncond_in_size: and cond_in_size are both 0; a hypernetwork needs an input of some kind. To choose "
@@ -213,15 +214,15 @@ class StructuredHMLP(CompositeHyperNet):
         shapes = self.chunk_emb_shapes
         if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != len(shapes):
             raise ArgumentError(
-                f"weights['chunk_embs']: a list of {len(shapes)} tensors [batch, ...] of the shapes {shapes} is "
-                "expected."
+                f"weights['chunk_embs']: is {shown(given)}; pass a list of {len(shapes)} tensors [batch, ...] of the "
+                f"shapes {shapes}."
             )
         sizes: dict[str, int] = {}
         for i, (tensor, shape) in enumerate(zip(given, shapes, strict=True)):
             name = f"weights['chunk_embs'][{i}]"
             check_input(name, tensor, None, dim=None)
             if list(tensor.shape[1:]) != shape:
-                raise ArgumentError(f"{name}: has shape {list(tensor.shape)}; {['batch', *shape]} is expected.")
+                raise ArgumentError(f"{name}: has shape {list(tensor.shape)}; pass a tensor {['batch', *shape]}.")
             sizes[name] = tensor.shape[0]
         return sizes
 
@@ -339,8 +340,8 @@ class StructuredHMLP(CompositeHyperNet):
             cond_id: The condition, for conditional chunk embeddings.
 
         Raises:
-            ValueError: If ``cond_id`` is out of range, missing, or has no meaning.
-            RuntimeError: If the network does not keep the chunk embeddings.
+            ArgumentError: If ``cond_id`` is out of range, missing, or has no meaning.
+            UsageError: If the network does not keep the chunk embeddings.
         """
         check_cond_id_of_chunks(self._cond_chunk_embs, cond_id)
         num = len(self.chunk_emb_shapes)
@@ -354,12 +355,10 @@ class StructuredHMLP(CompositeHyperNet):
 def _read_list(name: str, values: Any, length: int | None = None) -> list[Any]:
     """The values as a list, of this length."""
     if isinstance(values, (str, Mapping)) or not hasattr(values, "__iter__"):
-        raise ArgumentTypeError(f"{name}: a list is expected, not {values!r}.")
+        raise ArgumentTypeError(f"{name}: is {shown(values)}; pass a list.")
     listed = list(values)
     if length is not None and len(listed) != length:
-        raise ArgumentError(
-            f"{name}: has {len(listed)} entries; one for each of the {length} chunk_shapes is expected."
-        )
+        raise ArgumentError(f"{name}: has {len(listed)} entries; pass one for each of the {length} chunk_shapes.")
     if not listed:
         raise ArgumentError(f"{name}: is empty; describe at least one internal network.")
     return listed
@@ -373,9 +372,9 @@ def _read_kwargs(hmlp_kwargs: Any, length: int) -> list[dict[str, Any]]:
     accepted = [name for name in inspect.signature(HMLP).parameters if name not in _OWN_ARGS]
     for kwargs in given:
         if not isinstance(kwargs, Mapping):
-            raise ArgumentTypeError(f"hmlp_kwargs: a dict, or a list of dicts, is expected, not {kwargs!r}.")
+            raise ArgumentTypeError(f"hmlp_kwargs: is or has {shown(kwargs)}; pass a dict, or a list of dicts.")
         for key in kwargs:
             if key not in accepted:
                 why = "is decided by StructuredHMLP, by its argument of this name" if key in _OWN_ARGS else "is unknown"
-                raise ArgumentError(f"hmlp_kwargs: {key!r} {why}; accepted keys are {', '.join(accepted)}.")
+                raise ArgumentError(f"hmlp_kwargs: has the key {key!r}, which {why}; pass {', '.join(accepted)} only.")
     return [dict(kwargs) for kwargs in given]

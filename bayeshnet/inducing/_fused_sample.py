@@ -1,7 +1,11 @@
 r"""A draw of a conditional layer with its gradient in closed form, for training.
 
-The same numbers as :class:`~bayeshnet.inducing.linear_gaussian.LayerConditional` gives, in a third of the
-operations. With ``A = Lambda^(1/2) F diag(f)``, ``f = s r``, ``u_0 = r^-1 M``, ``y = Lambda^(1/2) V`` and all outputs
+Forward and backward pass take 0.51 to 0.62 of the time of the plain formula (float64, one thread, medians of 15
+alternating pairs; S samples, m points, q inputs, outputs): 0.62 for 8, 47, 20, 1; 0.51 for 8, 40, 50, 1; 0.52 for 8,
+104, 50, 1; 0.58 for 8, 100, 50, 10; 0.53 for 16, 190, 100, 1. ``python -m tests.inducing.fused_gain`` measures it.
+
+The numbers are those of :class:`~bayeshnet.inducing.linear_gaussian.LayerConditional`, in a third of the operations.
+With ``A = Lambda^(1/2) F diag(f)``, ``f = s r``, ``u_0 = r^-1 M``, ``y = Lambda^(1/2) V`` and all outputs
 sharing one matrix, the weights are :math:`W = \mathrm{diag}(r) x`,
 
 .. math::

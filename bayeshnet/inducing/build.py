@@ -19,6 +19,7 @@ from bayeshnet.inducing.layers import InducingLayers, LayerPrior
 from bayeshnet.inducing.placement import default_num_inducing, latent_noise, starting_points
 from bayeshnet.models import likelihoods
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.arguments import inputs_and_targets
 from bayeshnet.sites.latents import LatentSite
 from bayeshnet.sites.prior import PriorStart
@@ -133,7 +134,7 @@ def plan_or_reason(
 
 def _applicable(model: Any) -> BayesianModel:
     """Return the model if its likelihood has pseudo-targets."""
-    if not isinstance(model, BayesianModel):
+    if not has_network(model):
         raise NotApplicableError("the model is no BayesianModel")
     if not isinstance(model.likelihood, likelihoods.Normal | likelihoods.Categorical):
         raise NotApplicableError(f"a {type(model.likelihood).__name__} likelihood has no Gaussian pseudo-targets")

@@ -1,4 +1,7 @@
-"""Inference: guides, fitting, predictions and checkpoints."""
+"""Guides, fitting, predictions and checkpoints under one name, as in version 0.1.
+
+The places of these names are :mod:`bayeshnet.guides`, :mod:`bayeshnet.training` and :mod:`bayeshnet.evaluation`.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class BatchNormLayer(nn.Module):
         learnable_stats: Learn mean and variance by gradient descent; needs ``track_running_stats=False``.
 
     Raises:
-        ValueError: If options exclude each other, or a number is out of range.
+        ArgumentError: If options exclude each other, or a number is out of range.
 
     Example:
         >>> layer = BatchNormLayer(3)
@@ -120,7 +120,7 @@ class BatchNormLayer(nn.Module):
             device: Where to keep it; where the last one is by default.
 
         Raises:
-            RuntimeError: If the layer does not track statistics.
+            UsageError: If the layer does not track statistics.
         """
         if not self._track_running_stats:
             raise UsageError(
@@ -137,8 +137,8 @@ class BatchNormLayer(nn.Module):
             stats_id: Number of the set; the newest by default.
 
         Raises:
-            ValueError: If there is no such set.
-            RuntimeError: If the layer keeps no statistics at all.
+            ArgumentError: If there is no such set.
+            UsageError: If the layer keeps no statistics at all.
         """
         if self._num_stats == 0:
             raise UsageError(
@@ -186,7 +186,8 @@ class BatchNormLayer(nn.Module):
             A tensor of the shape of ``inputs``.
 
         Raises:
-            ValueError: If shapes do not fit, only one statistic is given, or ``stats_id`` is missing or out of range.
+            ArgumentError: If shapes do not fit, only one statistic is given, or ``stats_id`` is missing or out of
+                range.
         """
         if inputs.dim() < 2 or inputs.shape[1] != self._num_features:
             raise ArgumentError(

@@ -31,7 +31,7 @@ class ContextModLayer(nn.Module):
         softplus_scale: The constant c.
 
     Raises:
-        ValueError: If options exclude each other.
+        ArgumentError: If options exclude each other.
 
     Example:
         >>> layer = ContextModLayer(3, no_weights=True)
@@ -141,7 +141,7 @@ class ContextModLayer(nn.Module):
             A tensor of the shape of ``x``.
 
         Raises:
-            ValueError: If weights are missing, or their number or shapes do not fit.
+            ArgumentError: If weights are missing, or their number or shapes do not fit.
         """
         if weights is None:
             if self._no_weights:
@@ -192,7 +192,7 @@ class ContextModLayer(nn.Module):
             no_reinit: Let the weights keep their values.
 
         Raises:
-            RuntimeError: If the layer keeps no weights.
+            UsageError: If the layer keeps no weights.
         """
         self._own_weights("checkpoint_weights")
         for name, param in (("gain", self.gain), ("shift", self.shift)):
@@ -210,7 +210,7 @@ class ContextModLayer(nn.Module):
             ckpt_id: Number of a checkpoint; the current weights by default and for ``num_ckpts``.
 
         Raises:
-            ValueError: If there is no such checkpoint.
+            ArgumentError: If there is no such checkpoint.
         """
         if ckpt_id is None or operator.index(ckpt_id) == self._num_ckpts:
             return self.gain, self.shift
@@ -258,7 +258,7 @@ class ContextModLayer(nn.Module):
         """Let a random share ``sparsity`` of the gains block their features and the others do nothing; shifts are 0.
 
         Raises:
-            ValueError: If ``sparsity`` is not in [0, 1].
+            ArgumentError: If ``sparsity`` is not in [0, 1].
         """
         if not 0 <= sparsity <= 1:
             raise ArgumentError(f"sparsity: is {sparsity}; pass the share of zeros, a number in [0, 1].")

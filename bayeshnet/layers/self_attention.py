@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.layers.spectral_norm import SpectralNorm
 
@@ -28,15 +29,15 @@ def self_attention_shapes(in_dim: int) -> list[tuple[int, ...]]:
         in_dim: Number of channels C of the image.
 
     Raises:
-        ValueError: If ``in_dim`` is below 1.
-        TypeError: If it is no integer.
+        ArgumentError: If ``in_dim`` is below 1.
+        ArgumentTypeError: If it is no integer.
 
     Example:
         >>> self_attention_shapes(16)
         [(2, 16, 1, 1), (2,), (2, 16, 1, 1), (2,), (16, 16, 1, 1), (16,), (1,)]
     """
     if isinstance(in_dim, bool) or not isinstance(in_dim, int):
-        raise ArgumentTypeError(f"in_dim: is a {type(in_dim).__name__}; pass the number of channels, an int.")
+        raise ArgumentTypeError(f"in_dim: is {kind_of(in_dim)}; pass the number of channels, an int.")
     if in_dim < 1:
         raise ArgumentError(f"in_dim: is {in_dim}; pass the number of channels, at least 1.")
     # At least one channel, so that narrow images have attention too.
@@ -62,7 +63,7 @@ def self_attention(x: Tensor, weights: Sequence[Tensor], *, ret_attention: bool 
         whose rows sum to 1.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ArgumentError: If shapes do not fit.
 
     Example:
         >>> x = torch.randn(2, 4, 3, 5)
@@ -107,8 +108,8 @@ class SelfAttnLayerV2(nn.Module):
         init_weights: Initial values of the seven tensors.
 
     Raises:
-        ValueError: If ``in_dim`` is below 1, or ``init_weights`` do not fit or are given with ``no_weights``.
-        TypeError: If ``in_dim`` is no integer.
+        ArgumentError: If ``in_dim`` is below 1, or ``init_weights`` do not fit or are given with ``no_weights``.
+        ArgumentTypeError: If ``in_dim`` is no integer.
 
     Example:
         >>> layer = SelfAttnLayerV2(8, False)
@@ -175,7 +176,7 @@ class SelfAttnLayerV2(nn.Module):
             rows sum to 1.
 
         Raises:
-            ValueError: If shapes do not fit, or the layer keeps no weights and none are given.
+            ArgumentError: If shapes do not fit, or the layer keeps no weights and none are given.
 
         Example:
             >>> layer = SelfAttnLayerV2(8, False, no_weights=True)

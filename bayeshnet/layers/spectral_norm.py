@@ -36,7 +36,7 @@ class SpectralNorm(nn.Module):
             all, or one for each.
 
     Raises:
-        ValueError: If a shape has fewer than two dimensions or the lengths differ.
+        ArgumentError: If a shape has fewer than two dimensions or the lengths differ.
 
     Example:
         >>> norm = SpectralNorm([[4, 3]])
@@ -74,7 +74,7 @@ class SpectralNorm(nn.Module):
             The normalised tensors; the arguments are not changed.
 
         Raises:
-            ValueError: If number or shapes differ from those announced.
+            ArgumentError: If number or shapes differ from those announced.
 
         Example:
             >>> norm = SpectralNorm([[2, 2]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.typing import ClassProbabilities, Labels, OutputDraws, Targets
 
@@ -25,30 +26,26 @@ __all__ = [
 def check_tensor(name: str, value: object, *, finite: bool = True) -> Tensor:
     """``value`` as a tensor of floating-point numbers without NaN, and without infinities if ``finite``."""
     if not isinstance(value, Tensor):
-        raise ArgumentTypeError(
-            f"`{name}` is of type {type(value).__name__}; expected a torch.Tensor. Try torch.as_tensor({name})."
-        )
+        raise ArgumentTypeError(f"{name}: is {kind_of(value)}; pass a tensor, torch.as_tensor({name}).")
     if not value.is_floating_point():
-        raise ArgumentTypeError(
-            f"`{name}` has dtype {value.dtype}; expected floating-point numbers. Try {name}.float()."
-        )
+        raise ArgumentTypeError(f"{name}: has dtype {value.dtype}; pass floating-point numbers, {name}.float().")
     if value.numel() == 0:
-        raise ArgumentError(f"`{name}` of shape {list(value.shape)} is empty; a score needs at least one row.")
+        raise ArgumentError(f"{name}: is empty, of shape {list(value.shape)}; pass at least one row.")
     bad = ~torch.isfinite(value) if finite else torch.isnan(value)
     if bad.any():
         what = "NaN or infinite" if finite else "NaN"
         raise ArgumentError(
-            f"`{name}` has {int(bad.sum())} of {value.numel()} entries {what}, and a score of them would mean nothing. "
-            "Find where they come from (a diverged fit, a missing value in the data), or drop the rows."
+            f"{name}: has {int(bad.sum())} of {value.numel()} entries {what}, and a score of them would mean nothing; "
+            "find where they come from (a diverged fit, a missing value in the data), or drop the rows."
         )
     return value
 
 
 def check_same_shape(name: str, value: Tensor, y: Tensor) -> None:
-    """Refuse shapes that differ, the ones that would broadcast first of all."""
+    """Raise unless the shapes are the same; those that broadcast are not."""
     if value.shape != y.shape:
         raise ArgumentError(
-            f"`{name}` has shape {list(value.shape)} and `y` has shape {list(y.shape)}; expected one shape for both, "
+            f"{name}: has shape {list(value.shape)}, and y has shape {list(y.shape)}; pass one shape for both, "
             f"[B] or [B, out]. {_how_to_match(name, value, y)}"
         )
 
@@ -63,11 +60,11 @@ def check_draws(draws: object, y: object, *, at_least: int = 1) -> tuple[OutputD
         else:
             fix = _how_to_match("draws", draws[0], y) if draws.ndim > 1 else "Draws come first, then rows."
         raise ArgumentError(
-            f"`draws` has shape {list(draws.shape)} and `y` has shape {list(y.shape)}; expected draws of shape "
+            f"draws: has shape {list(draws.shape)}, and y has shape {list(y.shape)}; pass draws of shape "
             f"[{', '.join(map(str, expected))}]. {fix}"
         )
     if draws.shape[0] < at_least:
-        raise ArgumentError(f"`draws` holds {draws.shape[0]} draw(s); this score needs at least {at_least}. Draw more.")
+        raise ArgumentError(f"draws: holds {draws.shape[0]} of them; pass at least {at_least}.")
     return draws, y
 
 
@@ -81,7 +78,7 @@ def check_log_density(name: str, value: object, *, ndim: int) -> Tensor:
             if ndim == 1
             else "Sum over the outputs of a row, and keep the draws apart."
         )
-        raise ArgumentError(f"`{name}` has shape {list(tensor.shape)}; expected {shape}. {fix}")
+        raise ArgumentError(f"{name}: has shape {list(tensor.shape)}; pass {shape}. {fix}")
     return tensor
 
 
@@ -90,34 +87,30 @@ def check_probabilities(probs: object, labels: object) -> tuple[ClassProbabiliti
     probs = check_tensor("probs", probs)
     if probs.ndim != 2:
         raise ArgumentError(
-            f"`probs` has shape {list(probs.shape)}; expected [B, C], the probability of each class. Average draws "
+            f"probs: has shape {list(probs.shape)}; pass [B, C], the probability of each class. Average draws "
             "[S, B, C] with probs.mean(0); a binary p [B] is torch.stack([1 - p, p], -1)."
         )
     if not isinstance(labels, Tensor):
-        raise ArgumentTypeError(
-            f"`labels` is of type {type(labels).__name__}; expected a torch.Tensor. Try torch.as_tensor(labels)."
-        )
+        raise ArgumentTypeError(f"labels: is {kind_of(labels)}; pass a tensor, torch.as_tensor(labels).")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ArgumentTypeError(
-            f"`labels` has dtype {labels.dtype}; expected whole numbers from 0 to C - 1. Try labels.long()."
-        )
+        raise ArgumentTypeError(f"labels: has dtype {labels.dtype}; pass integers from 0 to C - 1, labels.long().")
     if labels.shape != probs.shape[:1]:
         raise ArgumentError(
-            f"`labels` has shape {list(labels.shape)} and `probs` has shape {list(probs.shape)}; expected labels of "
+            f"labels: has shape {list(labels.shape)}, and probs has shape {list(probs.shape)}; pass labels of "
             f"shape [{probs.shape[0]}]. One-hot labels become that by labels.argmax(-1)."
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= probs.shape[1]:
         raise ArgumentError(
-            f"`labels` range from {low} to {high}; expected 0 to {probs.shape[1] - 1}, as `probs` has {probs.shape[1]} "
-            "columns. Number the classes from 0."
+            f"labels: range from {low} to {high}, and probs has {probs.shape[1]} columns; pass classes numbered from 0 "
+            f"to {probs.shape[1] - 1}."
         )
     # Softmax in float32 is off by some 1e-7 for each class; logits are off by far more than this.
     if bool((probs < 0).any()) or bool(((probs.sum(-1) - 1).abs() > 1e-3).any()):
         raise ArgumentError(
-            f"`probs` is no table of probabilities: entries range from {float(probs.min()):.3g} to "
-            f"{float(probs.max()):.3g} and rows sum to {float(probs.sum(-1).min()):.3g} up to "
-            f"{float(probs.sum(-1).max()):.3g}; expected 0 to 1 and 1. For logits: probs.softmax(-1)."
+            f"probs: has entries from {float(probs.min()):.3g} to {float(probs.max()):.3g}, and rows that sum to "
+            f"{float(probs.sum(-1).min()):.3g}..{float(probs.sum(-1).max()):.3g}; pass probabilities from 0 to 1 with "
+            "rows that sum to 1. For logits: probs.softmax(-1)."
         )
     return probs, labels.long()
 
@@ -125,7 +118,7 @@ def check_probabilities(probs: object, labels: object) -> tuple[ClassProbabiliti
 def check_level(level: float) -> float:
     """The probability that an interval is to hold, strictly between 0 and 1."""
     if not 0.0 < level < 1.0:
-        raise ArgumentError(f"`level` is {level}; expected a number between 0 and 1. For 90 percent: level=0.9.")
+        raise ArgumentError(f"level: is {level}; pass a number between 0 and 1, such as 0.9.")
     return float(level)
 
 

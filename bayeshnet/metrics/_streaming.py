@@ -12,9 +12,18 @@ __all__ = ["MeanMetric"]
 
 
 class MeanMetric(Metric):
-    """Adds up one number for each entry of a batch; the result is their mean.
+    """The mean of one number per entry, over any number of batches.
 
     A subclass calls :meth:`add` in its ``update``. The sum has the precision of what is added: float64 stays float64.
+
+    Example:
+        >>> class MeanError(MeanMetric):
+        ...     def update(self, f, y):
+        ...         self.add(f - y)
+        >>> metric = MeanError()
+        >>> metric.update(torch.ones(4), torch.zeros(4))
+        >>> metric.compute()
+        tensor(1.)
     """
 
     full_state_update = False
@@ -28,7 +37,7 @@ class MeanMetric(Metric):
         self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def add(self, values: Tensor) -> None:
-        """Take the scores of a batch in."""
+        """Add the scores of a batch."""
         # Not in place: `+=` would round a float64 sum to the float32 of the initial state.
         self.total = self.total + values.sum()
         self.count = self.count + values.numel()

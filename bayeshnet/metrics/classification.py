@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError
 from bayeshnet.metrics._checks import check_probabilities
 from bayeshnet.metrics._streaming import MeanMetric
@@ -46,7 +47,7 @@ def brier_score(
         0.125
     """
     if reduction not in ("mean", "none"):
-        raise ArgumentError(f"`reduction` is {reduction!r}; expected 'mean' or 'none'.")
+        raise ArgumentError(f"reduction: is {reduction!r}; pass 'mean' or 'none'.")
     probs, labels = check_probabilities(probs, labels)
     # sum p^2 - 2 p_label + 1, without building the one-hot table.
     scores = probs.square().sum(-1) - 2 * _of_label(probs, labels) + 1
@@ -97,7 +98,7 @@ class BrierScore(MeanMetric):
     higher_is_better = False
 
     def update(self, probs: ClassProbabilities, labels: Labels) -> None:
-        """Take a batch in: probabilities ``[B, C]``, classes ``[B]``."""
+        """Add a batch: probabilities ``[B, C]``, classes ``[B]``."""
         self.add(brier_score(probs, labels, reduction="none"))
 
 
@@ -131,7 +132,7 @@ class ExpectedCalibrationError(Metric):
             self.add_state(name, default=torch.zeros(num_bins), dist_reduce_fx="sum")
 
     def update(self, probs: ClassProbabilities, labels: Labels) -> None:
-        """Take a batch in: probabilities ``[B, C]``, classes ``[B]``."""
+        """Add a batch: probabilities ``[B, C]``, classes ``[B]``."""
         count, confidence, correct = _bin_sums(probs, labels, self.num_bins)
         self.count = self.count + count
         self.confidence = self.confidence + confidence
@@ -177,8 +178,7 @@ def _of_label(probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _check_bins(num_bins: int) -> int:
-    if num_bins < 1:
-        raise ArgumentError(f"`num_bins` is {num_bins}; expected a whole number of at least 1. The usual choice is 15.")
+    require_count("num_bins", num_bins)
     return num_bins
 
 

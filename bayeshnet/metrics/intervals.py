@@ -38,7 +38,7 @@ def central_interval(draws: OutputDraws, *, level: float = 0.9) -> tuple[Targets
     level = check_level(level)
     if draws.ndim < 2 or draws.shape[0] < 2:
         raise ArgumentError(
-            f"`draws` has shape {list(draws.shape)}; expected [S, B] or [S, B, out] with S >= 2, the draws first."
+            f"draws: has shape {list(draws.shape)}; pass [S, B] or [S, B, out] with S >= 2, the draws first."
         )
     # Older torch.quantile (2.6 is allowed) refuses more than 2^24 elements: 500 draws at 40 000 rows. Sorting does not.
     ordered = draws.sort(0).values
@@ -115,7 +115,7 @@ class IntervalCoverage(MeanMetric):
         self.level = check_level(level)
 
     def update(self, draws: OutputDraws, y: Targets) -> None:
-        """Take a batch in: draws ``[S, B]`` or ``[S, B, out]`` of observations, targets ``[B]`` or ``[B, out]``."""
+        """Add a batch: draws ``[S, B]`` or ``[S, B, out]`` of observations, targets ``[B]`` or ``[B, out]``."""
         draws, y = check_draws(draws, y, at_least=2)
         lower, upper = central_interval(draws, level=self.level)
         self.add(((lower <= y) & (y <= upper)).to(draws.dtype))
@@ -143,7 +143,7 @@ class IntervalWidth(MeanMetric):
         self.level = check_level(level)
 
     def update(self, draws: OutputDraws, y: Targets) -> None:
-        """Take a batch in; the targets are there so that it shares a ``MetricCollection`` with the other scores."""
+        """Add a batch; the targets are there so that it can share a ``MetricCollection`` with the other scores."""
         draws, _ = check_draws(draws, y, at_least=2)
         lower, upper = central_interval(draws, level=self.level)
         self.add(upper - lower)
@@ -153,13 +153,13 @@ def _check_ends(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     lower, upper = check_tensor("lower", lower), check_tensor("upper", upper)
     if lower.shape != upper.shape:
         raise ArgumentError(
-            f"`lower` has shape {list(lower.shape)} and `upper` has shape {list(upper.shape)}; expected the same, "
-            "[B] or [B, out]. Check that both come from the same rows."
+            f"upper: has shape {list(upper.shape)}, and lower has shape {list(lower.shape)}; pass one shape for both, "
+            "[B] or [B, out]."
         )
     if (lower > upper).any():
         raise ArgumentError(
-            f"`lower` is above `upper` in {int((lower > upper).sum())} of {lower.numel()} intervals; expected lower <= "
-            "upper. Are the two swapped?"
+            f"lower: is above upper in {int((lower > upper).sum())} of {lower.numel()} intervals; pass the lower ends "
+            "first."
         )
     return lower, upper
 

@@ -123,7 +123,7 @@ def crps(draws: OutputDraws, y: Targets, *, reduction: Literal["mean", "none"] =
         2.0
     """
     if reduction not in ("mean", "none"):
-        raise ArgumentError(f"`reduction` is {reduction!r}; expected 'mean' or 'none'.")
+        raise ArgumentError(f"reduction: is {reduction!r}; pass 'mean' or 'none'.")
     draws, y = check_draws(draws, y, at_least=2)
     # Both terms only know differences; taken from y first, a large common offset costs no digits.
     ordered = (draws - y).sort(0).values
@@ -150,7 +150,7 @@ class RMSE(MeanMetric):
     higher_is_better = False
 
     def update(self, draws: OutputDraws, y: Targets) -> None:
-        """Take a batch in: draws ``[S, B]`` or ``[S, B, out]``, targets ``[B]`` or ``[B, out]``."""
+        """Add a batch: draws ``[S, B]`` or ``[S, B, out]``, targets ``[B]`` or ``[B, out]``."""
         draws, y = check_draws(draws, y)
         self.add((draws.mean(0) - y).square())
 
@@ -173,7 +173,7 @@ class CRPS(MeanMetric):
     higher_is_better = False
 
     def update(self, draws: OutputDraws, y: Targets) -> None:
-        """Take a batch in: draws ``[S, B]`` or ``[S, B, out]``, targets ``[B]`` or ``[B, out]``."""
+        """Add a batch: draws ``[S, B]`` or ``[S, B, out]``, targets ``[B]`` or ``[B, out]``."""
         self.add(crps(draws, y, reduction="none"))
 
 
@@ -191,7 +191,7 @@ class NegativeLogLikelihood(MeanMetric):
     higher_is_better = False
 
     def update(self, log_density: RowValues) -> None:
-        """Take a batch in: the log predictive density of each row, ``[B]``."""
+        """Add a batch: the log predictive density of each row, ``[B]``."""
         self.add(-check_log_density("log_density", log_density, ndim=1))
 
 
@@ -225,8 +225,7 @@ def regression_scores(
         log_density = check_log_density("log_density", log_density, ndim=1)
         if log_density.shape[0] != y.shape[0]:
             raise ArgumentError(
-                f"`log_density` has {log_density.shape[0]} entries and `y` has {y.shape[0]} rows; expected one a "
-                "row. Check that both come from the same rows."
+                f"log_density: has {log_density.shape[0]} entries, and y has {y.shape[0]} rows; pass one entry per row."
             )
         scores["nll"] = negative_log_likelihood(log_density).item()
     lower, upper = central_interval(draws, level=level)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.fans import fan_in_and_out
 from bayeshnet.layers.batch_norm import BatchNormLayer
@@ -34,6 +35,10 @@ class NetCall:
         mod_ckpt: Checkpoint of the context-modulation layers.
         statistics: Mean and variance for each batch-norm layer, or None for those that the layers keep.
         stats_id: Which of the sets that the layers keep.
+
+    Example:
+        >>> NetCall([torch.ones(2, 3)], True, [], None, [], None).own_weights
+        True
     """
 
     weights: list[Tensor]
@@ -49,6 +54,11 @@ class MainNet(nn.Module, MainNetInterface):
 
     A subclass calls :meth:`_build` with its table (gains and shifts first, then everything else), and in its
     ``forward`` :meth:`_parse_call`, :meth:`_modulate` and :meth:`_normalise`.
+
+    Example:
+        >>> from bayeshnet.mnets import MLP
+        >>> isinstance(MLP(3, 1, (4,), verbose=False), MainNet)
+        True
     """
 
     def __init__(self) -> None:
@@ -220,8 +230,7 @@ class MainNet(nn.Module, MainNetInterface):
                 return (None if condition is None else operator.index(condition)), None
             except TypeError:
                 raise ArgumentTypeError(
-                    f"condition: is a {type(condition).__name__}; pass the number of a set of batch-norm statistics, "
-                    "or a dict."
+                    f"condition: is {kind_of(condition)}; pass the number of a set of batch-norm statistics, or a dict."
                 ) from None
         if not condition or not set(condition) <= {"bn_stats_id", "cmod_ckpt_id"}:
             raise ArgumentError(

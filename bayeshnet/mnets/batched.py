@@ -56,9 +56,9 @@ def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_siz
         What the network returns, each tensor of it with a first dimension S: ``[S, B, ...]``.
 
     Raises:
-        ValueError: If sizes, names or numbers of the weights, or the inputs, do not fit the network.
-        TypeError: If an argument is of another type, or the inputs are of another dtype than the network takes.
-        RuntimeError: If the network writes to its weights in this call and did not in an earlier one.
+        ArgumentError: If sizes, names or numbers of the weights, or the inputs, do not fit the network.
+        ArgumentTypeError: If an argument is of another type, or the inputs are of another dtype than the network takes.
+        UsageError: If the network writes to its weights in this call and did not in an earlier one.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -251,11 +251,11 @@ def _check_tensors(net: MainNetInterface, weights: Sequence[Tensor] | Mapping[st
             raise ArgumentError(f"weights: {len(tensors)} tensors were given, expected {len(table)}: {names}.")
     else:
         raise ArgumentTypeError(
-            f"weights: is a {type(weights).__name__}; pass a matrix [S, D], or a list or dict of [S, *shape] tensors."
+            f"weights: is {kind_of(weights)}; pass a matrix [S, D], or a list or dict of [S, *shape] tensors."
         )
     for i, tensor in zip(chosen, tensors, strict=True):
         if not isinstance(tensor, Tensor):
-            raise ArgumentTypeError(f"weights: {names[i]!r} is a {type(tensor).__name__}; pass a tensor [S, *shape].")
+            raise ArgumentTypeError(f"weights: {names[i]!r} is {kind_of(tensor)}; pass a tensor [S, *shape].")
         if tensor.dim() == 0 or tensor.shape[0] < 1 or tuple(tensor.shape[1:]) != table[i].shape:
             expected = ", ".join(["S", *map(str, table[i].shape)])
             raise ArgumentError(

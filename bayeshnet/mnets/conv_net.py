@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.base import MainNet
 from bayeshnet.mnets.layer_reader import ImageShape, LayerReader, ModOptions, evaluate, record
@@ -23,7 +24,13 @@ T = TypeVar("T")
 
 
 class ConvNet(MainNet):
-    """Base of the convolutional networks; a subclass implements :meth:`_layers` and calls :meth:`_set_up`."""
+    """Base of the convolutional networks; a subclass implements :meth:`_layers` and calls :meth:`_set_up`.
+
+    Example:
+        >>> from bayeshnet.mnets import ResNet
+        >>> issubclass(ResNet, ConvNet)
+        True
+    """
 
     _mods: ModOptions
     _use_batch_norm: bool
@@ -108,8 +115,8 @@ class ConvNet(MainNet):
             Logits ``[B, num_classes]``.
 
         Raises:
-            ValueError: If shapes do not fit, or weights that the network does not keep are missing.
-            TypeError: If ``x`` is no tensor.
+            ArgumentError: If shapes do not fit, or weights that the network does not keep are missing.
+            ArgumentTypeError: If ``x`` is no tensor.
         """
         images = self._images(x)
         call = self._parse_call(weights, distilled_params, condition)
@@ -129,7 +136,7 @@ class ConvNet(MainNet):
         layout = (channels, height, width) if self._channels_first else (height, width, channels)
         flat = channels * height * width
         if not isinstance(x, Tensor):
-            raise ArgumentTypeError(f"x: is a {type(x).__name__}; pass a tensor [B, {flat}].")
+            raise ArgumentTypeError(f"x: is {kind_of(x)}; pass a tensor [B, {flat}].")
         if tuple(x.shape[1:]) not in ((flat,), layout) and tuple(x.shape) not in ((flat,), layout):
             hint = ""
             if not self._channels_first and tuple(x.shape[1:]) == self._in_shape:
@@ -146,8 +153,8 @@ def check_sizes(num_classes: int, n: int, k: int, num_feature_maps: Sequence[int
     """The four widths of a network: that of the first layer, and those of the groups, ``k`` times as wide.
 
     Raises:
-        ValueError: If a size is out of range.
-        TypeError: If it is no integer.
+        ArgumentError: If a size is out of range.
+        ArgumentTypeError: If it is no integer.
 
     Example:
         >>> check_sizes(10, 4, 10, (16, 16, 32, 64))
@@ -155,7 +162,7 @@ def check_sizes(num_classes: int, n: int, k: int, num_feature_maps: Sequence[int
     """
     for name, value in (("num_classes", num_classes), ("n", n), ("k", k)):
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ArgumentTypeError(f"{name}: is a {type(value).__name__}; pass an int.")
+            raise ArgumentTypeError(f"{name}: is {kind_of(value)}; pass an int.")
         if value < 1:
             raise ArgumentError(f"{name}: is {value}; pass a number of at least 1.")
     if len(num_feature_maps) != 4 or any(width < 1 for width in num_feature_maps):

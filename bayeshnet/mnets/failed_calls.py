@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
 
 __all__ = ["KINDS", "input_error"]
@@ -136,7 +137,7 @@ def _layer_error(
 ) -> ArgumentError | ArgumentTypeError | None:
     kind = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
     if not isinstance(given, Tensor):
-        what = f"x: is a {type(given).__name__}; the network's {kind} takes a tensor, torch.as_tensor(x) of numbers."
+        what = f"x: is {kind_of(given)}; the network's {kind} takes a tensor, torch.as_tensor(x) of numbers."
         return ArgumentTypeError(what) if any(type(given) is type(part) for part in parts) else None  # or a copy of it
     tensors = [part for part in parts if isinstance(part, Tensor)]
     shape = f"x: has shape {list(x.shape)}; " if isinstance(x, Tensor) else "x: "

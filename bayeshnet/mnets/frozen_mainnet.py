@@ -17,7 +17,14 @@ def frozen_params(net: MainNetInterface) -> dict[int, Tensor]:
     """The parameters that a main network keeps frozen (``requires_grad=False``), by their places in its table.
 
     Raises:
-        ValueError: If it keeps nothing else, and needs no other weights.
+        ArgumentError: If it keeps nothing else, and needs no other weights.
+
+    Example:
+        >>> from bayeshnet.mnets import MLP
+        >>> mlp = MLP(3, 1, (4,), verbose=False)
+        >>> handle = mlp.internal_params[1].requires_grad_(False)
+        >>> list(frozen_params(mlp))
+        [1]
     """
     params, table = list(net.internal_params or ()), net.param_table
     places = [i for i, record in enumerate(table) if record.internal]
@@ -88,7 +95,7 @@ class FrozenMainNet(nn.Module, MainNetInterface):
             condition: As the network takes it.
 
         Raises:
-            ValueError: If the weights are missing, or too few or too many.
+            ArgumentError: If the weights are missing, or too few or too many.
         """
         if weights is None or isinstance(weights, Mapping) or len(weights) != len(self.param_table):
             raise ArgumentError(f"weights: pass a list of tensors with the shapes {self.param_shapes}.")

@@ -47,7 +47,7 @@ class ModOptions:
         """Read the keyword arguments of a constructor.
 
         Raises:
-            TypeError: If one is unknown.
+            ArgumentTypeError: If one is unknown.
         """
         accepted = [option.name for option in fields(cls)]
         unknown = sorted(set(kwargs) - set(accepted))
@@ -71,6 +71,12 @@ class LayerReader(Generic[T]):
 
     There are two readers: one whose ``T`` is the shape of an image, which notes the parameters that are needed, and
     one whose ``T`` is a batch of images, which computes. So the table and the computation cannot disagree.
+
+    Example:
+        >>> def layers(reader: LayerReader[T], x: T) -> T:
+        ...     return reader.relu(reader.conv(x, 4))
+        >>> record(layers, (1, 8, 8), ModOptions(), use_batch_norm=False)[0][0].shape
+        (4, 1, 3, 3)
     """
 
     @abstractmethod
@@ -111,7 +117,13 @@ class LayerReader(Generic[T]):
 
 
 class Layers(Protocol):
-    """The layers of a network from input to output."""
+    """The layers of a network from input to output.
+
+    Example:
+        >>> layers: Layers = lambda reader, x: reader.linear(reader.average(x), 2, bias=False)
+        >>> record(layers, (3, 8, 8), ModOptions(), use_batch_norm=False)[0][0].shape
+        (2, 3)
+    """
 
     def __call__(self, reader: LayerReader[T], x: T, /) -> T:
         """Apply them to ``x`` through a reader."""
@@ -169,6 +181,19 @@ def evaluate(
 
     Returns:
         What the layers make of ``x``.
+
+    Example:
+        >>> import torch
+        >>> evaluate(
+        ...     lambda reader, x: reader.linear(reader.average(x), 2, bias=False),
+        ...     torch.ones(5, 3, 8, 8),
+        ...     [torch.ones(2, 3)],
+        ...     ModOptions(),
+        ...     modulate=lambda i, x: x,
+        ...     normalise=None,
+        ...     dropout_rate=0.0,
+        ... ).shape
+        torch.Size([5, 2])
     """
     reader = _Evaluator(tensors, mods, modulate=modulate, normalise=normalise, dropout_rate=dropout_rate)
     return layers(reader, x)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.layers.plain_modules import is_plain
 from bayeshnet.layers.spectral_norm import SpectralNorm
@@ -58,7 +59,7 @@ class MLP(MainNet):
         verbose: Log the size of the network at INFO.
 
     Raises:
-        ValueError: If a size or rate is out of range, options exclude each other or ``init_weights`` do not fit.
+        ArgumentError: If a size or rate is out of range, options exclude each other or ``init_weights`` do not fit.
 
     Example:
         >>> import torch
@@ -198,8 +199,8 @@ class MLP(MainNet):
             ``(out_fn(outputs), outputs)``.
 
         Raises:
-            ValueError: If shapes do not fit, or weights that the network does not keep are missing.
-            TypeError: If ``x`` is no tensor.
+            ArgumentError: If shapes do not fit, or weights that the network does not keep are missing.
+            ArgumentTypeError: If ``x`` is no tensor.
         """
         self._check_input(x)
         call = self._parse_call(weights, distilled_params, condition)
@@ -232,7 +233,7 @@ class MLP(MainNet):
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
-            raise ArgumentTypeError(f"x: is a {type(x).__name__}; pass a tensor [B, {self._widths[0]}].")
+            raise ArgumentTypeError(f"x: is {kind_of(x)}; pass a tensor [B, {self._widths[0]}].")
         n_in = self._widths[0]
         if x.dim() == 0 or x.shape[-1] != n_in:
             hint = " For scalar inputs pass x.unsqueeze(1)." if x.dim() == 1 and n_in == 1 else ""

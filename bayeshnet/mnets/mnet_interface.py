@@ -92,7 +92,7 @@ class MainNetInterface(ReferenceMainNet, ABC):
         """The records of all parameters, internal or not, in order.
 
         Raises:
-            RuntimeError: If a class that keeps lists itself has not filled them, or they contradict each other.
+            UsageError: If a class that keeps lists itself has not filled them, or they contradict each other.
         """
         return self._records if self._records is not None else table_from_lists(self)
 
@@ -258,7 +258,7 @@ class MainNetInterface(ReferenceMainNet, ABC):
             The vector ``[D]``, or the list of tensors (views of the vector).
 
         Raises:
-            ValueError: If ``param_shapes`` is missing or does not fit.
+            ArgumentError: If ``param_shapes`` is missing or does not fit.
 
         Example:
             >>> flat = MainNetInterface.flatten_params([torch.ones(2, 2), torch.zeros(3)])
@@ -287,7 +287,7 @@ class MainNetInterface(ReferenceMainNet, ABC):
             new_params: One tensor per entry of :attr:`internal_params`, of the same shape.
 
         Raises:
-            ValueError: If number or shapes differ.
+            ArgumentError: If number or shapes differ.
         """
         internal = self.internal_params
         num = 0 if internal is None else len(internal)
@@ -317,7 +317,7 @@ class MainNetInterface(ReferenceMainNet, ABC):
             zero_bias: Set bias vectors to 0; otherwise they keep their values.
 
         Raises:
-            RuntimeError: If the network keeps parameters, but neither lists nor names say what any of them is.
+            UsageError: If the network keeps parameters, but neither lists nor names say what any of them is.
         """
         weights: Any = list(self.layer_weight_tensors) or _kept_named(self, "weight")
         biases: Any = list(self.layer_bias_vectors) or _kept_named(self, "bias")
@@ -361,9 +361,9 @@ class MainNetInterface(ReferenceMainNet, ABC):
             vector of the fully-connected output layer, None (the tensor is not masked) for every other.
 
         Raises:
-            RuntimeError: If the output layer cannot be masked (:attr:`has_fc_out`, :attr:`mask_fc_out`), or nothing
+            UsageError: If the output layer cannot be masked (:attr:`has_fc_out`, :attr:`mask_fc_out`), or nothing
                 tells which tensors are its.
-            ValueError: If an index is out of range.
+            ArgumentError: If an index is out of range.
         """
         if not (self.has_fc_out and self.mask_fc_out):
             raise UsageError(

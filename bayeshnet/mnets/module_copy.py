@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentTypeError
 from bayeshnet.mnets.weight_rules import computed_tensors
 
@@ -29,13 +30,19 @@ def copy_without(what: Any, module: nn.Module, params: Iterable[nn.Parameter | N
         params: Its parameters to be left out.
 
     Raises:
-        TypeError: If it cannot be copied, or its copy would still call the original.
+        ArgumentTypeError: If it cannot be copied, or its copy would still call the original.
+
+    Example:
+        >>> layer = nn.Linear(3, 1)
+        >>> copied = copy_without(layer, layer, [layer.weight])
+        >>> copied.weight is None, copied.bias.shape
+        (True, torch.Size([1]))
     """
     _check_own_forwards(module)
     for path, part in module.named_modules():
         if isinstance(part, nn.RNNBase) and parametrize.is_parametrized(part):
             raise ArgumentTypeError(
-                f"module.{path} is a {type(part).__name__} with parametrised weights, which it computes when it is "
+                f"module.{path} is {kind_of(part)} with parametrised weights, which it computes when it is "
                 "moved or copied and so cannot be without; remove the parametrisation, or loop over an "
                 "RNN cell (nn.LSTMCell, ...) whose weights are parametrised."
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.chain import Chain, chain_of_modules
 from bayeshnet.mnets.frozen_mainnet import FrozenMainNet, frozen_params
@@ -57,9 +58,9 @@ class ModuleMainNet(nn.Module, MainNetInterface):
             ``weights``. The module given is left alone.
 
     Raises:
-        TypeError: If it is not an ``nn.Module``, or one whose weights cannot be exchanged (``DataParallel``, scripted,
-            compiled, quantised), or cannot be copied.
-        ValueError: If it has no parameters or all are frozen, or has lazy ones that are not initialised yet, or an
+        ArgumentTypeError: If it is not an ``nn.Module``, or one whose weights cannot be exchanged (``DataParallel``,
+            scripted, compiled, quantised), or cannot be copied.
+        ArgumentError: If it has no parameters or all are frozen, or has lazy ones that are not initialised yet, or an
             embedding with ``max_norm`` whose table something else uses, or PyTorch's spectral norm of a weight that is
             not frozen (its power iteration belongs to one weight).
 
@@ -124,6 +125,12 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         return tuple(slot.name for slot in self._frozen)
 
     @property
+    def tied_names(self) -> dict[str, str]:
+        """The parameter, by its own name, that each name stands for, for those that several modules have."""
+        tied = [slot for slot in self._slots if len({id(module) for module, _ in slot.places}) > 1]
+        return {name: slot.name for slot in tied for name in slot.names}
+
+    @property
     def fixed_rows(self) -> dict[str, int]:
         """The row of each embedding, by the name of its weight, that is padding and no weight."""
         return {self._slots[i].name: row for i, row in self._fixed_rows.items()}
@@ -164,7 +171,7 @@ class ModuleMainNet(nn.Module, MainNetInterface):
             What the module returns.
 
         Raises:
-            ValueError: If weights are missing or their shapes differ.
+            ArgumentError: If weights are missing or their shapes differ.
         """
         if distilled_params is not None or condition is not None:
             raise ArgumentError(
@@ -282,7 +289,14 @@ class ModuleMainNet(nn.Module, MainNetInterface):
 
 
 def frozen_hint(names: Sequence[str], net: Any) -> str:
-    """What to say of names that are unknown because they are those of frozen parameters."""
+    """Return what a message adds about unknown names that are those of frozen parameters, or an empty string.
+
+    Example:
+        >>> layer = nn.Linear(3, 1)
+        >>> handle = layer.bias.requires_grad_(False)
+        >>> frozen_hint(["bias"], ModuleMainNet(layer))[:70]
+        ' Frozen (requires_grad=False), so that they stay what they are and are'
+    """
     frozen = [name for name in names if name in getattr(net, "frozen_names", ())]
     if not frozen:
         return ""
@@ -305,8 +319,8 @@ def functional_copy(net: nn.Module) -> Any:
         (``requires_grad=False``), as buffers: they are no weights of the copy, see its ``frozen_names``.
 
     Raises:
-        TypeError: If it is no ``nn.Module``, or one whose weights cannot be exchanged.
-        ValueError: If it has no parameters or all are frozen, or has lazy ones that are not initialised yet.
+        ArgumentTypeError: If it is no ``nn.Module``, or one whose weights cannot be exchanged.
+        ArgumentError: If it has no parameters or all are frozen, or has lazy ones that are not initialised yet.
 
     Example:
         >>> import torch
@@ -319,7 +333,7 @@ def functional_copy(net: nn.Module) -> Any:
         True
     """
     if not isinstance(net, nn.Module):
-        raise ArgumentTypeError(f"net: is a {type(net).__name__}; pass an nn.Module.")
+        raise ArgumentTypeError(f"net: is {kind_of(net)}; pass an nn.Module.")
     if isinstance(net, ModuleMainNet):
         return net.without_weights()
     if not isinstance(net, MainNetInterface):

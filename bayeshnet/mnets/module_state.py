@@ -24,6 +24,13 @@ class Snapshot:
     Args:
         net: The network.
         buffers: Its buffers too, at the cost of a copy.
+
+    Example:
+        >>> before = Snapshot(nn.Linear(1, 1), buffers=False)
+        >>> first = torch.rand(())
+        >>> before.restore()
+        >>> torch.equal(torch.rand(()), first)
+        True
     """
 
     def __init__(self, net: nn.Module, *, buffers: bool) -> None:
@@ -66,7 +73,16 @@ def restored_on_failure(net: nn.Module, *, buffers: bool) -> Generator[None, Non
         buffers: Watch the buffers, at the cost of a copy.
 
     Raises:
-        RuntimeError: If the block changed buffers.
+        UsageError: If the block changed buffers.
+
+    Example:
+        >>> try:
+        ...     with restored_on_failure(nn.Linear(1, 1), buffers=False):
+        ...         first = torch.rand(())
+        ...         raise KeyError
+        ... except KeyError:
+        ...     print(torch.equal(torch.rand(()), first))
+        True
     """
     before = Snapshot(net, buffers=buffers)
     try:
@@ -78,7 +94,14 @@ def restored_on_failure(net: nn.Module, *, buffers: bool) -> Generator[None, Non
 
 
 def fresh(tree: Any) -> Any:
-    """The same structure with copies of its tensors, which a network may write to."""
+    """Return the same structure with copies of its tensors, which a network may write to.
+
+    Example:
+        >>> x = {"a": torch.zeros(2)}
+        >>> _ = fresh(x)["a"].add_(1.0)
+        >>> x
+        {'a': tensor([0., 0.])}
+    """
     if isinstance(tree, Tensor):
         copied = tree.clone()
         if tree.requires_grad and not (copied.requires_grad or copied.is_inference()):
@@ -94,13 +117,26 @@ def fresh(tree: Any) -> Any:
 
 
 def version(tensor: Tensor) -> int | None:
-    """How often it was written to, None where PyTorch does not count."""
+    """Return how often the tensor was written to, None where PyTorch does not count.
+
+    Example:
+        >>> t = torch.zeros(2)
+        >>> before = version(t)
+        >>> version(t.add_(1.0)) - before
+        1
+    """
     return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager
 def vectorising() -> Generator[None, None, None]:
-    """Prepare for ``torch.func.vmap``: none of its warnings."""
+    """Silence the warnings of ``torch.func.vmap`` about operations without a batching rule.
+
+    Example:
+        >>> with vectorising():
+        ...     torch.func.vmap(torch.sin)(torch.zeros(2))
+        tensor([0., 0.])
+    """
     with warnings.catch_warnings():
         # An operation without a rule runs sample by sample inside vmap; the result is right.
         warnings.filterwarnings("ignore", message="There is a performance drop because")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.layers.batch_norm import BatchNormLayer
 from bayeshnet.layers.context_mod import ContextModLayer
@@ -67,6 +68,12 @@ class ParamSlots:
     Attributes:
         names: Its dotted names; the first is its own, the others are aliases.
         places: For each the module that has it and the key there.
+
+    Example:
+        >>> layer = nn.Linear(3, 1)
+        >>> slot = ParamSlots(("weight",), ((layer, "weight"),))
+        >>> slot.name, slot.read() is layer.weight
+        ('weight', True)
     """
 
     names: tuple[str, ...]
@@ -106,8 +113,8 @@ def module_table(
         which have no records.
 
     Raises:
-        TypeError: If it is no ``nn.Module``, or one whose parameters cannot be exchanged.
-        ValueError: If there are no parameters or all are frozen, or some have no shape yet.
+        ArgumentTypeError: If it is no ``nn.Module``, or one whose parameters cannot be exchanged.
+        ArgumentError: If there are no parameters or all are frozen, or some have no shape yet.
 
     Example:
         >>> records, _, _ = module_table(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
@@ -153,12 +160,12 @@ def module_table(
 
 def _check_module(module: nn.Module) -> None:
     if not isinstance(module, nn.Module):
-        raise ArgumentTypeError(f"module: is a {type(module).__name__}; pass an nn.Module.")
+        raise ArgumentTypeError(f"module: is {kind_of(module)}; pass an nn.Module.")
     for path, submodule in module.named_modules():
         where = f"module.{path}" if path else "module"
         if isinstance(submodule, _PARALLEL):
             raise ArgumentTypeError(
-                f"module: {where} is a {type(submodule).__name__}, whose replicas keep weights of their own; pass the "
+                f"module: {where} is {kind_of(submodule)}, whose replicas keep weights of their own; pass the "
                 f"network in it, `{where}.module`, and parallelise around the whole."
             )
         if isinstance(submodule, torch.jit.ScriptModule):

@@ -19,7 +19,7 @@ def output_refs(net: MainNetInterface) -> list[int]:
     in ``layer_weight_tensors``, or else the end of the table, where the reference expects it.
 
     Raises:
-        RuntimeError: If that is no weight matrix and its bias.
+        UsageError: If that is no weight matrix and its bias.
 
     Example:
         >>> from bayeshnet.mnets import MLP

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, nn
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import UsageError
 from bayeshnet.mnets.param_table import PARAM_NAMES, ParamRecord, records_from_lists
 
@@ -33,12 +34,24 @@ __all__ = [
 
 
 def first_set(net: object, *names: str) -> Any:
-    """The first of these attributes that is set to something else than None."""
+    """Return the first of these attributes that is not None; None if there is none.
+
+    Example:
+        >>> first_set(nn.Linear(3, 1, bias=False), "bias", "in_features")
+        3
+    """
     return next((value for name in names if (value := getattr(net, name, None)) is not None), None)
 
 
 def own_list(net: object, name: str, make: Callable[[], Any] = list) -> Any:
-    """A list of the network, created where there is none yet."""
+    """Return a list of the network; make an empty one where there is none yet.
+
+    Example:
+        >>> net = nn.Module()
+        >>> own_list(net, "_param_shapes").append([2, 3])
+        >>> net._param_shapes
+        [[2, 3]]
+    """
     if first_set(net, name) is None:
         setattr(net, name, make())
     return getattr(net, name)
@@ -51,7 +64,14 @@ def add_tensors(
     params: Sequence[nn.Parameter] | None,
     layer: int,
 ) -> None:
-    """Enter tensors into all lists, as internal (``params``) or external ones (None)."""
+    """Enter tensors in all lists of a network, as internal ones (``params``) or external ones (None).
+
+    Example:
+        >>> net = nn.Module()
+        >>> add_tensors(net, [[2, 3]], ["weight"], None, 1)
+        >>> net._param_shapes, net._hyper_shapes_learned
+        ([[2, 3]], [[2, 3]])
+    """
     if getattr(net, "_records", None) is not None:
         wrong(net, "_records", "is the table of this network", "extend the table; lists beside it have no effect")
     all_shapes, meta = own_list(net, "_param_shapes"), getattr(net, "_param_shapes_meta", None)
@@ -74,21 +94,32 @@ def add_tensors(
 
 
 def wrong(net: object, attribute: str, problem: str, fix: str) -> NoReturn:
-    """Raise the error that names an attribute, what is wrong with it and how to mend it."""
+    """Raise the error that names an attribute, what is wrong with it and how to mend it.
+
+    Example:
+        >>> wrong(nn.Module(), "_has_bias", "is None", "set it to True or False")
+        Traceback (most recent call last):
+        ...
+        bayeshnet.errors.UsageError: Module._has_bias: is None; set it to True or False.
+    """
     raise UsageError(f"{type(net).__name__}.{attribute}: {problem}; {fix}.")
 
 
 def check_shapes(net: object, attribute: str, shapes: Any) -> list[list[int]]:
-    """The attribute as a list of lists of ints.
+    """Return the attribute as a list of lists of ints.
 
     Raises:
-        RuntimeError: If it is None or has anything else in it.
+        UsageError: If it is None or has anything else in it.
+
+    Example:
+        >>> check_shapes(nn.Module(), "_param_shapes", [(2, 3), [2]])
+        [[2, 3], [2]]
     """
     if shapes is None:
         wrong(net, attribute, "is None", "set it in the constructor to a list with the shape of each tensor")
     fix = "list shapes, such as [[10, 5], [10]]"
     if isinstance(shapes, str | Tensor) or not hasattr(shapes, "__len__"):
-        wrong(net, attribute, f"is a {type(shapes).__name__}", fix)
+        wrong(net, attribute, f"is {kind_of(shapes)}", fix)
     for i, shape in enumerate(shapes):
         sizes: Any = shape
         if isinstance(sizes, str | Tensor) or not hasattr(sizes, "__len__") or not all(_is_int(n, 0) for n in sizes):
@@ -97,10 +128,13 @@ def check_shapes(net: object, attribute: str, shapes: Any) -> list[list[int]]:
 
 
 def check_refs(net: object, attribute: str, refs: Any, num: int, of: str, *, least: int = 0) -> None:
-    """Refuse what is no list of different indices; -1 may occur several times where ``least`` allows it.
+    """Raise unless ``refs`` are different indices; -1 may occur several times where ``least`` allows it.
 
     Raises:
-        RuntimeError: If it is something else.
+        UsageError: If it is something else.
+
+    Example:
+        >>> check_refs(nn.Module(), "_hyper_shapes_learned_ref", [0, 2], 3, "_param_shapes")
     """
     if not isinstance(refs, list | tuple) or not all(_is_int(ref, least) for ref in refs):
         wrong(net, attribute, f"is {refs!r}", f"list indices into `{of}`")
@@ -112,10 +146,16 @@ def check_refs(net: object, attribute: str, refs: Any, num: int, of: str, *, lea
 
 
 def check_flags(net: Any, *, check_has_bias: bool) -> None:
-    """Refuse flags and views for initialisation that were not set.
+    """Raise unless the flags and the views for initialisation are set.
 
     Raises:
-        RuntimeError: In this case, or if the numbers of weights and biases of layers differ.
+        UsageError: In this case, or if the numbers of weights and biases of layers differ.
+
+    Example:
+        >>> from bayeshnet.mnets import MLP
+        >>> net = MLP(3, 1, (4,), verbose=False)
+        >>> net._layer_weight_tensors, net._layer_bias_vectors = net.layer_weight_tensors, net.layer_bias_vectors
+        >>> check_flags(net, check_has_bias=True)
     """
     for name in ("_has_fc_out", "_mask_fc_out", "_has_linear_out", *(["_has_bias"] if check_has_bias else [])):
         value = getattr(net, name, None)
@@ -135,13 +175,20 @@ def check_flags(net: Any, *, check_has_bias: bool) -> None:
 
 
 def check_lists(net: Any) -> Sequence[int]:
-    """Refuse lists that contradict each other.
+    """Raise unless the lists of a network fit together.
 
     Returns:
         The places in ``_param_shapes`` of the tensors that the network does not keep.
 
     Raises:
-        RuntimeError: If the lists are incomplete or do not fit together.
+        UsageError: If the lists are incomplete or do not fit together.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> net = SimpleNamespace(param_shapes=[[2]], param_shapes_meta=None, internal_params=None,
+        ...     hyper_shapes_learned=[[2]], _hyper_shapes_learned_ref=[0], _param_shapes_meta=None)
+        >>> list(check_lists(net))
+        [0]
     """
     shapes = check_shapes(net, "_param_shapes", net.param_shapes)
     internal: Any = net.internal_params
@@ -240,10 +287,17 @@ def _check_meta(net: Any, shapes: list[list[int]], meta: Any, internal: list[Ten
 
 
 def table_from_lists(net: Any) -> tuple[ParamRecord, ...]:
-    """The table of a network that keeps lists.
+    """Return the table of a network that keeps lists.
 
     Raises:
-        RuntimeError: If the lists are incomplete or do not fit together.
+        UsageError: If the lists are incomplete or do not fit together.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> net = SimpleNamespace(param_shapes=[[2]], param_shapes_meta=None, internal_params=None,
+        ...     hyper_shapes_learned=[[2]], _hyper_shapes_learned_ref=[0], _param_shapes_meta=None)
+        >>> [record.shape for record in table_from_lists(net)]
+        [(2,)]
     """
     external = check_lists(net)
     shapes: list[list[int]] = [list(shape) for shape in net.param_shapes]

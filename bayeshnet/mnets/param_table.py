@@ -71,7 +71,12 @@ def num_weights(shapes: Iterable[Sequence[int]]) -> int:
 
 
 def split_sizes(shapes: Iterable[Sequence[int]]) -> list[int]:
-    """Number of elements of each tensor, as ``Tensor.split`` takes them."""
+    """Return the number of elements of each tensor, as ``Tensor.split`` takes them.
+
+    Example:
+        >>> split_sizes([[2, 3], [2]])
+        [6, 2]
+    """
     return [math.prod(shape) for shape in shapes]
 
 
@@ -121,7 +126,13 @@ def records_from_lists(
     conditional_refs: Iterable[int],
     num_conds: int = 0,
 ) -> tuple[ParamRecord, ...]:
-    """Build the table of a network that keeps parallel lists, as third-party classes do."""
+    """Return the table of a network that keeps parallel lists, as third-party classes do.
+
+    Example:
+        >>> table = records_from_lists([[2, 3], [2]], None, external_refs=[0], conditional_refs=())
+        >>> [record.internal for record in table]
+        [False, True]
+    """
     external, conditional = set(external_refs), set(conditional_refs)
     records: list[ParamRecord] = []
     for i, shape in enumerate(param_shapes):

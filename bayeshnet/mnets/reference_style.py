@@ -91,7 +91,7 @@ class ReferenceMainNet:
             check_has_bias: Whether ``_has_bias`` has to be set and, if True, to mean a bias for each layer weight.
 
         Raises:
-            RuntimeError: If an attribute is missing or contradicts another; it names both and the fix.
+            UsageError: If an attribute is missing or contradicts another; it names both and the fix.
         """
         if self._records is not None:
             if first_set(self, "_param_shapes") is not None:
@@ -140,7 +140,7 @@ class ReferenceMainNet:
             cm_layers: The numbers of the layers, for the meta data.
 
         Raises:
-            RuntimeError: If an option is not set.
+            UsageError: If an option is not set.
         """
         options: dict[str, bool] = {}
         for key in ("no_weights", "gain_offset", "gain_softplus"):
@@ -221,7 +221,13 @@ class ReferenceMainNet:
 
 
 class ReferenceHyperNet(ReferenceMainNet):
-    """The helpers of a hypernetwork that keeps its lists itself."""
+    """The helpers of a hypernetwork that keeps its lists itself.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP
+        >>> isinstance(HMLP([[2, 2]], verbose=False), ReferenceHyperNet)
+        True
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,7 +237,7 @@ class ReferenceHyperNet(ReferenceMainNet):
         """Check the lists, at the end of the constructor, and set ``_unconditional_params_ref`` if it is None.
 
         Raises:
-            RuntimeError: If an attribute is missing or contradicts another; it names both and the fix.
+            UsageError: If an attribute is missing or contradicts another; it names both and the fix.
         """
         super()._is_properly_setup(check_has_bias)
         if self._records is not None:
@@ -275,8 +281,8 @@ class ReferenceHyperNet(ReferenceMainNet):
             expanded to that of the other.
 
         Raises:
-            ValueError: If an argument is not accepted or weights are missing.
-            RuntimeError: If there is no input at all, or conditions do not say which weights are their input.
+            ArgumentError: If an argument is not accepted or weights are missing.
+            UsageError: If there is no input at all, or conditions do not say which weights are their input.
         """
         net: Any = self
         ret_format = kwargs.get("ret_format", "squeezed")

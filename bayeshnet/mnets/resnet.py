@@ -54,9 +54,9 @@ class ResNet(ConvNet):
             ``context_mod_post_activation``, ``context_mod_gain_offset``, ``context_mod_gain_softplus``.
 
     Raises:
-        ValueError: If a size is out of range, widths decrease, options exclude each other or ``init_weights`` do not
+        ArgumentError: If a size is out of range, widths decrease, options exclude each other or ``init_weights`` do not
             fit.
-        TypeError: If a size is no integer or a keyword is unknown.
+        ArgumentTypeError: If a size is no integer or a keyword is unknown.
 
     Example:
         >>> import torch

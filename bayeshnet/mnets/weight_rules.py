@@ -117,12 +117,23 @@ def _renormalised(rows: Tensor, max_norm: float, norm_type: float) -> Tensor:
 
 
 def needs_functional_calls(module: nn.Module) -> bool:
-    """Whether the module has parts that :class:`FunctionalCalls` changes anything for."""
+    """Return whether the module has parts that behave otherwise under :class:`FunctionalCalls`.
+
+    Example:
+        >>> needs_functional_calls(nn.Embedding(3, 2)), needs_functional_calls(nn.Linear(3, 2))
+        (True, False)
+    """
     return any(isinstance(part, (*_EMBEDDINGS, *_FUSED)) for part in module.modules())
 
 
 def functional_calls(needed: bool) -> AbstractContextManager[Any]:
-    """:class:`FunctionalCalls`, or nothing where it is not needed: it costs a microsecond for each operation."""
+    """:class:`FunctionalCalls`, or nothing where it is not needed: it costs a microsecond for each operation.
+
+    Example:
+        >>> with functional_calls(True) as mode:
+        ...     type(mode).__name__
+        'FunctionalCalls'
+    """
     return FunctionalCalls() if needed else nullcontext()
 
 
@@ -130,14 +141,18 @@ def functional_calls(needed: bool) -> AbstractContextManager[Any]:
 
 
 def fixed_row(name: str, places: Sequence[tuple[nn.Module, str]]) -> int | None:
-    """The row of a parameter that is no weight: padding of an embedding that nothing else uses.
+    """Return the row of a parameter that is no weight: padding of an embedding that nothing else uses.
 
     Args:
         name: The parameter's name.
         places: The modules that have it, with the key there.
 
     Raises:
-        ValueError: If it is the table of an embedding with ``max_norm`` that something else uses, too.
+        ArgumentError: If it is the table of an embedding with ``max_norm`` that something else uses, too.
+
+    Example:
+        >>> fixed_row("weight", [(nn.Embedding(3, 2, padding_idx=0), "weight")])
+        0
     """
     owners = list({id(module): module for module, _ in places}.values())
     tables = [m for m, key in places if isinstance(m, _EMBEDDINGS) and key.startswith("weight")]
@@ -152,7 +167,7 @@ def fixed_row(name: str, places: Sequence[tuple[nn.Module, str]]) -> int | None:
 
 
 def check_spectral_norm(module: nn.Module, drawn: Collection[nn.Parameter | None]) -> None:
-    """Refuse PyTorch's spectral norm of a weight that is passed to the network.
+    """Raise if a weight that is passed to the network has PyTorch's spectral norm.
 
     It divides by ``u^T W v`` with vectors that follow one weight over many calls. For any other weight, such as a draw
     from a posterior, that is not the largest singular value, but some number that may be near 0.
@@ -162,7 +177,10 @@ def check_spectral_norm(module: nn.Module, drawn: Collection[nn.Parameter | None
         drawn: Its parameters that are weights; spectral norm of the others, frozen ones, is right.
 
     Raises:
-        ValueError: If there is such a weight.
+        ArgumentError: If there is such a weight.
+
+    Example:
+        >>> check_spectral_norm(nn.Linear(3, 2), [])
     """
     ids = {id(param) for param in drawn}
     for path, part in module.named_modules():
@@ -192,7 +210,14 @@ def _spectral_norms(part: nn.Module) -> Iterator[tuple[str, list[nn.Parameter | 
 
 
 def computed_tensors(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str]]:
-    """Modules and names of the tensors that old-style weight norm, spectral norm and pruning make anew in each call."""
+    """Modules and names of the tensors that old-style weight norm, spectral norm and pruning make anew in each call.
+
+    Example:
+        >>> from torch.nn.utils import prune
+        >>> layer = prune.random_unstructured(nn.Linear(3, 2), "weight", amount=1)
+        >>> [name for _, name in computed_tensors(layer.modules())]
+        ['weight']
+    """
     found: list[tuple[nn.Module, str]] = []
     for module in modules:
         for hook in module._forward_pre_hooks.values():

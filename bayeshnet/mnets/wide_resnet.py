@@ -48,8 +48,8 @@ class WRN(ConvNet):
         **kwargs: The options of context modulation of :class:`~bayeshnet.mnets.resnet.ResNet`.
 
     Raises:
-        ValueError: If a size or rate is out of range, or options exclude each other.
-        TypeError: If a size is no integer or a keyword is unknown.
+        ArgumentError: If a size or rate is out of range, or options exclude each other.
+        ArgumentTypeError: If a size is no integer or a keyword is unknown.
 
     Example:
         >>> import torch

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor, nn
 
-from bayeshnet.checks import require_count, require_trainable
+from bayeshnet.checks import kind_of, require_count, require_trainable
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.module_mainnet import frozen_hint, functional_copy
 from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.models import priors
+from bayeshnet.models._repr import model_repr
 from bayeshnet.models.data_checks import check_parameters, check_rows, nan_error
 from bayeshnet.models.learned_scales import LearnedScales
 from bayeshnet.models.likelihoods import Likelihood
@@ -55,10 +56,10 @@ class BayesianModel(nn.Module):
             site per parameter. Saves time per step for networks with many tensors.
 
     Raises:
-        TypeError: If an argument is of another type, the likelihood's prior has more bits than the network, or the
-            network has complex parameters or is one whose weights cannot be exchanged (scripted, quantised, ...).
-        ValueError: If the network has no parameters or all are frozen, or PyTorch's spectral norm of one that is not,
-            or the prior does not cover them or names one that is not there or frozen.
+        ArgumentTypeError: If an argument is of another type, the likelihood's prior has more bits than the network, or
+            the network has complex parameters or is one whose weights cannot be exchanged (scripted, quantised, ...).
+        ArgumentError: If the network has no parameters or all are frozen, or PyTorch's spectral norm of one that is
+            not, or the prior does not cover them or names one that is not there or frozen.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -69,6 +70,12 @@ class BayesianModel(nn.Module):
         >>> model(torch.randn(5, 2)).shape  # a draw from the prior predictive
         torch.Size([5, 1])
     """
+
+    # What is known of the model without running it, see bayeshnet.models.capabilities.
+    max_plate_nesting: ClassVar[int] = 1
+    vectorises: ClassVar[bool] = True
+    requires_targets: ClassVar[bool] = True
+    bounded_density: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -82,10 +89,10 @@ class BayesianModel(nn.Module):
         super().__init__()
         require_trainable("BayesianModel")
         if not isinstance(net, nn.Module):
-            raise ArgumentTypeError(f"net: is a {type(net).__name__}; pass an nn.Module.")
+            raise ArgumentTypeError(f"net: is {kind_of(net)}; pass an nn.Module.")
         if not isinstance(likelihood, Likelihood):
             raise ArgumentTypeError(
-                f"likelihood: is a {type(likelihood).__name__}; pass one of bayeshnet.likelihoods, such as "
+                f"likelihood: is {kind_of(likelihood)}; pass one of bayeshnet.likelihoods, such as "
                 "likelihoods.Normal(scale=0.1) or likelihoods.Categorical()."
             )
         if dataset_size is not None:
@@ -118,6 +125,9 @@ class BayesianModel(nn.Module):
                 )
         self.learned_scales = self._learned_scales()
         self.weight_priors()  # an unusable prior is an error here, not at the first step
+
+    def __repr__(self) -> str:
+        return model_repr(self)
 
     # ------------------------------------------------------------------ what is latent
 
@@ -183,8 +193,8 @@ class BayesianModel(nn.Module):
             last ``y`` given was ``[B]``, and ``[..., B, 1]`` if it was ``[B, 1]`` or none was given yet.
 
         Raises:
-            ValueError: If shapes do not fit each other, or ``dataset_size`` is smaller than the batch.
-            TypeError: If a dtype does not fit.
+            ArgumentError: If shapes do not fit each other, or ``dataset_size`` is smaller than the batch.
+            ArgumentTypeError: If a dtype does not fit.
         """
         self._check_input(x)
         draws, params = self.sample_latents()
@@ -240,7 +250,7 @@ class BayesianModel(nn.Module):
         f = batched_forward(self.net, stacked[0] if self.flat else stacked, x)
         if not isinstance(f, Tensor):
             raise ArgumentTypeError(
-                f"net: returns a {type(f).__name__}; a likelihood needs one tensor. Wrap the network in a module that "
+                f"net: returns {kind_of(f)}; a likelihood needs one tensor. Wrap the network in a module that "
                 "returns the output to be observed."
             )
         if not f.is_floating_point():
@@ -262,7 +272,7 @@ class BayesianModel(nn.Module):
             ``[S, B]`` as in :meth:`forward`, if the last targets that this model was called with were ``[B]``.
 
         Raises:
-            ValueError: If outputs are NaN; the message says whether inputs or draws are.
+            ArgumentError: If outputs are NaN; the message says whether inputs or draws are.
         """
         self._check_input(x)
         num = next(iter(draws.values())).shape[0]
@@ -302,8 +312,8 @@ class BayesianModel(nn.Module):
             y: Targets.
 
         Raises:
-            ValueError: If shapes do not fit each other, or a target is not possible.
-            TypeError: If a dtype does not fit.
+            ArgumentError: If shapes do not fit each other, or a target is not possible.
+            ArgumentTypeError: If a dtype does not fit.
         """
         self._check_input(x)
         weights = {name: self._like.new_zeros(fn.event_shape) for name, fn in self.weight_priors().items()}
@@ -345,7 +355,7 @@ class BayesianModel(nn.Module):
                 raise ArgumentTypeError("x: is on the meta device, it has no values; pass a tensor that has.")
             if hasattr(part, "__array__") and not isinstance(part, Tensor):
                 raise ArgumentTypeError(
-                    f"x: is a {type(part).__name__}; pass a tensor, torch.as_tensor(x, dtype={self._like.dtype})."
+                    f"x: is {kind_of(part)}; pass a tensor, torch.as_tensor(x, dtype={self._like.dtype})."
                 )
         first = x[0] if isinstance(x, tuple) and x else x
         if isinstance(first, Tensor) and first.is_floating_point() and first.dtype != self._like.dtype:

@@ -17,7 +17,13 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def nan_error(x: Any, draws: Mapping[str, Tensor], f: Tensor) -> ArgumentError:
-    """What makes outputs ``[S, B, ...]`` NaN."""
+    """Return the error that says what makes outputs ``[S, B, ...]`` NaN: inputs, draws or the network.
+
+    Example:
+        >>> f = torch.full((2, 3, 1), torch.nan)
+        >>> str(nan_error(torch.ones(3, 1), {"weight": torch.full((2, 1), torch.inf)}, f))[:67]
+        "guide: gives draws that are NaN or infinite at the sites ['weight']"
+    """
     parts = [part for part in (x if isinstance(x, tuple) else (x,)) if isinstance(part, Tensor)]
     bad = [part for part in parts if part.is_floating_point() and not bool(torch.isfinite(part).all())]
     rows = torch.isnan(f).transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
@@ -41,7 +47,7 @@ def nan_error(x: Any, draws: Mapping[str, Tensor], f: Tensor) -> ArgumentError:
 
 
 def check_rows(x: Any, rows: int, *, some: bool = True) -> None:
-    """Refuse a single row that is taken for a batch, and inputs without rows.
+    """Raise if a single row is taken for a batch, or there are no rows.
 
     Args:
         x: The inputs.
@@ -49,7 +55,10 @@ def check_rows(x: Any, rows: int, *, some: bool = True) -> None:
         some: Whether there has to be one.
 
     Raises:
-        ValueError: If so.
+        ArgumentError: If so.
+
+    Example:
+        >>> check_rows(torch.zeros(7, 3), 7)
     """
     if isinstance(x, Tensor) and x.dim() == 1 and len(x) != rows:
         raise ArgumentError(
@@ -61,12 +70,15 @@ def check_rows(x: Any, rows: int, *, some: bool = True) -> None:
 
 
 def check_parameters(net: nn.Module) -> None:
-    """Refuse parameters that cannot be drawn together from a density: of several dtypes, or no real numbers.
+    """Raise unless the parameters can be drawn together from a density: real numbers of one dtype.
 
     Frozen ones are not drawn, and may be of any dtype.
 
     Raises:
-        TypeError: If there are such.
+        ArgumentTypeError: If there are such.
+
+    Example:
+        >>> check_parameters(nn.Linear(3, 1))
     """
     kinds: dict[torch.dtype, str] = {}
     for name, param in net.named_parameters():

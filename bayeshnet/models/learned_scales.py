@@ -30,7 +30,7 @@ class LearnedScales(nn.Module):
         like: A tensor with the dtype and device to use.
 
     Raises:
-        ValueError: If the shape of factors does not expand to that of their tensor.
+        ArgumentError: If the shape of factors does not expand to that of their tensor.
 
     Example:
         >>> scales = LearnedScales({"weight": (2, 3), "bias": (2,)}, {"weight": (1, 3)}, torch.zeros(()))
@@ -86,7 +86,7 @@ class LearnedScales(nn.Module):
         """The prior of a parameter as one whose scale can be learned.
 
         Raises:
-            TypeError: If it is none.
+            ArgumentTypeError: If it is none.
         """
         if not isinstance(fn, WeightNormal):
             raise ArgumentTypeError(

@@ -17,7 +17,9 @@ from torch import Size, Tensor, nn
 
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.formatting import value as printed
 from bayeshnet.models._labels import Labels, refuse_labels
+from bayeshnet.models._repr import positive
 from bayeshnet.models.data_checks import check_positive_support
 from bayeshnet.models.param_sites import emit_param_sites
 
@@ -28,6 +30,15 @@ class Likelihood(nn.Module, ABC):
     """The distribution of ``y`` given outputs ``f`` of the network.
 
     A subclass gives the conditional distribution and, if it has unknown parameters of its own, their priors.
+
+    Example:
+        >>> class Poisson(Likelihood):
+        ...     def conditional(self, f, params, *, batch_dims):
+        ...         return dist.Poisson(f.exp()).to_event(f.dim() - batch_dims)
+        ...     def target_event(self, event_shape):
+        ...         return event_shape
+        >>> Poisson().conditional(torch.zeros(7, 1), {}, batch_dims=1).mean[0]
+        tensor([1.])
     """
 
     def priors(self) -> Mapping[str, TorchDistributionMixin]:
@@ -54,13 +65,7 @@ class Likelihood(nn.Module, ABC):
         """
 
     def conditional_of(self, f: Tensor, draws: Mapping[str, Tensor]) -> TorchDistributionMixin:
-        """:meth:`conditional` for outputs ``f [S, B, *event]``, and draws by the names of their sites.
-
-        Example:
-            >>> draws = {"likelihood.scale": torch.ones(2)}
-            >>> Normal(scale=dist.Gamma(6.0, 6.0)).conditional_of(torch.zeros(2, 7, 1), draws).batch_shape
-            torch.Size([2, 7])
-        """
+        """:meth:`conditional` for outputs ``f [S, B, *event]``, and draws by the names of their sites."""
         params = {name: draws[f"likelihood.{name}"] for name in self.priors()}
         return self.conditional(f, params, batch_dims=2)
 
@@ -69,7 +74,7 @@ class Likelihood(nn.Module, ABC):
         """Shape of one observation, given that of one output of the network.
 
         Raises:
-            ValueError: If the likelihood cannot be applied to such outputs.
+            ArgumentError: If the likelihood cannot be applied to such outputs.
         """
 
     def check_target(self, y: Tensor, event_shape: Size) -> None:
@@ -124,7 +129,7 @@ class Likelihood(nn.Module, ABC):
         A guide joins all latents in one vector, which would get the prior's dtype and not fit the network.
 
         Raises:
-            TypeError: If there is such a prior.
+            ArgumentTypeError: If there is such a prior.
         """
         for name, prior in self.priors().items():
             base: Any = prior
@@ -150,7 +155,7 @@ class Normal(Likelihood):
         learn: Optimise ``scale`` as a parameter, starting at the number given (maximum marginal likelihood).
 
     Raises:
-        ValueError: If both or neither of ``scale`` and ``precision`` are given, one is not positive, a prior has a
+        ArgumentError: If both or neither of ``scale`` and ``precision`` are given, one is not positive, a prior has a
             batch shape, or ``learn`` is asked for together with a prior; when used, if the length is not 1 or ``out``.
 
     Example:
@@ -180,7 +185,7 @@ class Normal(Likelihood):
         if isinstance(value, torch.distributions.Distribution):
             if not isinstance(value, TorchDistributionMixin):
                 raise ArgumentTypeError(
-                    f"{self._param}: its prior is a {type(value).__name__} of torch.distributions; pass the one of "
+                    f"{self._param}: its prior is {kind_of(value)} of torch.distributions; pass the one of "
                     f"pyro.distributions, dist.{type(value).__name__}(...)."
                 )
             if learn:
@@ -197,7 +202,7 @@ class Normal(Likelihood):
             return
         if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
             raise ArgumentTypeError(
-                f"{self._param}: is a {type(value).__name__}; pass a positive number, a tensor or a distribution."
+                f"{self._param}: is {kind_of(value)}; pass a positive number, a tensor or a distribution."
             )
         if isinstance(value, Tensor) and (value.dtype == torch.bool or value.is_complex()):
             raise ArgumentTypeError(f"{self._param}: is a tensor of {value.dtype}; pass positive real numbers.")
@@ -218,9 +223,9 @@ class Normal(Likelihood):
     def extra_repr(self) -> str:
         """What the noise is, for ``repr``."""
         if self._prior is not None:
-            return f"{self._param}~{self._prior}"
+            return f"{self._param}~{printed(self._prior)}"
         how = "learned, now " if isinstance(self.log_scale, nn.Parameter) else ""
-        return f"scale={how}{self.log_scale.detach().exp().tolist()}"
+        return f"scale={how}{positive(self.log_scale.detach().exp())}"
 
     def check_dtype(self, dtype: torch.dtype) -> None:
         """See :meth:`Likelihood.check_dtype`; known noise has to be positive and finite in this dtype as well."""
@@ -275,9 +280,9 @@ class Categorical(Likelihood):
             the shape would fit another reading as well (``C = H = W``), it has to be given.
 
     Raises:
-        ValueError: If ``class_dim`` is 0; when used, if the output has no such dimension, it is smaller than 2, the
+        ArgumentError: If ``class_dim`` is 0; when used, if the output has no such dimension, it is smaller than 2, the
             labels have another shape or are none of ``0..C-1``, or it cannot be told which dimension holds the classes.
-        TypeError: If ``class_dim`` is no whole number, or the labels are no integers.
+        ArgumentTypeError: If ``class_dim`` is no whole number, or the labels are no integers.
 
     Example:
         >>> Categorical().conditional(torch.zeros(7, 3), {}, batch_dims=1).batch_shape
@@ -290,7 +295,7 @@ class Categorical(Likelihood):
         super().__init__()
         if class_dim is not None and (isinstance(class_dim, bool) or not isinstance(class_dim, int)):
             raise ArgumentTypeError(
-                f"class_dim: is {class_dim!r}, a {type(class_dim).__name__}; pass -1 (classes last), 1 (outputs "
+                f"class_dim: is {class_dim!r}, {kind_of(class_dim)}; pass -1 (classes last), 1 (outputs "
                 "[B, C, ...]) or None."
             )
         if class_dim == 0:

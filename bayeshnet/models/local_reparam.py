@@ -15,6 +15,7 @@ from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK  # pyright: ignore[reportPrivateUsage] - has no public name
 from torch import Size, Tensor, nn
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.models.bayesian_model import BayesianModel
@@ -57,8 +58,8 @@ def local_reparameterisation(
         positions: What to do where one weight meets several positions of a row.
 
     Raises:
-        TypeError: If ``model`` is no :class:`~bayeshnet.BayesianModel`, or of a class derived from it.
-        ValueError: If ``positions`` is unknown.
+        ArgumentTypeError: If ``model`` is no :class:`~bayeshnet.BayesianModel`, or of a class derived from it.
+        ArgumentError: If ``positions`` is unknown.
 
     Example:
         >>> from pyro.infer import TraceMeanField_ELBO
@@ -88,7 +89,7 @@ def flipout(model: BayesianModel) -> BayesianModel:
         model: The model; the result shares everything with it.
 
     Raises:
-        TypeError: If ``model`` is no :class:`~bayeshnet.BayesianModel`, or of a class derived from it.
+        ArgumentTypeError: If ``model`` is no :class:`~bayeshnet.BayesianModel`, or of a class derived from it.
 
     Example:
         >>> from bayeshnet import AutoHypernetNormal, fit, likelihoods
@@ -162,7 +163,7 @@ def _view(model: BayesianModel, cls: type[_Model]) -> _Model:
     """The same object seen as of another class: both have one ``__dict__``, so that they never differ."""
     if type(model) is not BayesianModel and not isinstance(model, _PerRowModel):
         raise ArgumentTypeError(
-            f"model: is a {type(model).__name__}; pass a BayesianModel itself, as the Pyro program of another class is "
+            f"model: is {kind_of(model)}; pass a BayesianModel itself, as the Pyro program of another class is "
             "not known."
         )
     made = cls.__new__(cls)

@@ -46,6 +46,12 @@ def emit_param_sites(prefix: str, module: nn.Module) -> None:
     Args:
         prefix: Start of the site names.
         module: Its parameters that require a gradient are announced as ``prefix.name``.
+
+    Example:
+        >>> from pyro import poutine
+        >>> trace = poutine.trace(lambda: emit_param_sites("net", nn.Linear(2, 1))).get_trace()
+        >>> list(trace.param_nodes)
+        ['net.weight', 'net.bias']
     """
     if not _PYRO_STACK:
         return

@@ -18,7 +18,12 @@ _CONVOLUTIONS: frozenset[Any] = frozenset(
 
 
 class Moments(NamedTuple):
-    """Means and standard deviations of independent Gaussian weights, each of the weights' shape."""
+    """Means and standard deviations of independent Gaussian weights, each of the weights' shape.
+
+    Example:
+        >>> Moments(torch.zeros(1), torch.ones(1)).scale
+        tensor([1.])
+    """
 
     loc: Tensor
     scale: Tensor
@@ -29,6 +34,10 @@ class SharedWeightError(Exception):
 
     Attributes:
         index: Its index.
+
+    Example:
+        >>> SharedWeightError(3).index
+        3
     """
 
     def __init__(self, index: int) -> None:

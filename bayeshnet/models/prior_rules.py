@@ -12,6 +12,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor, nn
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.models.priors import Prior
@@ -34,7 +35,7 @@ def prior_rule(prior: Any) -> PriorRule:
         prior: A :class:`~bayeshnet.models.priors.Prior`, a distribution, or such a function.
 
     Raises:
-        TypeError: If it is none of these; the message says what a prior is.
+        ArgumentTypeError: If it is none of these; the message says what a prior is.
 
     Example:
         >>> rule = prior_rule(dist.Laplace(0.0, 1.0))
@@ -62,12 +63,12 @@ def prior_rule(prior: Any) -> PriorRule:
     if not callable(prior):
         scale = isinstance(prior, int | float | Mapping | str | Tensor)
         meant = f" (priors.Normal(scale={prior!r}) may be meant)" if scale else ""
-        raise ArgumentTypeError(f"prior: is a {type(prior).__name__}{meant}; {_WHAT_IT_IS}.")
+        raise ArgumentTypeError(f"prior: is {kind_of(prior)}{meant}; {_WHAT_IT_IS}.")
     return _checked_signature(prior)
 
 
 def usable_prior(fn: Any, name: str, shape: tuple[int, ...], like: Tensor) -> TorchDistributionMixin:
-    """What a rule gave for a parameter, if it can be its prior.
+    """Return what a rule gave for a parameter; raise if it cannot be the parameter's prior.
 
     Args:
         fn: What the rule returned.
@@ -76,12 +77,17 @@ def usable_prior(fn: Any, name: str, shape: tuple[int, ...], like: Tensor) -> To
         like: A tensor with the network's dtype and device.
 
     Raises:
-        TypeError: If it is no distribution of Pyro, or of another dtype.
-        ValueError: If its shape differs, or it is discrete.
+        ArgumentTypeError: If it is no distribution of Pyro, or of another dtype.
+        ArgumentError: If its shape differs, or it is discrete.
+
+    Example:
+        >>> fn = dist.Normal(torch.zeros(3, 2), 1.0).to_event(2)
+        >>> usable_prior(fn, "0.weight", (3, 2), torch.zeros(())) is fn
+        True
     """
     if not isinstance(fn, torch.distributions.Distribution):
         raise ArgumentTypeError(
-            f"prior: gives a {type(fn).__name__} for parameter {name!r}; it has to return a distribution of Pyro with "
+            f"prior: gives {kind_of(fn)} for parameter {name!r}; it has to return a distribution of Pyro with "
             f"event shape {shape}, such as dist.Normal(like.new_zeros(record.shape), 1.0).to_event({len(shape)})."
         )
     fn = _of_pyro(fn, f"gives parameter {name!r}")
@@ -95,11 +101,14 @@ def usable_prior(fn: Any, name: str, shape: tuple[int, ...], like: Tensor) -> To
 
 
 def check_prior(fn: TorchDistributionMixin, what: str, like: Tensor) -> None:
-    """Refuse a distribution without a density of real numbers, and one of another dtype than the network's.
+    """Raise unless a distribution has a density over real numbers of the network's dtype.
 
     Raises:
-        ValueError: If it is discrete, or has a point mass (``Delta``) in it.
-        TypeError: If its numbers have another dtype.
+        ArgumentError: If it is discrete, or has a point mass (``Delta``) in it.
+        ArgumentTypeError: If its numbers have another dtype.
+
+    Example:
+        >>> check_prior(dist.Laplace(torch.zeros(2), 1.0).to_event(1), "prior: it", torch.zeros(()))
     """
     support: Any = fn.support
     if getattr(support, "is_discrete", False):
@@ -119,7 +128,7 @@ def check_prior(fn: TorchDistributionMixin, what: str, like: Tensor) -> None:
 
 def _of_a_network(prior: Any, what: str) -> ArgumentTypeError:
     return ArgumentTypeError(
-        f"prior: is a {type(prior).__name__}, {what}; {_WHAT_IT_IS}. What a hypernetwork makes can be the prior of a "
+        f"prior: is {kind_of(prior)}, {what}; {_WHAT_IT_IS}. What a hypernetwork makes can be the prior of a "
         "Pyro model of your own, with w = pyro.sample('weights', ImplicitWeights(hnet)); for an example see "
         "docs/estimators.md, section 'Full support'."
     )
@@ -170,7 +179,7 @@ def _of_pyro(fn: Any, what: str) -> TorchDistributionMixin:
     if isinstance(fn, TorchDistributionMixin):
         return fn
     raise ArgumentTypeError(
-        f"prior: {what} a {type(fn).__name__} of torch.distributions, which is no sample site; use the one of "
+        f"prior: {what} {kind_of(fn)} of torch.distributions, which is no sample site; use the one of "
         f"pyro.distributions, dist.{type(fn).__name__}(...)."
     )
 

@@ -12,8 +12,10 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.fans import fan_in_and_out
+from bayeshnet.formatting import value as printed
 from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.models.weight_normal import WeightNormal
 
@@ -27,6 +29,13 @@ class Prior(ABC):
     """Gives the prior of each parameter tensor of a network.
 
     Subclasses implement :meth:`distribution`; a plain function with its signature serves as well.
+
+    Example:
+        >>> class Wide(Prior):
+        ...     def distribution(self, name, record, *, like):
+        ...         return WeightNormal(like.new_zeros(record.shape), like.new_full(record.shape, 10.0))
+        >>> Wide().distribution("bias", ParamRecord((2,)), like=torch.zeros(())).stddev
+        tensor([10., 10.])
     """
 
     @abstractmethod
@@ -72,9 +81,9 @@ class Normal(Prior):
             :attr:`~bayeshnet.BayesianModel.scale_factors`; two models never share them.
 
     Raises:
-        ValueError: If a scale is not positive or a number not finite; or (when a model is built) a mapping leaves a
+        ArgumentError: If a scale is not positive or a number not finite; or (when a model is built) a mapping leaves a
             parameter out, or a number is out of the range of the network's dtype.
-        TypeError: If an argument is none of the above.
+        ArgumentTypeError: If an argument is none of the above.
 
     Example:
         >>> prior = Normal(scale={"*.weight": "fan_in", "*.bias": 0.5})
@@ -93,8 +102,7 @@ class Normal(Prior):
             for key in given if isinstance(given, Mapping) else ():
                 if not isinstance(key, str):
                     raise ArgumentTypeError(
-                        f"{argument}: has the key {key!r}, a {type(key).__name__}; pass names of parameters or "
-                        "patterns."
+                        f"{argument}: has the key {key!r}, {kind_of(key)}; pass names of parameters or patterns."
                     )
         for key, value in scale.items() if isinstance(scale, Mapping) else [("", scale)]:
             _check_scale(value, f"scale[{key!r}]" if key else "scale")
@@ -108,8 +116,9 @@ class Normal(Prior):
         self.learn = learn
 
     def __repr__(self) -> str:
-        learn = f", learn={self.learn!r}" if self.learn else ""
-        return f"Normal(scale={self.scale!r}, loc={self.loc!r}{learn})"
+        loc = "" if self.loc is None else f", loc={printed(self.loc)}"
+        learn = f", learn={printed(self.learn)}" if self.learn else ""
+        return f"Normal(scale={printed(self.scale)}{loc}{learn})"
 
     def named_parameters(self) -> Mapping[str, Sequence[str]]:
         """See :meth:`Prior.named_parameters`; patterns, which serve several networks, are not among them."""
@@ -159,14 +168,14 @@ def _check_scale(value: object, where: str) -> None:
             raise ArgumentError(f"{where}: is {value}; a standard deviation has to be positive and finite.")
     else:
         raise ArgumentTypeError(
-            f"{where}: is a {type(value).__name__}; pass a positive number, a tensor, 'fan_in', or a mapping from "
+            f"{where}: is {kind_of(value)}; pass a positive number, a tensor, 'fan_in', or a mapping from "
             "parameter names to these."
         )
 
 
 def _check_loc(value: object, where: str) -> None:
     if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
-        raise ArgumentTypeError(f"{where}: is a {type(value).__name__}; pass a number or a tensor.")
+        raise ArgumentTypeError(f"{where}: is {kind_of(value)}; pass a number or a tensor.")
     if isinstance(value, Tensor):
         _check_real(value, where)
     finite = bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Array", "ArrayLike", "PredictionLike", "check_draws", "draw_legend", "to_array", "use_axes"]
@@ -30,10 +31,10 @@ class PredictionLike(Protocol):
         mean: Predictive mean ``[B]``.
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> functions = np.zeros((100, 20))
-        >>> mine = SimpleNamespace(draws=functions, samples=functions + 0.1, mean=functions.mean(0))
-        >>> isinstance(mine, PredictionLike)
+        >>> import pyro.distributions as dist, torch
+        >>> from bayeshnet import Prediction
+        >>> f = torch.zeros(2, 3)
+        >>> isinstance(Prediction(f, f, dist.Normal(f, 1.0)), PredictionLike)
         True
     """
 
@@ -59,21 +60,20 @@ def to_array(name: str, value: object, *, ndim: int, finite: bool = True) -> Arr
         array = np.asarray(value.detach().cpu().double() if isinstance(value, Tensor) else value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(
-            f"`{name}` is of type {type(value).__name__}, which is no array of numbers; expected a tensor, an array or "
-            "a sequence of numbers."
+            f"{name}: is {kind_of(value)}; pass a tensor, an array or a sequence of numbers."
         ) from error
     if array.ndim == ndim + 1 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != ndim or array.size == 0:
         shape = {1: "[B]", 2: "[S, B], the draws first"}[ndim]
         raise ArgumentError(
-            f"`{name}` has shape {list(array.shape)}; expected {shape}, not empty. Of several inputs or outputs pick "
+            f"{name}: has shape {list(array.shape)}; pass {shape}, not empty. Of several inputs or outputs pick "
             f"one: {name}[..., 0]."
         )
     if finite and not np.isfinite(array).all():
         raise ArgumentError(
-            f"`{name}` has {int((~np.isfinite(array)).sum())} of {array.size} entries NaN or infinite; expected finite "
-            "numbers. Find where they come from, or leave those rows out."
+            f"{name}: has {int((~np.isfinite(array)).sum())} of {array.size} entries NaN or infinite; find where they "
+            "come from, or drop those rows."
         )
     return array
 
@@ -83,8 +83,8 @@ def check_draws(name: str, value: object, num_rows: int, rows_of: str) -> Array:
     draws = to_array(name, value, ndim=2)
     if draws.shape[0] < 2 or draws.shape[1] != num_rows:
         raise ArgumentError(
-            f"`{name}` has shape {list(draws.shape)} and `{rows_of}` has {num_rows} rows; expected [S >= 2, "
-            f"{num_rows}], the draws first. Check that both come from the same rows, or transpose."
+            f"{name}: has shape {list(draws.shape)}, and {rows_of} has {num_rows} rows; pass [S >= 2, {num_rows}], the "
+            "draws first."
         )
     return draws
 

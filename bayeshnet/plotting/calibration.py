@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError
 from bayeshnet.plotting._inputs import Array, ArrayLike, PredictionLike, check_draws, draw_legend, to_array, use_axes
 
@@ -46,7 +47,7 @@ def calibration_curve(
 
     Raises:
         ArgumentError: If shapes do not fit or a level is out of range.
-        ArgumentTypeError: If an argument is no array of numbers.
+        ArgumentTypeError: If an argument is not an array of numbers.
 
     Example:
         >>> import torch
@@ -60,7 +61,7 @@ def calibration_curve(
     expected = np.linspace(0.05, 0.95, 19) if levels is None else np.sort(to_array("levels", levels, ndim=1))
     if expected[0] <= 0 or expected[-1] >= 1:
         raise ArgumentError(
-            f"`levels` range from {expected[0]:g} to {expected[-1]:g}; expected numbers between 0 and 1, ends excluded."
+            f"levels: range from {expected[0]:g} to {expected[-1]:g}; pass numbers between 0 and 1, ends excluded."
         )
     lower = np.quantile(draws, 0.5 - expected / 2, axis=0)
     upper = np.quantile(draws, 0.5 + expected / 2, axis=0)
@@ -112,7 +113,7 @@ def reliability_diagram(
 
     Raises:
         ArgumentError: If shapes do not fit, rows do not sum to one, or a label or ``num_bins`` is out of range.
-        ArgumentTypeError: If an argument is no array of numbers.
+        ArgumentTypeError: If an argument is not an array of numbers.
 
     Example:
         >>> import torch
@@ -121,8 +122,7 @@ def reliability_diagram(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('confidence', 'accuracy')
     """
-    if num_bins < 1:
-        raise ArgumentError(f"`num_bins` is {num_bins}; expected a whole number of at least 1.")
+    require_count("num_bins", num_bins)
     table, classes = _check_classes(probs, labels)
     confidence = table.max(1)
     correct = table.argmax(1) == classes
@@ -194,17 +194,17 @@ def _check_classes(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     classes = to_array("labels", labels, ndim=1)
     if classes.size != table.shape[0]:
         raise ArgumentError(
-            f"`labels` has {classes.size} entries and `probs` has shape {list(table.shape)}; expected one label a row."
+            f"labels: has {classes.size} entries, and probs has shape {list(table.shape)}; pass one label per row."
         )
     if (table < 0).any() or (abs(table.sum(1) - 1) > 1e-3).any():
         raise ArgumentError(
-            f"`probs` is no table of probabilities: entries range from {table.min():.3g} to {table.max():.3g} and rows "
-            f"sum to {table.sum(1).min():.3g} up to {table.sum(1).max():.3g}; expected 0 to 1 and 1. For logits: "
-            "probs.softmax(-1)."
+            f"probs: has entries from {table.min():.3g} to {table.max():.3g}, and rows that sum to "
+            f"{table.sum(1).min():.3g}..{table.sum(1).max():.3g}; pass probabilities from 0 to 1 with rows that sum "
+            "to 1. For logits: probs.softmax(-1)."
         )
     if (classes % 1 != 0).any() or classes.min() < 0 or classes.max() >= table.shape[1]:
         raise ArgumentError(
-            f"`labels` range from {classes.min():g} to {classes.max():g}; expected whole numbers from 0 to "
-            f"{table.shape[1] - 1}, as `probs` has {table.shape[1]} columns."
+            f"labels: range from {classes.min():g} to {classes.max():g}, and probs has {table.shape[1]} columns; pass "
+            f"integers from 0 to {table.shape[1] - 1}."
         )
     return table, classes

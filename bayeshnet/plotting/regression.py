@@ -42,7 +42,7 @@ def regression_band(
 
     Raises:
         ArgumentError: If shapes do not fit, a level is out of range, or functions are given twice.
-        ArgumentTypeError: If an argument is no array of numbers.
+        ArgumentTypeError: If an argument is not an array of numbers.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ def regression_band(
     inputs = to_array("x", x, ndim=1)
     for level in levels:
         if not 0.0 < level < 1.0:
-            raise ArgumentError(f"`levels` holds {level}; expected numbers between 0 and 1, as in levels=(0.5, 0.9).")
+            raise ArgumentError(f"levels: holds {level}; pass numbers between 0 and 1, such as levels=(0.5, 0.9).")
     mean, functions, observations = _parts(prediction, function_draws, inputs.size)
     ax = use_axes(ax, size=(6.4, 4.0))
     order = np.argsort(inputs, kind="stable")
@@ -64,7 +64,7 @@ def regression_band(
         points = to_array("train[0]", train[0], ndim=1), to_array("train[1]", train[1], ndim=1)
         if points[0].shape != points[1].shape:
             raise ArgumentError(
-                f"`train` holds {points[0].size} inputs and {points[1].size} targets; expected as many of each."
+                f"train: holds {points[0].size} inputs and {points[1].size} targets; pass as many of each."
             )
         ax.plot(
             *points, "o", color="0.25", markersize=3.5, markeredgewidth=0, alpha=0.65, zorder=1.5, label="training data"
@@ -99,7 +99,7 @@ def _parts(
     """Mean ``[B]``, functions ``[S, B]`` if known, and observations ``[S, B]``."""
     if isinstance(prediction, PredictionLike):
         if function_draws is not None:
-            raise ArgumentError("`function_draws` is given and `prediction` has draws of its own. Give one of the two.")
+            raise ArgumentError("function_draws: is given, and prediction has draws of its own; pass one of the two.")
         mean = to_array("prediction.mean", prediction.mean, ndim=1)
         functions = check_draws("prediction.draws", prediction.draws, num_rows, "x")
         return mean, functions, check_draws("prediction.samples", prediction.samples, num_rows, "x")

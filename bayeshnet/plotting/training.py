@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from matplotlib.axes import Axes
 
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError
 from bayeshnet.plotting._inputs import Array, ArrayLike, draw_legend, to_array, use_axes
 
@@ -22,8 +23,8 @@ class HistoryLike(Protocol):
         losses: The loss of each step.
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> isinstance(SimpleNamespace(losses=[3.0, 2.0, 1.5]), HistoryLike)
+        >>> from bayeshnet import History
+        >>> isinstance(History([3.0, 2.0]), HistoryLike)
         True
     """
 
@@ -48,7 +49,7 @@ def elbo_trace(
     the lower edge.
 
     Args:
-        history: What ``bayeshnet.fit`` returns, or the losses (negative ELBOs), one a step ``[T]``.
+        history: What ``bayeshnet.fit`` returns, or the losses (negative ELBOs), one per step ``[T]``.
         window: Number of steps of the running mean, which looks back only; by default a fiftieth of all steps.
         color: Colour of both lines.
         label: Name of the fit in the legend.
@@ -58,8 +59,8 @@ def elbo_trace(
         The axes, with a legend.
 
     Raises:
-        ArgumentError: If there is no finite loss, losses are not one number a step, or ``window`` is below 1.
-        ArgumentTypeError: If ``history`` is neither.
+        ArgumentError: If there is no finite loss, losses are not one number per step, or ``window`` is below 1.
+        ArgumentTypeError: If ``history`` is neither of them.
 
     Example:
         >>> ax = elbo_trace([5.0, 4.0, 3.5, 3.0], window=2)
@@ -70,11 +71,10 @@ def elbo_trace(
     losses = to_array("history", source, ndim=1, finite=False)
     finite = np.isfinite(losses)
     if not finite.any():
-        raise ArgumentError("`history` has no finite loss; there is nothing to draw. Fit with a lower learning rate.")
+        raise ArgumentError("history: has no finite loss, so there is nothing to draw; fit with a lower learning rate.")
     if window is None:
         window = max(1, losses.size // 50)
-    if window < 1:
-        raise ArgumentError(f"`window` is {window}; expected a whole number of steps, at least 1.")
+    require_count("window", window)
     ax = use_axes(ax, size=(6.4, 3.4))
     steps = np.arange(1, losses.size + 1)
     (raw,) = ax.plot(steps, np.where(finite, losses, np.nan), color=color, linewidth=0.7, alpha=0.35, zorder=1)

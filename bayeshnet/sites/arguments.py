@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bayeshnet.checks import kind_of, shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_bounded_density, latents_of, requires_targets
 from bayeshnet.sites.modes import evaluating
 
 __all__ = [
@@ -71,7 +72,7 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
     Raises:
         ValueError: If ``model`` is a Bayesian network and the arguments have no ``y``, or others than ``x`` and ``y``.
     """
-    if not isinstance(model, BayesianModel):
+    if not requires_targets(model):
         return
     surplus = [key for key in kwargs if key not in ("x", "y")]
     if len(args) + len(kwargs) > 2 or surplus:
@@ -100,10 +101,10 @@ def require_model_and_guide(model: Any, guide: Any) -> None:
             raise ArgumentTypeError(f"{name}: is {kind_of(part)}; pass a Pyro {name}, a callable.")
         if isinstance(part, type):
             raise ArgumentTypeError(f"{name}: is the class {part.__name__}; pass what it makes, {part.__name__}(...).")
-    for name, part, other in (("model", model, AutoGuide), ("guide", guide, BayesianModel)):
-        if isinstance(part, other):
-            kind = "a guide" if other is AutoGuide else "a model"
-            raise ArgumentTypeError(f"{name}: is {kind} ({type(part).__name__}); pass the model first, then its guide.")
+    wrong = [("model", model, "a guide")] if isinstance(model, AutoGuide) else []
+    wrong += [("guide", guide, "a model")] if hasattr(guide, "latent_shapes") else []
+    for name, part, kind in wrong:
+        raise ArgumentTypeError(f"{name}: is {kind} ({type(part).__name__}); pass the model first, then its guide.")
 
 
 def refuse_second_data(argument: str, value: Any) -> None:
@@ -120,7 +121,7 @@ def call_error(
     model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], argument: str, error: Exception
 ) -> ArgumentTypeError | None:
     """What to raise instead of Python's complaint that a model was called with arguments that it does not take."""
-    if isinstance(model, nn.Module) and not isinstance(model, PyroModule | BayesianModel):
+    if isinstance(model, nn.Module) and not isinstance(model, PyroModule) and latents_of(model) is None:
         wrap = " A network becomes a model by BayesianModel(net, likelihood=...)."
     else:
         wrap = ""
@@ -173,7 +174,7 @@ def refuse_nan_data(model: Any, trace: Trace, args: Sequence[Any], kwargs: Mappi
         log_prob = _masked_log_prob(site)
         # A density of 0 at a draw from the prior is no error, unless the data are what it comes from: those of a
         # network, or the value itself. Other arguments may be infinite on purpose, bounds for instance.
-        by_infinity = isinstance(model, BayesianModel) or any(place.startswith("inf") for place in in_values)
+        by_infinity = has_bounded_density(model) or any(place.startswith("inf") for place in in_values)
         if bool(log_prob.isnan().any()) or (by_infinity and bool(log_prob.isinf().any())):
             found = "NaN" if bool(log_prob.isnan().any()) else "infinite"
             what = f"the log-probability of the observed site {name!r} is {found}"

@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
-from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_rows
 from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
 
 __all__ = ["Batches"]
@@ -75,7 +75,7 @@ class Batches:
                 "data: is an iterator, which gives its batches once only; pass a list of batches or a DataLoader."
             )
         self._data: Any = data
-        self._model = model if isinstance(model, BayesianModel) else None
+        self._model = model if has_rows(model) else None
         self._count = self._model is not None
         self._seen = self._num = self._largest = 0
 

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bayeshnet.checks import kind_of, require_count, require_positive
 from bayeshnet.errors import ArgumentTypeError, BayeshnetError, VectorisationWarning
-from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import latents_of
 from bayeshnet.sites.arguments import refuse_second_data, require_model_and_guide
 from bayeshnet.sites.kept_state import restored
 from bayeshnet.sites.traces import Pair, require_same_latents
@@ -151,9 +151,10 @@ def check_pair(model: Any, guide: Any) -> None:
     """
     require_model_and_guide(model, guide)
     prototype = getattr(guide, "prototype_trace", None)
-    if isinstance(model, BayesianModel) and prototype is not None:
+    latents = latents_of(model)
+    if latents is not None and prototype is not None:
         given = [name for name, _ in prototype.iter_stochastic_nodes()]
-        require_same_latents(list(model.latent_shapes), given, partial=not _covers_all(model, guide))
+        require_same_latents(list(latents), given, partial=not _covers_all(model, guide))
 
 
 def _covers_all(model: Any, guide: Any) -> bool:
@@ -162,7 +163,7 @@ def _covers_all(model: Any, guide: Any) -> bool:
     Of a model in Pyro's handlers some latents may be hidden, and are left to the prior on purpose.
     """
     own = getattr(guide, "original_model", None)
-    return own is model or (isinstance(own, BayesianModel) and isinstance(model, BayesianModel))
+    return own is model or (latents_of(own) is not None and latents_of(model) is not None)
 
 
 def checked_elbo(

@@ -16,7 +16,7 @@ from pyro.infer.elbo import ELBO
 from tqdm.auto import tqdm
 
 from bayeshnet.errors import ArgumentError, BayeshnetError, ConvergenceWarning, DatasetSizeWarning, UsageError
-from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import plate_nesting, vectorises
 from bayeshnet.sites.arguments import call_error, require_targets
 from bayeshnet.sites.one_thread import one_thread
 from bayeshnet.training._batches import Batches
@@ -159,10 +159,8 @@ def fit(
         raise ArgumentError(
             "loss, num_particles: both were given; set num_particles in the ELBO that is passed as loss."
         )
-    # Known for networks; elsewhere Pyro finds it out.
-    nesting = 1 if isinstance(model, BayesianModel) else math.inf
     elbo: Any = loss or Trace_ELBO(
-        num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=nesting
+        num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=plate_nesting(model)
     )
     if lr_schedule is None:
         lr_schedule = (lambda _: 1.0) if stop is not None else flat_then_cosine(steps)
@@ -229,7 +227,7 @@ def _train(
         for step in range(steps):
             args, kwargs = next(stream)
             require_targets(model, args, kwargs, "data")
-            if step == 0 and check_elbo and not isinstance(model, BayesianModel):
+            if step == 0 and check_elbo and not vectorises(model):
                 trainer.elbo = checked_elbo(trainer.elbo, model, trainer.guide, args, kwargs)
             try:
                 value, rate = trainer.step(step, args, kwargs)

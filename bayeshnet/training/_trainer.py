@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from bayeshnet.errors import BayeshnetError, DensityError, NonFiniteLossError, UsageError
 from bayeshnet.guides import GroupDecay
-from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_rows
 from bayeshnet.models.param_sites import ParamCapture
 from bayeshnet.sites.arguments import check_rows, inputs_and_targets
 from bayeshnet.sites.kept_state import KeptBuffers, restored, tensors_of
@@ -279,7 +279,7 @@ class Trainer:
         """
         x, y = inputs_and_targets(args, kwargs)
         try:
-            if isinstance(self.model, BayesianModel) and isinstance(y, Tensor):
+            if has_rows(self.model) and isinstance(y, Tensor):
                 check_rows(self.model, x, y, finite=False)  # of these the loss says more
         except BayeshnetError as better:
             raise better from error

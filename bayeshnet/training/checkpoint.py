@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, UsageError
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import has_network, latents_of
 from bayeshnet.training._old_keys import renamed_class, renamed_state
 
 __all__ = ["load", "save"]
@@ -145,8 +146,12 @@ def _check_modules(modules: dict[str, nn.Module], purpose: str) -> None:
     for name, module in modules.items():
         if not isinstance(module, nn.Module):
             raise ArgumentTypeError(f"{name}: is {kind_of(module)}; pass an nn.Module.")
-        for reserved, kind, what in (("model", AutoGuide, "a guide"), ("guide", BayesianModel, "a model")):
-            if name == reserved and isinstance(module, kind):
+        is_model = latents_of(module) is not None
+        for reserved, wrong, what in (
+            ("model", isinstance(module, AutoGuide), "a guide"),
+            ("guide", is_model, "a model"),
+        ):
+            if name == reserved and wrong:
                 raise ArgumentTypeError(f"{name}: is {what} ({type(module).__name__}); pass model=model, guide=guide.")
         if "." in name:
             raise ArgumentError(f"{name}: has a dot in its name, as names of submodules have; pass it without the dot.")
@@ -184,7 +189,7 @@ def _models_of(guide: nn.Module) -> list[BayesianModel]:
         return []
     # Pyro's guides keep their model bound to a function that chooses where it starts.
     known = (getattr(guide, "original_model", None), guide.model, *getattr(guide.model, "args", ()))
-    return list({id(model): model for model in known if isinstance(model, BayesianModel)}.values())
+    return list({id(model): model for model in known if has_network(model)}.values())
 
 
 def _check_savable(name: str, key: str, value: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal
 from bayeshnet.distributions import ImplicitWeights, MixtureWeights
 from bayeshnet.entropy import Draw, ImportanceSampled, NoisySampler
 from bayeshnet.errors import ArgumentError, SearchWarning
+from bayeshnet.families import Hypernet
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.infer import AutoHypernet
 from tests.samplers import perturbed
@@ -202,7 +203,9 @@ def test_as_a_guide_and_as_a_component_of_a_mixture():
     def model() -> None:
         pyro.sample("w", pyro.distributions.Normal(torch.ones(2), 0.5).to_event(1))
 
-    guide = AutoHypernet(model, example=(), noise="independent", estimator=ImportanceSampled(num_inner=8))
+    guide = AutoHypernet(
+        model, example=(), family=Hypernet(noise="independent", estimator=ImportanceSampled(num_inner=8))
+    )
     assert "ImportanceSampled(num_inner=8, num_starts=6)" in repr(guide)
     optim = pyro.optim.Adam({"lr": 0.02})
     svi = SVI(model, guide, optim, Trace_ELBO(num_particles=16, vectorize_particles=True))

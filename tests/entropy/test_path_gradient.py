@@ -15,9 +15,8 @@ from bayeshnet import AutoHypernet, fit
 from bayeshnet.entropy import ChangeOfVariables, NoisySampler
 from bayeshnet.entropy._fused_mlp_draw import fused_mlp_draw
 from bayeshnet.entropy.path_gradient import PathGradient
-from bayeshnet.families.base import MixtureBody
+from bayeshnet.families import Hypernet, Mixture
 from bayeshnet.hnets import HMLP, HPerturbWrapper
-from bayeshnet.infer import Mixture
 from tests.problems import EFFECTS, ERRORS
 
 SIZE = 7
@@ -168,7 +167,7 @@ def test_a_guide_learns_a_share(share: bool) -> None:
     guide = AutoHypernet(curved, example=())
     loss = None if share else RenyiELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=0)
     fit(curved, guide, (), steps=200, lr=0.03, loss=loss, progress=False)
-    path = guide.body.sampler.path_gradient  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    path = guide.family.sampler.path_gradient  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
     assert (float(path.share) > 0.3) == share
 
 
@@ -181,15 +180,15 @@ def centred() -> None:
 
 
 def test_a_mixture_and_an_estimator_that_says_so_have_none() -> None:
-    for options in ({"body": Mixture(2, of="hypernet")}, {"estimator": ChangeOfVariables(path_gradients=False)}):
-        body: Any = AutoHypernet(curved, example=(), **options).body
-        for part in body.parts() if isinstance(body, MixtureBody) else [body]:
+    for chosen in (Mixture("hypernet", 2), Hypernet(estimator=ChangeOfVariables(path_gradients=False))):
+        family: Any = AutoHypernet(curved, example=(), family=chosen).family
+        for part in family.parts() if isinstance(family, Mixture) else [family]:
             assert part.sampler.path_gradient is None
     assert repr(ChangeOfVariables(path_gradients=False)) == "ChangeOfVariables(path_gradients=False)"
 
 
 def test_a_component_without_a_draw() -> None:
-    guide = AutoHypernet(curved, example=(), body=Mixture(3, of="hypernet"))
+    guide = AutoHypernet(curved, example=(), family=Mixture("hypernet", 3))
     fit(curved, guide, (), steps=3, num_particles=2, progress=False)
     q = AutoHypernet(curved, example=()).get_posterior()
     w = q.rsample(torch.Size([0]))
@@ -201,7 +200,9 @@ def test_it_pays() -> None:
     elbos: dict[bool, float] = {}
     for with_path in (True, False):
         pyro.set_rng_seed(0)
-        guide = AutoHypernet(centred, example=(), estimator=ChangeOfVariables(path_gradients=with_path))
+        guide = AutoHypernet(
+            centred, example=(), family=Hypernet(estimator=ChangeOfVariables(path_gradients=with_path))
+        )
         fit(centred, guide, (), steps=1000, progress=False)
         elbo = Trace_ELBO(num_particles=1000, vectorize_particles=True, max_plate_nesting=1)
         elbos[with_path] = -sum(elbo.loss(centred, guide) for _ in range(20)) / 20

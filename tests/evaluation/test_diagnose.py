@@ -14,6 +14,7 @@ from bayeshnet.entropy import Diagnosis
 from bayeshnet.entropy.experimental import SemiImplicit, SpectralStein
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.evaluation._chain import check_spread
+from bayeshnet.families import Hypernet
 from tests.entropy.test_change_of_variables import folding_hnet
 from tests.evaluation.test_importance import Y, conjugate, exact, guide_of, linear_regression
 from tests.problems import EFFECTS, ERRORS, bnn, eight_schools
@@ -109,7 +110,9 @@ def test_self_weight_is_in_the_report():
 def test_a_guide_without_a_density():
     """Its own diagnosis and the noise are there; what needs log q is not, and the report says why."""
     model, data = bnn()
-    guide = AutoHypernet(model, example=data, conditional=None, noise="independent", estimator=SpectralStein())
+    guide = AutoHypernet(
+        model, example=data, conditional=None, family=Hypernet(noise="independent", estimator=SpectralStein())
+    )
     report = diagnose(model, guide, data, num_samples=300)
     assert {"spread", "noise_ratio"} <= set(report.values)
     assert not {"elbo", "k_hat"} & set(report.values)

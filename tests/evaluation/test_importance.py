@@ -14,6 +14,7 @@ from bayeshnet import AutoHypernet, AutoHypernetDelta, BayesianModel, fit, likel
 from bayeshnet.entropy import Linearised
 from bayeshnet.entropy.experimental import SemiImplicit, SpectralStein
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning, DensityError, UsageError
+from bayeshnet.families import Hypernet
 from bayeshnet.infer import importance_sample, log_evidence, pareto_smooth
 from tests.problems import bnn
 from tests.scenarios import PROBLEMS
@@ -234,7 +235,9 @@ def test_auxiliary_sites_are_counted():
 
 def test_semi_implicit_weights_are_unbiased():
     """Its log q is a bound, but the mean weight over fresh noise is the evidence itself."""
-    guide = AutoHypernet(conjugate, example=(Y.float(),), noise="independent", estimator=SemiImplicit(num_fresh=20))
+    guide = AutoHypernet(
+        conjugate, example=(Y.float(),), family=Hypernet(noise="independent", estimator=SemiImplicit(num_fresh=20))
+    )
     fit(conjugate, guide, (Y.float(),), steps=300, progress=False)
     found = log_evidence(conjugate, guide, (Y.float(),), 4000)
     assert abs(found.value - exact(Y)[0]) < 4 * found.error
@@ -287,7 +290,7 @@ def test_log_evidence_warns_where_it_cannot_be_trusted():
 
 @pytest.mark.parametrize("options", [{"estimator": SpectralStein()}, {"estimator": Linearised(form="entropy")}])
 def test_estimators_without_a_density(options):
-    guide = AutoHypernet(conjugate, example=(Y.float(),), noise="independent", **options)
+    guide = AutoHypernet(conjugate, example=(Y.float(),), **options, family=Hypernet(noise="independent"))
     with pytest.raises(DensityError, match="gives no density of a draw.*ChangeOfVariables"):
         importance_sample(conjugate, guide, (Y.float(),), 100)
 

@@ -30,6 +30,7 @@ from bayeshnet import (
     start_from,
 )
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, NonFiniteLossError, UsageError
+from bayeshnet.families import Hypernet
 from bayeshnet.mnets import batched_forward
 
 X, Y = torch.linspace(-1.0, 1.0, 24).reshape(8, 3), torch.linspace(-1.0, 1.0, 8)
@@ -268,7 +269,11 @@ def test_starts_that_are_right_still_are():
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda: AutoHypernet(MODEL, example=(X, Y), noise_dim="a"), ArgumentError, "noise_dim: is 'a'"),
+        (
+            lambda: AutoHypernet(MODEL, example=(X, Y), family=Hypernet(noise_dim="a")),
+            ArgumentError,
+            "noise_dim: is 'a'",
+        ),
         (lambda: AutoHypernet(MODEL, example=(X, Y), init_scale=1e300), ArgumentError, "init_scale: is 1e"),
         (lambda: AutoHypernet(MODEL, example=(X, Y), init_scale=True), ArgumentTypeError, "init_scale: is True"),
         (lambda: AutoHypernet(MODEL, example=(X, Y), hnet=nn.Linear(2, 2)), ArgumentTypeError, "hnet: is a Linear"),

@@ -11,11 +11,11 @@ from pyro.distributions import Normal, StudentT
 from torch.distributions import MultivariateNormal
 
 from bayeshnet.errors import ArgumentError
-from bayeshnet.families.block_gaussian import UnitGaussians, UnitLayout
+from bayeshnet.families import BlockGaussianWeights, BlockLayout
 
 # Two layers of units (3 of 2 weights and a bias; 2 of 3 weights without), and two numbers that belong to none.
 SHAPES = [(3, 2), (2, 3), (3,), (2,)]
-LAYOUT = UnitLayout.of(SHAPES, [(0, 2), (1, None)])
+LAYOUT = BlockLayout.of(SHAPES, [(0, 2), (1, None)])
 NUM = 17
 
 
@@ -56,7 +56,7 @@ def test_layout():
 
 
 def test_large_units_stay_independent():
-    layout = UnitLayout.of([(2, 20), (2,), (3, 1)], [(0, 1), (2, None)])
+    layout = BlockLayout.of([(2, 20), (2,), (3, 1)], [(0, 1), (2, None)])
     assert layout.blocks == ()
     assert layout.order.tolist() == list(range(45))
 
@@ -64,7 +64,7 @@ def test_large_units_stay_independent():
 @pytest.mark.parametrize("components", [1, 3])
 def test_density_is_that_of_dense_gaussians(components):
     given = params(components)
-    q = UnitGaussians(*given, LAYOUT)
+    q = BlockGaussianWeights(*given, LAYOUT)
     w = q.rsample((4, 5))
     columns = torch.stack([dense(*given, k).log_prob(w) for k in range(components)])
     expected = columns.logsumexp(0) - math.log(components)
@@ -79,7 +79,7 @@ def test_moments_of_draws():
     given = params(3)
     torch.manual_seed(0)
     num = 30_000
-    w = UnitGaussians(*given, LAYOUT).rsample((num,))
+    w = BlockGaussianWeights(*given, LAYOUT).rsample((num,))
     parts = [dense(*given, k) for k in range(3)]
     mean = torch.stack([part.mean for part in parts]).mean(0)
     second = torch.stack([part.covariance_matrix + torch.outer(part.mean, part.mean) for part in parts]).mean(0)
@@ -96,7 +96,7 @@ def test_components_take_turns():
     """Of 8 draws of 4 components, each makes 2; of 6 each makes 1 or 2; and the order is random."""
     loc = torch.arange(4.0).unsqueeze(1).expand(4, NUM).double().clone()
     factors = [torch.zeros(4, units, size, size, dtype=torch.float64) for units, size in LAYOUT.blocks]
-    q = UnitGaussians(loc, torch.full_like(loc, -9.0), factors, LAYOUT)
+    q = BlockGaussianWeights(loc, torch.full_like(loc, -9.0), factors, LAYOUT)
     torch.manual_seed(0)
     orders = set()
     for num, allowed in ((8, {2}), (6, {1, 2}), (1, {0, 1})):
@@ -111,7 +111,7 @@ def test_each_place_of_a_batch_has_the_mixture():
     """Draws at one place of a call are spread over the components, whatever the number of draws."""
     loc = torch.arange(3.0).unsqueeze(1).expand(3, NUM).double().clone()
     factors = [torch.zeros(3, units, size, size, dtype=torch.float64) for units, size in LAYOUT.blocks]
-    q = UnitGaussians(loc, torch.full_like(loc, -9.0), factors, LAYOUT)
+    q = BlockGaussianWeights(loc, torch.full_like(loc, -9.0), factors, LAYOUT)
     torch.manual_seed(0)
     num = 3000
     counts = torch.zeros(2, 3)
@@ -126,7 +126,7 @@ def test_gradients():
 
     def loss(loc, log_scale, *factors):
         torch.manual_seed(3)
-        q = UnitGaussians(loc, log_scale, factors, LAYOUT)
+        q = BlockGaussianWeights(loc, log_scale, factors, LAYOUT)
         w = q.rsample((3,))
         return (w.sin().sum(-1) - q.log_prob(w)).sum()
 
@@ -147,12 +147,12 @@ def test_density_with_other_noise():
         e = (w - given[0][k][LAYOUT.order]) @ torch.linalg.inv(matrix).t()
         return noise.log_prob(e) - torch.linalg.slogdet(matrix).logabsdet
 
-    single = UnitGaussians(given[0][:1], given[1][:1], [f[:1] for f in given[2]], LAYOUT, noise=noise)
+    single = BlockGaussianWeights(given[0][:1], given[1][:1], [f[:1] for f in given[2]], LAYOUT, noise=noise)
     w = single.rsample((4, 5))
     assert torch.allclose(single.log_prob(w), one(0, w), atol=1e-9)
     foreign = torch.randn(7, NUM, dtype=torch.float64)
     assert torch.allclose(single.log_prob(foreign), one(0, foreign), atol=1e-9)
-    several = UnitGaussians(*given, LAYOUT, noise=noise)
+    several = BlockGaussianWeights(*given, LAYOUT, noise=noise)
     expected = torch.stack([one(k, foreign) for k in range(3)]).logsumexp(0) - math.log(3)
     assert torch.allclose(several.log_prob(foreign), expected, atol=1e-9)
 
@@ -161,7 +161,7 @@ def test_density_with_other_noise():
 def test_entropy_with_other_noise_is_never_claimed_too_high(apart):
     """What is evaluated at draws is on average the density or more; apart from each other exactly that."""
     loc, log_scale, factors = params(3)
-    q = UnitGaussians(apart * loc, log_scale, factors, LAYOUT, noise=noise_with_heavy_tails())
+    q = BlockGaussianWeights(apart * loc, log_scale, factors, LAYOUT, noise=noise_with_heavy_tails())
     torch.manual_seed(0)
     w = q.rsample((4000,))
     excess = q.log_prob(w) - copy.deepcopy(q).log_prob(w)  # a copy has drawn nothing
@@ -172,7 +172,7 @@ def test_entropy_with_other_noise_is_never_claimed_too_high(apart):
 
 
 def test_expand_and_copies():
-    q = UnitGaussians(*params(2), LAYOUT)
+    q = BlockGaussianWeights(*params(2), LAYOUT)
     wide = q.expand((3, 2))
     assert wide.rsample((4,)).shape == (4, 3, 2, NUM)
     assert wide.log_prob(torch.zeros(NUM, dtype=torch.float64)).shape == (3, 2)
@@ -183,10 +183,10 @@ def test_expand_and_copies():
 def test_errors():
     loc, log_scale, factors = params(2)
     with pytest.raises(ArgumentError, match=r"loc, log_scale: have shapes \(2, 17\) and \(1, 17\)"):
-        UnitGaussians(loc, log_scale[:1], factors, LAYOUT)
+        BlockGaussianWeights(loc, log_scale[:1], factors, LAYOUT)
     with pytest.raises(ArgumentError, match=r"factors: have shapes .*the layout asks for \[\(2, 3, 3, 3\)"):
-        UnitGaussians(loc, log_scale, factors[:1], LAYOUT)
+        BlockGaussianWeights(loc, log_scale, factors[:1], LAYOUT)
     with pytest.raises(ArgumentError, match=r"noise: has batch shape \(17,\) and event shape \(\)"):
-        UnitGaussians(loc, log_scale, factors, LAYOUT, noise=Normal(torch.zeros(NUM), 1.0))
+        BlockGaussianWeights(loc, log_scale, factors, LAYOUT, noise=Normal(torch.zeros(NUM), 1.0))
     with pytest.raises(ArgumentError, match="value: has shape .5,.; its last dimension has to be 17"):
-        UnitGaussians(loc, log_scale, factors, LAYOUT).log_prob(torch.zeros(5))
+        BlockGaussianWeights(loc, log_scale, factors, LAYOUT).log_prob(torch.zeros(5))

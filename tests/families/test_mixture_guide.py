@@ -1,4 +1,4 @@
-"""Guides whose body is a mixture."""
+"""Guides whose family is a mixture."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch.utils.data import DataLoader, TensorDataset
 from bayeshnet import AutoHypernet, fit, load, predict, save
 from bayeshnet.entropy import ChangeOfVariables, Linearised
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.families import Hypernet, Mixture
 from bayeshnet.hnets import HMLP
-from bayeshnet.infer import Mixture
 from tests.problems import bnn
 from tests.scenarios import PREDICTIVE, PROBLEMS, assert_elbos_agree
 
 MIXTURES = {
-    "mean field": Mixture(3),
-    "low rank": Mixture(2, of="low_rank"),
-    "hypernetworks": Mixture(2, of="hypernet"),
+    "mean field": Mixture(num_components=3),
+    "low rank": Mixture("low_rank", 2),
+    "hypernetworks": Mixture("hypernet", 2),
 }
 GUIDES = {
     **{
-        (kind, conditional): {"body": body, "conditional": conditional}
-        for kind, body in MIXTURES.items()
+        (kind, conditional): {"family": family, "conditional": conditional}
+        for kind, family in MIXTURES.items()
         for conditional in ("auto", None)
     },
-    ("one hypernetwork", "auto"): {"num_components": 3},
+    ("one hypernetwork", "auto"): {"family": Hypernet(num_components=3)},
 }
 
 
@@ -40,23 +40,23 @@ GUIDES = {
 def test_elbos_agree(problem):
     """All bounds see one density, with draws that are shared out and with draws one by one."""
     model, args = PROBLEMS[problem]()
-    guide = AutoHypernet(model, example=args, body="mixture", num_components=3)
+    guide = AutoHypernet(model, example=args, family=Mixture(num_components=3))
     fit(model, guide, args, steps=100, progress=False)
     assert_elbos_agree(model, guide, args, loops=150)
 
 
 def test_elbos_agree_for_components_of_one_hypernetwork():
     model, args = bnn()
-    guide = AutoHypernet(model, example=args, num_components=2)
+    guide = AutoHypernet(model, example=args, family=Hypernet(num_components=2))
     fit(model, guide, args, steps=100, progress=False)
-    assert "correlated by units, num_components=2, conditional=" in repr(guide)
+    assert "correlated within units, num_components=2), conditional=" in repr(guide)
     assert_elbos_agree(model, guide, args, loops=150)
 
 
 @pytest.mark.parametrize(("problem", "parallel"), PREDICTIVE)
 def test_predictive(problem, parallel):
     model, args = PROBLEMS[problem]()
-    guide = AutoHypernet(model, example=args, body="mixture", num_components=2)
+    guide = AutoHypernet(model, example=args, family=Mixture(num_components=2))
     inputs = args if problem == "constrained" else args[:1]
     out = Predictive(model, guide=guide, num_samples=6, parallel=parallel)(*inputs)
     assert out["obs"].shape == (6, len(args[-1]))
@@ -104,7 +104,7 @@ def test_both_modes_are_found_with_their_weights():
             pyro.sample("obs", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts), obs=y)
 
     torch.manual_seed(0)
-    guide = AutoHypernet(model, example=(y,), body="mixture", num_components=4)
+    guide = AutoHypernet(model, example=(y,), family=Mixture(num_components=4))
     fit(model, guide, (y,), steps=600, lr=0.03, progress=False)
     draws = guide.sample_posterior(4000)["means"]
     ordered = draws.sort(1).values
@@ -117,7 +117,7 @@ def test_both_modes_are_found_with_their_weights():
 
 def test_hypernetwork_components_agree_with_the_density_elsewhere():
     model, args = bnn(dtype=torch.float64)
-    guide = AutoHypernet(model, example=args, body=Mixture(2, of="hypernet"), conditional=None, noise_dim=3)
+    guide = AutoHypernet(model, example=args, family=Mixture(Hypernet(noise_dim=3), 2), conditional=None)
     fit(model, guide, args, steps=10, num_particles=4, progress=False)
     posterior = guide.get_posterior()
     draws = posterior.rsample((12,))
@@ -129,14 +129,12 @@ def test_hypernetwork_components_agree_with_the_density_elsewhere():
 def test_own_hypernetworks_and_repr():
     model, args = bnn()
     guide = AutoHypernet(
-        model, example=args, body=Mixture(2, of="hypernet"), hnet=lambda shapes: HMLP(shapes, 2, 0, (4,), False)
+        model, example=args, family=Mixture(Hypernet(lambda shapes: HMLP(shapes, 2, 0, (4,), False)), 2)
     )
-    assert len(guide.body.components) == 2
-    assert all(part.estimator.num_starts == 2 for part in guide.body.components)
-    assert "body='mixture', num_components=2, each: hnet=HMLP" in repr(guide)
-    assert "body='mixture', num_components=4, each: body='mean_field'" in repr(
-        AutoHypernet(model, example=args, body="mixture")
-    )
+    assert len(guide.family.components) == 2
+    assert all(part.estimator.num_starts == 2 for part in guide.family.components)
+    assert "family=Mixture(Hypernet(hnet=HMLP, noise_dim=2, " in repr(guide)
+    assert "family=Mixture(MeanField(), 4)" in repr(AutoHypernet(model, example=args, family="mixture"))
     assert len(guide.param_groups(0.1)[1]["params"]) > 0
 
 
@@ -144,34 +142,51 @@ def test_own_hypernetworks_and_repr():
     ("options", "message"),
     [
         (
-            {"body": "mean_field", "num_components": 3},
-            "num_components: belongs to body=.*a Mixture.num_components, of=",
+            {"family": lambda: Hypernet(num_components=3), "conditional": None},
+            "num_components: is 3, and is the number",
         ),
-        ({"num_components": 3, "conditional": None}, "num_components: the components of body='hypernet' are"),
-        ({"num_components": 3, "hnet": lambda shapes: HMLP(shapes, 2, 0)}, "num_components: the components of body='h"),
-        ({"body": Mixture(2), "num_components": 3}, "num_components: belongs to body=.*a Mixture.num_components, of="),
-        ({"body": "mixture", "num_components": 0}, "num_components: is 0; pass a whole number, 1 or more"),
-        ({"num_components": 2.0}, "num_components: is 2.0, a float; pass a whole number"),
-        ({"body": "mixture", "noise_dim": 2}, "noise_dim belongs to a hypernetwork"),
-        ({"body": Mixture(2, of="hypernet"), "noise": "independent"}, "body, noise: the hypernetworks of a mixture"),
+        (
+            {"family": lambda: Hypernet(lambda shapes: HMLP(shapes, 2, 0), num_components=3)},
+            "hnet, num_components: both were given",
+        ),
+        ({"family": lambda: Mixture(num_components=0)}, "num_components: is 0; pass a whole number, 1 or more"),
+        ({"family": lambda: Hypernet(num_components=2.0)}, "num_components: is 2.0, a float; pass a whole number"),
+        (
+            {"family": lambda: Mixture(Hypernet(noise="independent"), 2)},
+            "noise: is 'independent', and the hypernetworks",
+        ),
         (
             {
-                "body": Mixture(2, of="hypernet"),
-                "estimator": Linearised(),
-                "hnet": lambda shapes: HMLP(shapes, 2, 0, (4,), False),
+                "family": lambda: Mixture(
+                    Hypernet(lambda shapes: HMLP(shapes, 2, 0, (4,), False), estimator=Linearised()), 2
+                )
             },
             "Linearised applies to independent noise",
+        ),
+        (
+            {"family": lambda: Mixture(Hypernet(HMLP([[2]], 2, 0, (4,), False)), 2)},
+            "hnet: is one hypernetwork, and each component of a mixture needs its own",
         ),
     ],
 )
 def test_errors(options, message):
     model, args = bnn()
     with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
-        AutoHypernet(model, example=args, **options)
+        AutoHypernet(model, example=args, **{**options, "family": options["family"]()})
 
 
 def test_errors_of_the_description():
-    with pytest.raises(ArgumentError, match="of: is 'mixture'; pass one of 'hypernet', 'mean_field', 'low_rank'"):
-        Mixture(2, of="mixture")
-    assert Mixture(2, of="hypernet") == Mixture(2, of="hypernet")
+    with pytest.raises(ArgumentError, match="of: is 'mean'; pass one of 'block_gaussian', 'hypernet', 'low_rank'"):
+        Mixture("mean", 2)
+    with pytest.raises(ArgumentTypeError, match="of: is an int; pass a family such as LowRank"):
+        Mixture(2)
     assert repr(ChangeOfVariables(num_starts=2)) == "ChangeOfVariables(num_starts=2)"
+
+
+def test_a_mixture_of_mixtures_is_a_mixture():
+    model, args = bnn()
+    guide = AutoHypernet(model, example=args, family=Mixture(Mixture("mean_field", 2), 3), conditional=None)
+    draws = guide.get_posterior().rsample((6,))
+    leaves = [leaf for part in guide.family.parts() for leaf in part.parts()]
+    each = torch.stack([leaf.distribution(guide.loc, guide.scale).log_prob(draws) for leaf in leaves])
+    torch.testing.assert_close(guide.get_posterior().log_prob(draws), each.logsumexp(0) - math.log(6))

@@ -15,14 +15,14 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from bayeshnet import AutoHypernet, BayesianModel, ImplicitWeights, likelihoods
-from bayeshnet.distributions import MixtureWeights, MultiplicativeLowRank, UnitGaussians, UnitLayout
 from bayeshnet.entropy import ChangeOfVariables, Linearised
 from bayeshnet.entropy.experimental import Adversarial, SemiImplicit, SpectralStein
 from bayeshnet.errors import ArgumentTypeError, DensityError
+from bayeshnet.families import BlockGaussianWeights, BlockLayout, MixtureWeights, MultiplicativeLowRank
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from tests.samplers import perturbed
 
-LAYOUT = UnitLayout.of([(3, 2), (3,)], [(0, 1)])
+LAYOUT = BlockLayout.of([(3, 2), (3,)], [(0, 1)])
 
 
 def implicit(**options) -> tuple[TorchDistribution, list[Tensor]]:
@@ -43,11 +43,11 @@ def conditional() -> tuple[TorchDistribution, list[Tensor]]:
     return guide.get_posterior(), [param for param in guide.parameters() if param.requires_grad]
 
 
-def units(components: int, *, noise: bool) -> tuple[TorchDistribution, list[Tensor]]:
+def blocks(components: int, *, noise: bool) -> tuple[TorchDistribution, list[Tensor]]:
     params = [torch.randn(components, 9), 0.1 * torch.randn(components, 9), 0.3 * torch.randn(components, 3, 3, 3)]
     params = [param.double().requires_grad_() for param in params]
     hnet = perturbed(9, 2, sigma=0.8).double() if noise else None
-    made = UnitGaussians(
+    made = BlockGaussianWeights(
         params[0], params[1], params[2:], LAYOUT, noise=None if hnet is None else ImplicitWeights(hnet)
     )
     return made, params + ([] if hnet is None else list(hnet.parameters()))
@@ -67,10 +67,10 @@ def low_rank() -> tuple[TorchDistribution, list[Tensor]]:
 EXACT = {
     "hypernetwork": implicit,
     "without_linear_head": lambda: implicit(kind="sine", sigma=3.0),
-    "units": lambda: units(1, noise=False),
-    "mixture_of_units": lambda: units(3, noise=False),
-    "units_of_a_hypernetwork": lambda: units(1, noise=True),
-    "mixture_of_units_of_a_hypernetwork": lambda: units(2, noise=True),
+    "blocks": lambda: blocks(1, noise=False),
+    "mixture_of_blocks": lambda: blocks(3, noise=False),
+    "blocks_of_a_hypernetwork": lambda: blocks(1, noise=True),
+    "mixture_of_blocks_of_a_hypernetwork": lambda: blocks(2, noise=True),
     "mixture_of_hypernetworks": mixture,
     "conditional_layers": conditional,
     "low_rank": low_rank,
@@ -115,7 +115,7 @@ def test_known_noise_has_the_gradient_of_the_search(name, without_graph):
         value = drawn.detach() if without_graph == "detach" else torch.tensor(drawn.tolist(), dtype=drawn.dtype)
     known = scores(q, params, value)
     q._last = None
-    for part in getattr(q, "components", [getattr(q, "noise", None), getattr(q, "body", None)]):
+    for part in getattr(q, "components", [getattr(q, "noise", None), getattr(q, "unconditional", None)]):
         if hasattr(part, "_last"):
             part._last = None
     searched = scores(q, params, value)
@@ -227,14 +227,14 @@ def test_default_of_independent_noise_is_right_along_draws():
     assert isinstance(ImplicitWeights(perturbed(4, 2)).estimator, ChangeOfVariables)
 
 
-# ---------------------------------------------------------------------- candidates
+# ---------------------------------------------------------------------- importance resampling
 
 
-def test_the_best_of_several_candidates_keeps_its_number():
-    """Drawn without gradients, each is the best of several; the gradient, as documented, is that of a single one."""
+def test_a_resampled_draw_keeps_its_number():
+    """Drawn without gradients, each is resampled from several; the gradient, as documented, is that of a single one."""
     torch.manual_seed(0)
     q, params = conditional()
-    assert q.num_candidates > 1
+    assert q.num_proposals > 1
     value = q.sample((30,))
     with torch.no_grad():
         plain = q.log_prob(value)
@@ -268,7 +268,7 @@ def test_a_draw_in_other_dimensions_is_the_draw():
         q.log_prob(w[:3])
 
 
-@pytest.mark.parametrize("name", ["hypernetwork", "units_of_a_hypernetwork", "mixture_of_hypernetworks"])
+@pytest.mark.parametrize("name", ["hypernetwork", "blocks_of_a_hypernetwork", "mixture_of_hypernetworks"])
 def test_a_draw_is_forgotten_when_the_parameters_change(name):
     """Before, the density of a kept draw was that of the noise that had made it under the old parameters."""
     torch.manual_seed(0)

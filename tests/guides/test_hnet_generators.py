@@ -9,8 +9,8 @@ import torch
 
 from bayeshnet import AutoHypernet, fit, predict
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
+from bayeshnet.families import Mixture
 from bayeshnet.hnets import HMLP, ChunkedHMLP, HContainer, HDeconv, HPerturbWrapper, StructuredHMLP
-from bayeshnet.infer import Mixture
 from tests.problems import bnn
 
 NOISE = 3
@@ -111,7 +111,7 @@ def test_a_condition_is_not_to_be_had(make):
     with pytest.raises(ArgumentError, match="hnet: this .* needs a condition.*uncond_in_size=8, cond_in_size=0"):
         AutoHypernet(model, example=data, hnet=make)
     with pytest.raises(ArgumentError, match="hnet: this .* needs a condition"):
-        AutoHypernet(model, example=data, hnet=make, body=Mixture(2, of="hypernet"))
+        AutoHypernet(model, example=data, hnet=make, family=Mixture("hypernet", 2))
 
 
 @pytest.mark.filterwarnings("ignore::bayeshnet.errors.FoldingWarning", "ignore::bayeshnet.errors.EntropyGapWarning")
@@ -128,6 +128,6 @@ def test_a_hypernetwork_instead_of_a_function(wrap):
     with pytest.raises(ArgumentError, match="hnet: this .* needs a condition"):
         AutoHypernet(model, example=data, hnet=wrap(HMLP(shapes)))
     with pytest.raises(ArgumentError, match="hnet: is one hypernetwork.*pass a function"):
-        AutoHypernet(model, example=data, hnet=hnet, body=Mixture(2, of="hypernet"))
+        AutoHypernet(model, example=data, hnet=hnet, family=Mixture("hypernet", 2))
     with pytest.raises(ArgumentTypeError, match="hnet: is a int; pass a function"):
         AutoHypernet(model, example=data, hnet=3)

@@ -16,8 +16,8 @@ from torch import nn
 from bayeshnet import AutoHypernet, fit, predict
 from bayeshnet.entropy import ChangeOfVariables, Linearised
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
+from bayeshnet.families import Hypernet, Mixture
 from bayeshnet.hnets import HMLP, HPerturbWrapper
-from bayeshnet.infer import Mixture
 from tests.problems import EFFECTS, ERRORS, bnn, eight_schools
 from tests.samplers import SineHyperNet
 from tests.scenarios import PREDICTIVE, PROBLEMS, assert_elbos_agree
@@ -29,7 +29,7 @@ from tests.scenarios import PREDICTIVE, PROBLEMS, assert_elbos_agree
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_elbos_agree(problem, noise):
     model, args = PROBLEMS[problem]()
-    guide = AutoHypernet(model, example=args, noise=noise)
+    guide = AutoHypernet(model, example=args, family=Hypernet(noise=noise))
     fit(model, guide, args, steps=150, progress=False)
     assert_elbos_agree(model, guide, args, loops=300)
 
@@ -151,15 +151,15 @@ def test_init_loc_fn_and_noise_options():
         torch.testing.assert_close(median[name], value, atol=0.5, rtol=0.2)
     assert guide.latent_dim == 10
     assert guide.hnet.hnet_uncond_in_size == 10
-    assert AutoHypernet(model, example=args, noise_dim=3).hnet.hnet_uncond_in_size == 3
-    assert isinstance(AutoHypernet(model, example=args, noise="independent").estimator, Linearised)
+    assert AutoHypernet(model, example=args, family=Hypernet(noise_dim=3)).hnet.hnet_uncond_in_size == 3
+    assert isinstance(AutoHypernet(model, example=args, family=Hypernet(noise="independent")).estimator, Linearised)
     assert isinstance(guide.estimator, ChangeOfVariables)
     assert "noise_dim=10" in repr(guide)
 
 
 @pytest.mark.parametrize(
     ("size", "options", "expected"),
-    [(64, {}, 64), (65, {}, 20), (64, {"noise": "independent"}, 20), (64, {"body": Mixture(2, of="hypernet")}, 20)],
+    [(64, {}, 64), (65, {}, 20), (64, {"noise": "independent"}, 20), (64, {"family": Mixture("hypernet", 2)}, 20)],
 )
 def test_as_many_noise_inputs_as_latents_where_these_are_few(size, options, expected):
     def model():
@@ -211,7 +211,7 @@ def test_state_dict_has_each_tensor_once_and_copies_work():
 @pytest.mark.filterwarnings("ignore::bayeshnet.errors.FoldingWarning")  # three steps of 0.1
 def test_two_guides_share_nothing():
     model, args = bnn()
-    first, second = AutoHypernet(model, example=args), AutoHypernet(model, example=args, noise_dim=3)
+    first, second = AutoHypernet(model, example=args), AutoHypernet(model, example=args, family=Hypernet(noise_dim=3))
     before = {k: v.clone() for k, v in second.state_dict().items()}
     svi = SVI(model, first, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(num_particles=2, vectorize_particles=True))
     for _ in range(3):
@@ -264,18 +264,34 @@ def test_errors():
         pyro.sample("obs", dist.Normal(0.0, 1.0), obs=y)
 
     cases = [
-        (lambda: AutoHypernet(eight_schools, example=args, noise_dim=11), ArgumentError, "noise_dim: is 11"),
-        (lambda: AutoHypernet(eight_schools, example=args, noise_dim=0), ArgumentError, "noise_dim: is 0"),
+        (
+            lambda: AutoHypernet(eight_schools, example=args, family=Hypernet(noise_dim=11)),
+            ArgumentError,
+            "noise_dim: is 11",
+        ),
+        (
+            lambda: AutoHypernet(eight_schools, example=args, family=Hypernet(noise_dim=0)),
+            ArgumentError,
+            "noise_dim: is 0",
+        ),
         (lambda: AutoHypernet(discrete, example=()), ArgumentError, "site 'z'.*is discrete"),
         (lambda: AutoHypernet(nothing, example=(y[0],)), ArgumentError, "has no latent variables"),
         (lambda: AutoHypernet(model, example=(x,)), ArgumentError, "example: has no targets"),
         (lambda: AutoHypernet(model, example=x), ArgumentError, "example: has no targets"),
         (lambda: AutoHypernet(model, example=5), ArgumentTypeError, "example: is an int"),
         (lambda: AutoHypernet(None, example=()), ArgumentTypeError, "model: is a NoneType"),
-        (lambda: AutoHypernet(model, example=(x, y), noise="none"), ArgumentError, "noise: is 'none'"),
+        (lambda: AutoHypernet(model, example=(x, y), family=Hypernet(noise="none")), ArgumentError, "noise: is 'none'"),
         (lambda: AutoHypernet(model, example=(x, y), init_scale=0.0), ArgumentError, "init_scale: is 0.0"),
-        (lambda: AutoHypernet(model, example=(x, y), estimator=Linearised()), ArgumentError, "independent noise"),
-        (lambda: AutoHypernet(model, example=(x, y), estimator="exact"), ArgumentTypeError, "estimator: is a str"),
+        (
+            lambda: AutoHypernet(model, example=(x, y), family=Hypernet(estimator=Linearised())),
+            ArgumentError,
+            "independent noise",
+        ),
+        (
+            lambda: AutoHypernet(model, example=(x, y), family=Hypernet(estimator="exact")),
+            ArgumentTypeError,
+            "estimator: is a str",
+        ),
         (
             lambda: AutoHypernet(model, example=(x, y), hnet=lambda s: HMLP(s, 4, 0), noise_dim=4),
             ArgumentError,

@@ -74,10 +74,10 @@ def test_scales_reach_maximum_marginal_likelihood(flat, scale):
 
 
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("body", ["hypernet", "mean_field", "low_rank"])
-def test_every_body_accepts_and_trains_them(body, flat):
+@pytest.mark.parametrize("family", ["hypernet", "mean_field", "low_rank"])
+def test_every_family_accepts_and_trains_them(family, flat):
     model, data = learned_bnn(flat=flat)
-    guide = AutoHypernet(model, example=data, body=body)
+    guide = AutoHypernet(model, example=data, family=family)
     assert guide.inducing is not None
     scale = guide.scale.clone()
     first = fit(model, guide, data, steps=20, num_particles=4, progress=False)

@@ -31,7 +31,7 @@ class Case:
     rows: int
     num_inducing: int
     conditional: str | None
-    body: str
+    family: str
     likelihood: str
     noise: float
     dtype: torch.dtype
@@ -63,7 +63,7 @@ class Case:
             rows=count(3, 200),
             num_inducing=count(1, 150),
             conditional=rng.choice(("auto", "last", "all", None)),
-            body=rng.choice(("hypernet", "mean_field", "low_rank")),
+            family=rng.choice(("hypernet", "mean_field", "low_rank")),
             likelihood=likelihood,
             noise=number(1e-3, 10.0),
             dtype=rng.choice((torch.float32, torch.float64)),
@@ -105,7 +105,7 @@ class Case:
 
     def guide(self, model: BayesianModel, data: tuple[Tensor, Tensor]) -> AutoHypernet:
         options: dict[str, Any] = {} if self.conditional is None else {"num_inducing": self.num_inducing}
-        return AutoHypernet(model, example=data, body=self.body, conditional=self.conditional, **options)
+        return AutoHypernet(model, example=data, family=self.family, conditional=self.conditional, **options)
 
 
 def not_finite(case: Case) -> list[str]:
@@ -166,9 +166,9 @@ def test_the_cases_reach_the_ends_of_their_ranges():
     """What the cases are drawn from is what was asked for, and rare combinations do occur."""
     cases = [Case.draw(seed) for seed in range(NUM_CASES)]
     assert {len(case.widths) for case in cases} == {0, 1, 2, 3}
-    assert {(case.body, case.conditional) for case in cases} == {
-        (body, conditional)
-        for body in ("hypernet", "mean_field", "low_rank")
+    assert {(case.family, case.conditional) for case in cases} == {
+        (family, conditional)
+        for family in ("hypernet", "mean_field", "low_rank")
         for conditional in ("auto", "last", "all", None)
     }
     for name, low, high in (("rows", 3, 200), ("num_inducing", 1, 150), ("inputs", 1, 13)):
@@ -180,7 +180,7 @@ def test_the_cases_reach_the_ends_of_their_ranges():
 
 def test_the_check_sees_a_wrong_density(monkeypatch):
     exact = (case for case in map(Case.draw, range(NUM_CASES)) if case.dtype == torch.float64 and case.conditional)
-    case = next(case for case in exact if case.body == "mean_field")
+    case = next(case for case in exact if case.family == "mean_field")
     data = case.data()
     guide = case.guide(case.model(), data)
     assert not density_mismatch(guide, case.dtype)

@@ -22,17 +22,17 @@ from bayeshnet import (
     start_from,
 )
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.families._warm_start import move_body
-from bayeshnet.families.base import Body
+from bayeshnet.families import Family, Hypernet, Mixture, placed
 from bayeshnet.hnets import HMLP, ChunkedHMLP, HPerturbWrapper
-from bayeshnet.infer import Mixture
 from tests.problems import EFFECTS, ERRORS, bnn, eight_schools
 
 GUIDES = {
     "hypernet": lambda model, data: AutoHypernet(model, example=data, conditional=None),
-    "independent": lambda model, data: AutoHypernet(model, example=data, conditional=None, noise="independent"),
-    "mean field": lambda model, data: AutoHypernet(model, example=data, conditional=None, body="mean_field"),
-    "low rank": lambda model, data: AutoHypernet(model, example=data, conditional=None, body="low_rank"),
+    "independent": lambda model, data: AutoHypernet(
+        model, example=data, conditional=None, family=Hypernet(noise="independent")
+    ),
+    "mean field": lambda model, data: AutoHypernet(model, example=data, conditional=None, family="mean_field"),
+    "low rank": lambda model, data: AutoHypernet(model, example=data, conditional=None, family="low_rank"),
     "normal": lambda model, data: AutoHypernetNormal(model, example=data),
     "chunked normal": lambda model, data: AutoHypernetNormal(
         model, example=data, hnet=lambda s: ChunkedHMLP(s, 7, 8, True, cond_in_size=0, layers=(8,), verbose=False)
@@ -232,7 +232,7 @@ def test_a_mixture_shares_the_variance_out(of):
     """Half between its 40 components, half within: means within 4 of their standard errors, and all of it there."""
     torch.manual_seed(0)
     model, data = bnn()
-    guide = AutoHypernet(model, example=data, body=Mixture(40, of=of), conditional=None)
+    guide = AutoHypernet(model, example=data, family=Mixture(of, 40), conditional=None)
     draws = {name: 2.0 + 0.5 * torch.randn(300, *p.shape) for name, p in network().named_parameters()}
     start_from(guide, draws)
     found = guide.sample_posterior(4000)
@@ -243,8 +243,8 @@ def test_a_mixture_shares_the_variance_out(of):
         # Half of the variance is that of 40 places, known to sqrt(2 / 39) of it.
         assert float(ratio.log().mean().abs()) < 4.0 * 0.25 * math.sqrt(2 / 39) / math.sqrt(ratio.numel()) + 0.02
     with torch.no_grad():
-        places = torch.stack([part.distribution().rsample((200,)).mean(0) for part in guide.body.parts()])
-        between = places.std(0) / guide.body.distribution().rsample((4000,)).std(0)
+        places = torch.stack([part.distribution().rsample((200,)).mean(0) for part in guide.family.parts()])
+        between = places.std(0) / guide.family.distribution().rsample((4000,)).std(0)
     assert float(between.square().mean()) == pytest.approx(0.5, abs=0.1)
 
 
@@ -252,7 +252,7 @@ def test_a_mixture_from_a_network():
     """A point has no spread: the components are then around it."""
     torch.manual_seed(0)
     model, data = bnn()
-    guide, net = AutoHypernet(model, example=data, body="mixture"), network()
+    guide, net = AutoHypernet(model, example=data, family="mixture"), network()
     start_from(guide, net)
     found = guide.sample_posterior(2000)["0.weight"].mean(0)
     # The mean of four places, each drawn a tenth of the prior's 1 / sqrt(2) around the network.
@@ -301,13 +301,13 @@ def test_errors():
         with pytest.raises(UsageError, match=match):
             start_from(target, source)
 
-    class Other(Body):
+    class Other(Family):
+        def init_parameters(self, start):
+            self.loc = nn.Parameter(start.mean())
+
         def distribution(self, loc=None, scale=None):
-            return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+            return dist.Normal(*placed(self.loc, torch.ones_like(self.loc), loc, scale)).to_event(1)
 
-        def describe(self):
-            return "other"
-
-    with pytest.raises(UsageError, match="no starting point is known for its body, a Other"):
-        move_body(Other(), torch.zeros(2), torch.ones(2))
+    with pytest.raises(UsageError, match=r"has the family Other, which has no warm_start\(mean, std\)"):
+        start_from(AutoHypernet(model, example=data, family=Other()), good)
     assert not list(pyro.get_param_store().keys())

@@ -153,19 +153,31 @@ def test_it_runs_inside_a_transform():
 @pytest.mark.parametrize(
     ("fct", "error", "message"),
     [
-        (lambda p: [p[0]], ArgumentError, r"returned 1 tensors of shapes \[\[2, 3\]\]; the 2 target_shapes are"),
-        (lambda p: [*p, *p[:1] * 10], ArgumentError, r"returned 13 tensors of shapes \[.*\] and 3 more; the 2 target"),
-        (lambda p: [p[0], p[2]], ArgumentError, r"returned shape \[2, 3\] as tensor 0; target_shapes has \[4, 3\]"),
+        (
+            lambda p: [p[0]],
+            ArgumentError,
+            r"returned 1 tensors of shapes \[\[2, 3\]\]; let it return the 2 target_shapes",
+        ),
+        (
+            lambda p: [*p, *p[:1] * 10],
+            ArgumentError,
+            r"returned 13 tensors of shapes \[.*\] and 3 more; let it return the 2 target",
+        ),
+        (lambda p: [p[0], p[2]], ArgumentError, r"returned shape \[2, 3\] as tensor 0; let it return \[4, 3\]"),
         (
             lambda p: [torch.cat(p[:2]), p[2][None]],
             ArgumentError,
-            r"shape \[1, 2\] as tensor 1; target_shapes has \[2\]",
+            r"shape \[1, 2\] as tensor 1; let it return \[2\]",
         ),
-        (lambda p: None, ArgumentTypeError, "returned NoneType; a list of tensors is expected"),
-        (lambda p: p[0], ArgumentTypeError, "returned Tensor; a list of tensors"),
-        (lambda p: (t for t in p), ArgumentTypeError, "returned generator; a list of tensors"),
-        (lambda p: {"weight": p[0]}, ArgumentTypeError, "returned dict; a list of tensors"),
-        (lambda p: [[p[0]], p[2]], ArgumentTypeError, r"returned a list with \['list', 'Tensor'\]; a list of tensors"),
+        (lambda p: None, ArgumentTypeError, "returned a NoneType; let it return a list of tensors"),
+        (lambda p: p[0], ArgumentTypeError, "returned a Tensor; let it return a list of tensors"),
+        (lambda p: (t for t in p), ArgumentTypeError, "returned a generator; let it return a list of tensors"),
+        (lambda p: {"weight": p[0]}, ArgumentTypeError, "returned a dict; let it return a list of tensors"),
+        (
+            lambda p: [[p[0]], p[2]],
+            ArgumentTypeError,
+            r"returned a list with \['list', 'Tensor'\]; let it return a list of tensors",
+        ),
         (lambda p: [p[0].detach().numpy(), p[2]], ArgumentTypeError, r"returned a list with \['ndarray', 'Tensor'\]"),
         (lambda p: [1.0, p[2]], ArgumentTypeError, r"returned a list with \['float', 'Tensor'\]"),
     ],
@@ -198,7 +210,7 @@ def test_errors_of_the_function_are_its_own(fct, error, message, batch):
 
 @pytest.mark.parametrize("fct", [None, [], "each", 3])
 def test_no_function(fct):
-    with pytest.raises(ArgumentTypeError, match=f"assembly_fct: a function is expected, not {type(fct).__name__}"):
+    with pytest.raises(ArgumentTypeError, match=f"assembly_fct: is an? {type(fct).__name__}; pass a function"):
         Assembler(fct, SHAPES)
 
 

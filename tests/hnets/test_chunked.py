@@ -231,7 +231,7 @@ def test_without_conditional_input_the_inner_network_keeps_no_embeddings():
     assert hnet.internal_hnet.num_known_conds == 0
     assert hnet.num_known_conds == 3
     assert hnet.conditional_param_shapes == [[4, 2]] * 3
-    with pytest.warns(BayeshnetWarning, match="num_cond_embs: 3 embeddings were asked for, but cond_in_size is 0"):
+    with pytest.warns(BayeshnetWarning, match="num_cond_embs: is 3, but cond_in_size is 0, so no embeddings are kept"):
         hnet = mlp(uncond_in_size=2, cond_in_size=0, num_cond_embs=3)
     assert hnet.num_known_conds == 0
 
@@ -277,23 +277,23 @@ def test_empty_and_0d_targets():
     ("kwargs", "error", "message"),
     [
         ({"chunk_size": 0}, ArgumentError, "chunk_size: is 0; give the number of weights in a chunk, at least 1"),
-        ({"chunk_size": -1}, ArgumentError, "chunk_size: -1 was given"),
-        ({"chunk_size": 2.5}, ArgumentTypeError, "chunk_size: an int is expected, not 2.5"),
-        ({"chunk_size": "5"}, ArgumentTypeError, "chunk_size: an int is expected, not '5'"),
+        ({"chunk_size": -1}, ArgumentError, "chunk_size: is -1; pass 0 or more"),
+        ({"chunk_size": 2.5}, ArgumentTypeError, "chunk_size: is 2.5, a float; pass an int"),
+        ({"chunk_size": "5"}, ArgumentTypeError, "chunk_size: is '5', a str; pass an int"),
         ({"chunk_emb_size": 0}, ArgumentError, "chunk_emb_size: is 0, so that all chunks would be the same"),
-        ({"chunk_emb_size": 1.5}, ArgumentTypeError, "chunk_emb_size: an int is expected"),
+        ({"chunk_emb_size": 1.5}, ArgumentTypeError, "chunk_emb_size: is .*; pass an int"),
         (
             {"cond_in_size": 0},
             ArgumentError,
             "uncond_in_size: and cond_in_size are both 0; .* use cond_chunk_embs=True",
         ),
-        ({"cond_in_size": -1}, ArgumentError, "cond_in_size: -1 was given; 0 or more"),
-        ({"num_cond_embs": -1}, ArgumentError, "num_cond_embs: -1 was given"),
-        ({"num_cond_embs": 2.0}, ArgumentTypeError, "num_cond_embs: an int is expected"),
-        ({"target_shapes": [3, 2]}, ArgumentTypeError, r"target_shapes: a list of shapes .* not \[3, 2\]"),
+        ({"cond_in_size": -1}, ArgumentError, "cond_in_size: is -1; pass 0 or more"),
+        ({"num_cond_embs": -1}, ArgumentError, "num_cond_embs: is -1; pass 0 or more"),
+        ({"num_cond_embs": 2.0}, ArgumentTypeError, "num_cond_embs: is .*; pass an int"),
+        ({"target_shapes": [3, 2]}, ArgumentTypeError, r"target_shapes: is \[3, 2\], a list; pass a list of shapes"),
         ({"target_shapes": []}, ArgumentError, "target_shapes: is empty"),
-        ({"layers": (5, 0)}, ArgumentError, r"layers: \[5, 0\] has a width below 1"),
-        ({"dropout_rate": 2}, ArgumentError, "dropout_rate: 2 was given"),
+        ({"layers": (5, 0)}, ArgumentError, r"layers: is \[5, 0\], with a width below 1; pass"),
+        ({"dropout_rate": 2}, ArgumentError, "dropout_rate: is 2; pass a number in"),
     ],
 )
 def test_refused_configurations(kwargs, error, message):
@@ -306,28 +306,40 @@ def test_refused_configurations(kwargs, error, message):
     [
         (lambda h, z: h(z), ArgumentError, r"cond_input: a condition is required; pass cond_id \(0..2\) or cond_input"),
         (lambda h, z: h(cond_id=1), ArgumentError, r"uncond_input: is required; pass a tensor \[batch, 2\]"),
-        (lambda h, z: h(z[0], cond_id=1), ArgumentError, r"uncond_input: has shape \[2\], .* uncond_input\[None\]"),
-        (lambda h, z: h(z, z[0]), ArgumentError, r"cond_input: has shape \[2\], .* cond_input\[None\]"),
-        (lambda h, z: h(z, z), ArgumentError, r"cond_input: has shape \[4, 2\], but the last dimension has to be 3"),
+        (
+            lambda h, z: h(z[0], cond_id=1),
+            ArgumentError,
+            r"uncond_input: has shape \[2\]; pass a tensor .* uncond_input\[None\]",
+        ),
+        (lambda h, z: h(z, z[0]), ArgumentError, r"cond_input: has shape \[2\]; pass a tensor .* cond_input\[None\]"),
+        (
+            lambda h, z: h(z, z),
+            ArgumentError,
+            r"cond_input: has shape \[4, 2\]; pass a tensor with 3 as the last dimension",
+        ),
         (lambda h, z: h(z, torch.ones(4, 3), 1), ArgumentError, "cond_id: excludes cond_input"),
         (lambda h, z: h(z, cond_id=3), ArgumentError, "cond_id: 3 does not exist; .* conditions 0..2"),
-        (lambda h, z: h(z, cond_id=1.0), ArgumentTypeError, "cond_id: an int, a list of ints"),
+        (lambda h, z: h(z, cond_id=1.0), ArgumentTypeError, "cond_id: is .*; pass an int, a list of ints"),
         (
             lambda h, z: h(z, cond_id=[0, 1]),
             ArgumentError,
             r"batch sizes do not match \(uncond_input has 4, cond_id has 2",
         ),
-        (lambda h, z: h(z, cond_id=1, ret_format="list"), ArgumentError, "ret_format: 'list' is unknown"),
-        (lambda h, z: h(z, cond_id=1, weights=[z]), ArgumentError, "weights: a list of 1 tensors .* pass a list of 8"),
+        (lambda h, z: h(z, cond_id=1, ret_format="list"), ArgumentError, "ret_format: is 'list'; pass one of"),
+        (
+            lambda h, z: h(z, cond_id=1, weights=[z]),
+            ArgumentError,
+            "weights: is a list of 1 tensors; pass a list of 8",
+        ),
         (
             lambda h, z: h(z, cond_id=1, weights={"chunk_embs": z}),
             ArgumentError,
-            r"weights: a dict with the keys \['chunk_embs'\] was given; at least one of \['uncond_weights', 'cond_",
+            r"weights: is a dict with the keys \['chunk_embs'\]; pass at least one of \['uncond_weights', 'cond_",
         ),
-        (lambda h, z: h.get_chunk_emb(4), ArgumentError, r"chunk_id: 4 does not exist; the chunks are 0..3"),
-        (lambda h, z: h.get_chunk_emb(-1), ArgumentError, "chunk_id: -1 was given; 0 or more"),
-        (lambda h, z: h.get_chunk_emb("1"), ArgumentTypeError, "chunk_id: an int is expected, not '1'"),
-        (lambda h, z: h.get_chunk_emb([0, 1]), ArgumentTypeError, "chunk_id: an int is expected"),
+        (lambda h, z: h.get_chunk_emb(4), ArgumentError, r"chunk_id: is 4; pass a chunk in 0..3"),
+        (lambda h, z: h.get_chunk_emb(-1), ArgumentError, "chunk_id: is -1; pass 0 or more"),
+        (lambda h, z: h.get_chunk_emb("1"), ArgumentTypeError, "chunk_id: is '1', a str; pass an int"),
+        (lambda h, z: h.get_chunk_emb([0, 1]), ArgumentTypeError, "chunk_id: is .*; pass an int"),
         (
             lambda h, z: h.get_chunk_emb(cond_id=1),
             ArgumentError,
@@ -358,10 +370,14 @@ COND = torch.ones(4, 3, dtype=torch.float64)
         (
             {"chunk_embs": torch.ones(4, 3, 2), "cond_input": COND},
             ArgumentError,
-            r"weights\['chunk_embs'\]: has shape \[4, 3, 2\]; \[batch, 4, 2\] is expected",
+            r"weights\['chunk_embs'\]: has shape \[4, 3, 2\]; pass a tensor \[batch, 4, 2\]",
         ),
-        ({"chunk_embs": torch.ones(4, 2), "cond_input": COND}, ArgumentError, r"has shape \[4, 2\]; \[batch, 4, 2\]"),
-        ({"chunk_embs": [1.0], "cond_input": COND}, ArgumentTypeError, "'chunk_embs'.: a tensor is expected, not list"),
+        (
+            {"chunk_embs": torch.ones(4, 2), "cond_input": COND},
+            ArgumentError,
+            r"has shape \[4, 2\]; pass a tensor \[batch, 4, 2\]",
+        ),
+        ({"chunk_embs": [1.0], "cond_input": COND}, ArgumentTypeError, "'chunk_embs'.: is a list; pass a tensor"),
         (
             {"chunk_embs": torch.ones(2, 4, 2), "cond_input": COND},
             ArgumentError,
@@ -382,7 +398,7 @@ def test_refused_access(conditional):
         conditional.get_chunk_emb(1)
     with pytest.raises(ArgumentError, match="cond_id: 9 does not exist"):
         conditional.get_chunk_emb(1, 9)
-    with pytest.raises(ArgumentError, match="cond_id: one condition is expected, not 2"):
+    with pytest.raises(ArgumentError, match="cond_id: has 2 conditions; pass one"):
         conditional.get_chunk_emb(1, [0, 1])
     with pytest.raises(UsageError, match="get_chunk_emb: with no_uncond_weights=True .* kept by the caller"):
         mlp(no_uncond_weights=True).get_chunk_emb()

@@ -126,19 +126,19 @@ def test_forms_of_kernel_size(kernel_size, kernels):
 @pytest.mark.parametrize(
     ("kernel_size", "error", "message"),
     [
-        (0, ArgumentError, "0 has an entry below 1"),
-        ((3, -1), ArgumentError, r"\(3, -1\) has an entry below 1"),
+        (0, ArgumentError, "is or has 0, with an entry below 1"),
+        ((3, -1), ArgumentError, r"is or has \(3, -1\), with an entry below 1"),
         (
             [3],
             ArgumentError,
-            r"is a list of 1 entries; one for each of the 2 transposed convolutions \(num_layers - 1\)",
+            r"is a list of 1 entries; pass one for each of the 2 transposed convolutions \(num_layers - 1\)",
         ),
         ([3, 3, 3], ArgumentError, "is a list of 3 entries"),
-        ((3, 3, 3), ArgumentTypeError, r"a number or a tuple \(k_x, k_y\) is expected, not \(3, 3, 3\)"),
-        (2.5, ArgumentTypeError, "not 2.5"),
-        ("3", ArgumentTypeError, "not '3'"),
-        (None, ArgumentTypeError, "not None"),
-        (True, ArgumentTypeError, "not True"),
+        ((3, 3, 3), ArgumentTypeError, r"is or has \(3, 3, 3\), a tuple; pass a number or a tuple \(k_x, k_y\)"),
+        (2.5, ArgumentTypeError, "is or has 2.5, a"),
+        ("3", ArgumentTypeError, "is or has '3', a"),
+        (None, ArgumentTypeError, "is or has None, a"),
+        (True, ArgumentTypeError, "is or has True, a"),
     ],
 )
 def test_refused_kernel_sizes(kernel_size, error, message):
@@ -165,10 +165,10 @@ def test_the_shape_that_the_error_gives_would_do(shape, num_outputs):
     if num_pixels >= num_outputs:
         assert read_image_shape(shape, num_outputs)[: len(shape)] == shape
         return
-    message = f"has {num_pixels} pixels, but there are {num_outputs} weights; .* would do"
+    message = f"has {num_pixels} pixels for {num_outputs} weights; pass .* or larger"
     with pytest.raises(ArgumentError, match=message) as caught:
         read_image_shape(shape, num_outputs)
-    found = str(caught.value).split("; ")[1].removesuffix(" would do.")
+    found = str(caught.value).split("; pass ")[1].removesuffix(" or larger.")
     suggested = tuple(int(n) for n in found.strip("()").split(","))
     assert len(suggested) == len(shape)
     read_image_shape(suggested, num_outputs)

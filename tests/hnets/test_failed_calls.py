@@ -46,7 +46,7 @@ def test_another_dtype(case):
         with pytest.raises(ArgumentTypeError, match=f"{name}: has dtype torch.float32, .* have torch.float64"):
             call(make().double(), Z)
         assert call(make().double(), Z.double()) is not None
-    with pytest.raises(ArgumentTypeError, match=f"{name}: a floating-point tensor is expected, not torch.int64"):
+    with pytest.raises(ArgumentTypeError, match=f"{name}: has dtype torch.int64; pass a floating-point tensor"):
         call(make(), Z.long())
 
 

@@ -211,21 +211,21 @@ def test_normal_distribution(init):
 
 @pytest.mark.parametrize("init", [init_conditional_embeddings, init_chunk_embeddings])
 def test_refused_arguments(init):
-    with pytest.raises(ArgumentTypeError, match=r"hnet: a hypernetwork \(HyperNetInterface\) is expected, not Linear"):
+    with pytest.raises(ArgumentTypeError, match=r"hnet: is a Linear; pass a hypernetwork \(HyperNetInterface\)"):
         init(nn.Linear(2, 2))
-    with pytest.raises(ArgumentError, match="normal_std: is -1; 0 or more is expected"):
+    with pytest.raises(ArgumentError, match="normal_std: is -1; pass 0 or more"):
         init(chunked(), normal_std=-1)
-    with pytest.raises(ArgumentTypeError, match="init_fct: a function is expected, not int"):
+    with pytest.raises(ArgumentTypeError, match="init_fct: is an int; pass a function"):
         init(chunked(), init_fct=3)
 
 
 def test_refused_conditions():
-    with pytest.raises(ArgumentTypeError, match="hnet: a hypernetwork"):
+    with pytest.raises(ArgumentTypeError, match="hnet: is an int; pass a hypernetwork"):
         get_conditional_parameters(3, 0)
     for wrong in (CONDS, -1):
         with pytest.raises(ArgumentError, match=f"cond_id: {wrong} does not exist; .* conditions 0..2"):
             get_conditional_parameters(container(), wrong)
-    with pytest.raises(ArgumentError, match="cond_id: one condition is expected, not 2"):
+    with pytest.raises(ArgumentError, match="cond_id: has 2 conditions; pass one"):
         get_conditional_parameters(container(), [0, 1])
-    with pytest.raises(ArgumentTypeError, match="cond_id: an int"):
+    with pytest.raises(ArgumentTypeError, match="cond_id: is .*; pass an int"):
         get_conditional_parameters(container(), "0")

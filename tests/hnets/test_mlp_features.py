@@ -69,7 +69,7 @@ def test_first_rows_of_the_head(hnet):
         else:
             torch.testing.assert_close(first_bias, bias[:rows])
     for wrong in (-1, 10):
-        with pytest.raises(ArgumentError, match=rf"rows: {wrong} is not in 0\.\.9"):
+        with pytest.raises(ArgumentError, match=rf"rows: is {wrong}; pass a number in 0\.\.9"):
             hnet.head(rows=wrong)
 
 
@@ -138,7 +138,9 @@ def test_refused_inputs():
     for method in (hnet.features, hnet.feature_jacobian):
         with pytest.raises(ArgumentError, match=r"uncond_input: has shape \[1, 3\]"):
             method(torch.ones(1, 3), cond_id=0)
-        with pytest.raises(ArgumentTypeError, match="uncond_input: a floating-point tensor"):
+        with pytest.raises(
+            ArgumentTypeError, match="uncond_input: has dtype torch.int64; pass a floating-point tensor"
+        ):
             method(torch.ones(1, 2, dtype=torch.int64), cond_id=0)
         with pytest.raises(ArgumentError, match="cond_input: a condition is required"):
             method(torch.ones(1, 2))
@@ -150,5 +152,7 @@ def test_refused_inputs():
         hnet.features(cond_id=0)
     with pytest.raises(ArgumentError, match=r"uncond_input: has shape \[2\]"):
         hnet.feature_jacobian(torch.ones(2), cond_id=0)
-    with pytest.raises(ArgumentError, match=r"uncond_input: has shape \[\], but the last dimension has to be 2"):
+    with pytest.raises(
+        ArgumentError, match=r"uncond_input: has shape \[\]; pass a tensor with 2 as the last dimension"
+    ):
         hnet.features(torch.tensor(1.0), cond_id=0)

@@ -138,7 +138,7 @@ def test_rules_of_num_cond_embs():
         by_input = HMLP([[3]], 0, 4, num_cond_embs=0)
         assert by_input.num_known_conds == 0
         assert by_input(cond_input=torch.ones(1, 4))[0].shape == (3,)
-    with pytest.warns(BayeshnetWarning, match="num_cond_embs: 3 embeddings were asked for, but cond_in_size is 0"):
+    with pytest.warns(BayeshnetWarning, match="num_cond_embs: is 3, but cond_in_size is 0, so no embeddings are kept"):
         assert HMLP([[3]], 2, 0, num_cond_embs=3).num_known_conds == 0
 
 
@@ -148,7 +148,7 @@ def test_get_cond_in_emb():
     for wrong in (2, -1):
         with pytest.raises(ArgumentError, match=f"cond_id: {wrong} does not exist"):
             hnet.get_cond_in_emb(wrong)
-    with pytest.raises(ArgumentError, match="cond_id: one condition is expected"):
+    with pytest.raises(ArgumentError, match="cond_id: has 2 conditions; pass one"):
         hnet.get_cond_in_emb([0, 1])
     with pytest.raises(UsageError, match="no_cond_weights=True the embeddings are kept by the caller"):
         HMLP([[3]], no_cond_weights=True).get_cond_in_emb(0)
@@ -160,18 +160,18 @@ def test_get_cond_in_emb():
         ({"target_shapes": []}, "target_shapes: is empty"),
         ({"target_shapes": [3]}, r"target_shapes: .* list of shapes"),
         ({"target_shapes": [[3, -1]]}, "target_shapes: .* negative"),
-        ({"uncond_in_size": -1}, "uncond_in_size: -1 was given; 0 or more"),
-        ({"cond_in_size": -1}, "cond_in_size: -1 was given"),
-        ({"num_cond_embs": -1}, "num_cond_embs: -1 was given"),
+        ({"uncond_in_size": -1}, "uncond_in_size: is -1; pass 0 or more"),
+        ({"cond_in_size": -1}, "cond_in_size: is -1; pass 0 or more"),
+        ({"num_cond_embs": -1}, "num_cond_embs: is -1; pass 0 or more"),
         ({"cond_in_size": 0}, "uncond_in_size: and cond_in_size are both 0"),
-        ({"layers": (4, 0)}, r"layers: \[4, 0\] has a width below 1"),
-        ({"dropout_rate": 1.5}, "dropout_rate: 1.5 was given"),
-        ({"dropout_rate": -0.5}, "dropout_rate: -0.5 was given"),
-        ({"dropout_rate": None}, "dropout_rate: a number is expected, not None"),
-        ({"layers": 5}, "layers: a list of widths such as"),
-        ({"layers": (5, 2.5)}, "layers: an int is expected, not 2.5"),
-        ({"activation_fn": "relu"}, "activation_fn: a function such as torch.relu"),
-        ({"activation_fn": torch.nn.ReLU}, "activation_fn: a function such as torch.relu"),
+        ({"layers": (4, 0)}, r"layers: is \[4, 0\], with a width below 1; pass"),
+        ({"dropout_rate": 1.5}, "dropout_rate: is 1.5; pass a number in"),
+        ({"dropout_rate": -0.5}, "dropout_rate: is -0.5; pass a number in"),
+        ({"dropout_rate": None}, "dropout_rate: is None, a NoneType; pass a number"),
+        ({"layers": 5}, "layers: is 5, an int; pass a list of widths such as"),
+        ({"layers": (5, 2.5)}, "layers: is 2.5, a float; pass an int"),
+        ({"activation_fn": "relu"}, "activation_fn: is .*; pass a function such as torch.relu"),
+        ({"activation_fn": torch.nn.ReLU}, "activation_fn: is .*; pass a function such as torch.relu"),
     ],
 )
 def test_refused_configurations(kwargs, message):

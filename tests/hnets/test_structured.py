@@ -206,7 +206,7 @@ def test_it_logs_at_info_if_verbose(caplog, capsys):
         "Created HMLP: 60 outputs, 17260 unconditional and 0 conditional weights.",
     ]
     assert capsys.readouterr() == ("", "")
-    with pytest.warns(BayeshnetWarning, match="num_cond_embs: 3 embeddings were asked for, but cond_in_size is 0"):
+    with pytest.warns(BayeshnetWarning, match="num_cond_embs: is 3, but cond_in_size is 0, so no embeddings are kept"):
         build(uncond_in_size=2, cond_in_size=0, num_cond_embs=3)
 
 
@@ -216,41 +216,57 @@ def test_it_logs_at_info_if_verbose(caplog, capsys):
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"chunk_shapes": [[3], [10, 5]]}, ArgumentTypeError, r"chunk_shapes: a list of shapes .* not \[3\]"),
+        ({"chunk_shapes": [[3], [10, 5]]}, ArgumentTypeError, r"chunk_shapes: is \[3\], a list; pass a list of shapes"),
         ({"chunk_shapes": []}, ArgumentError, "chunk_shapes: is empty; describe at least one internal network"),
-        ({"chunk_shapes": 3}, ArgumentTypeError, "chunk_shapes: a list is expected, not 3"),
-        ({"chunk_shapes": [[[3]]]}, ArgumentError, "num_per_chunk: has 2 entries; one for each of the 1 chunk_shapes"),
-        ({"num_per_chunk": 2}, ArgumentTypeError, "num_per_chunk: a list is expected, not 2"),
-        ({"num_per_chunk": [2]}, ArgumentError, "num_per_chunk: has 1 entries; one for each of the 2 chunk_shapes"),
-        ({"num_per_chunk": [2, 0]}, ArgumentError, r"num_per_chunk\[1\]: is 0; give at least 1"),
-        ({"num_per_chunk": [2, 1.5]}, ArgumentTypeError, r"num_per_chunk\[1\]: an int is expected"),
-        ({"chunk_emb_sizes": [4]}, ArgumentError, "chunk_emb_sizes: has 1 entries; one for each of the 2"),
+        ({"chunk_shapes": 3}, ArgumentTypeError, "chunk_shapes: is 3, an int; pass a list"),
+        (
+            {"chunk_shapes": [[[3]]]},
+            ArgumentError,
+            "num_per_chunk: has 2 entries; pass one for each of the 1 chunk_shapes",
+        ),
+        ({"num_per_chunk": 2}, ArgumentTypeError, "num_per_chunk: is 2, an int; pass a list"),
+        (
+            {"num_per_chunk": [2]},
+            ArgumentError,
+            "num_per_chunk: has 1 entries; pass one for each of the 2 chunk_shapes",
+        ),
+        ({"num_per_chunk": [2, 0]}, ArgumentError, r"num_per_chunk\[1\]: is 0; pass at least 1"),
+        ({"num_per_chunk": [2, 1.5]}, ArgumentTypeError, r"num_per_chunk\[1\]: is .*; pass an int"),
+        ({"chunk_emb_sizes": [4]}, ArgumentError, "chunk_emb_sizes: has 1 entries; pass one for each of the 2"),
         (
             {"chunk_emb_sizes": 0},
             ArgumentError,
             r"chunk_emb_sizes\[0\]: is 0, so that the 2 chunks .* would be the same",
         ),
-        ({"chunk_emb_sizes": [4, -1]}, ArgumentError, r"chunk_emb_sizes\[1\]: -1 was given"),
-        ({"chunk_emb_sizes": 2.5}, ArgumentTypeError, "chunk_emb_sizes: a list is expected, not 2.5"),
-        ({"hmlp_kwargs": None}, ArgumentTypeError, "hmlp_kwargs: a list is expected, not None"),
-        ({"hmlp_kwargs": [{}]}, ArgumentError, "hmlp_kwargs: has 1 entries; one for each of the 2"),
-        ({"hmlp_kwargs": [{}, 3]}, ArgumentTypeError, "hmlp_kwargs: a dict, or a list of dicts, is expected, not 3"),
+        ({"chunk_emb_sizes": [4, -1]}, ArgumentError, r"chunk_emb_sizes\[1\]: is -1; pass 0 or more"),
+        ({"chunk_emb_sizes": 2.5}, ArgumentTypeError, "chunk_emb_sizes: is 2.5, a float; pass a list"),
+        ({"hmlp_kwargs": None}, ArgumentTypeError, "hmlp_kwargs: is None, a NoneType; pass a list"),
+        ({"hmlp_kwargs": [{}]}, ArgumentError, "hmlp_kwargs: has 1 entries; pass one for each of the 2"),
+        (
+            {"hmlp_kwargs": [{}, 3]},
+            ArgumentTypeError,
+            "hmlp_kwargs: is or has 3, an int; pass a dict, or a list of dicts",
+        ),
         *(
             (
                 {"hmlp_kwargs": {key: 1}},
                 ArgumentError,
-                f"hmlp_kwargs: '{key}' is decided by StructuredHMLP, by its argument",
+                f"hmlp_kwargs: has the key '{key}', which is decided by StructuredHMLP, by its argument",
             )
             for key in ("uncond_in_size", "cond_in_size", "no_uncond_weights", "no_cond_weights", "num_cond_embs")
         ),
-        ({"hmlp_kwargs": {"layrs": 3}}, ArgumentError, "hmlp_kwargs: 'layrs' is unknown; accepted keys are layers, "),
-        ({"assembly_fct": None}, ArgumentTypeError, "assembly_fct: a function is expected, not NoneType"),
+        (
+            {"hmlp_kwargs": {"layrs": 3}},
+            ArgumentError,
+            "hmlp_kwargs: has the key 'layrs', which is unknown; pass layers, ",
+        ),
+        ({"assembly_fct": None}, ArgumentTypeError, "assembly_fct: is a NoneType; pass a function"),
         (
             {"cond_in_size": 0},
             ArgumentError,
             "uncond_in_size: and cond_in_size are both 0; .* use cond_chunk_embs=True",
         ),
-        ({"uncond_in_size": -1}, ArgumentError, "uncond_in_size: -1 was given"),
+        ({"uncond_in_size": -1}, ArgumentError, "uncond_in_size: is -1; pass 0 or more"),
         (
             {"cond_chunk_embs": True, "chunk_emb_sizes": 0, "num_per_chunk": [1, 1]},
             ArgumentError,
@@ -284,15 +300,15 @@ COND, EMBS = torch.ones(4, 3, dtype=torch.float64), [torch.ones(4, 2, 4), torch.
         ({"cond_id": 3}, None, ArgumentError, "cond_id: 3 does not exist"),
         ({"cond_id": 1}, EMBS, ArgumentError, "weights.'chunk_embs'.: excludes cond_id"),
         ({}, EMBS, ArgumentError, "cond_input: a condition is required"),
-        ({"cond_input": COND}, EMBS[0], ArgumentError, "weights.'chunk_embs'.: a list of 2 tensors"),
-        ({"cond_input": COND}, EMBS[:1], ArgumentError, "weights.'chunk_embs'.: a list of 2 tensors"),
+        ({"cond_input": COND}, EMBS[0], ArgumentError, "weights.'chunk_embs'.: is .*; pass a list of 2 tensors"),
+        ({"cond_input": COND}, EMBS[:1], ArgumentError, "weights.'chunk_embs'.: is .*; pass a list of 2 tensors"),
         (
             {"cond_input": COND},
             [EMBS[0], EMBS[1][0]],
             ArgumentError,
-            r"weights\['chunk_embs'\]\[1\]: has shape \[3, 2\]; \['batch', 3, 2\] is expected",
+            r"weights\['chunk_embs'\]\[1\]: has shape \[3, 2\]; pass a tensor \['batch', 3, 2\]",
         ),
-        ({"cond_input": COND}, [EMBS[0], 3], ArgumentTypeError, r"'chunk_embs'\]\[1\]: a tensor is expected, not int"),
+        ({"cond_input": COND}, [EMBS[0], 3], ArgumentTypeError, r"'chunk_embs'\]\[1\]: is an int; pass a tensor"),
         (
             {"cond_input": COND},
             [EMBS[0], EMBS[1][:2]],
@@ -309,7 +325,7 @@ def test_refused_chunk_embeddings(kwargs, embs, error, message):
 
 def test_other_refusals():
     shared = build(num_cond_embs=3)
-    with pytest.raises(ArgumentError, match=r"weights: a dict with the keys \['chunk_embs'\] was given"):
+    with pytest.raises(ArgumentError, match=r"weights: is a dict with the keys \['chunk_embs'\]; pass"):
         shared(cond_id=0, weights={"chunk_embs": EMBS})
     with pytest.raises(ArgumentError, match="cond_id: was given, but all conditions share the chunk embeddings"):
         shared.get_chunk_embs(0)
@@ -318,11 +334,11 @@ def test_other_refusals():
         conditional.get_chunk_embs()
     with pytest.raises(ArgumentError, match="cond_id: 5 does not exist"):
         conditional.get_chunk_embs(5)
-    with pytest.raises(ArgumentError, match="cond_id: one condition is expected, not 2"):
+    with pytest.raises(ArgumentError, match="cond_id: has 2 conditions; pass one"):
         conditional.get_chunk_embs([0, 1])
     with pytest.raises(UsageError, match="get_chunk_embs: with no_uncond_weights=True .* kept by the caller"):
         build(no_uncond_weights=True).get_chunk_embs()
     with pytest.raises(UsageError, match="get_chunk_embs: with no_cond_weights=True"):
         build(no_cond_weights=True, cond_chunk_embs=True).get_chunk_embs(0)
-    with pytest.raises(ArgumentError, match=r"assembly_fct: returned 8 tensors .* the 6 target_shapes are"):
+    with pytest.raises(ArgumentError, match=r"assembly_fct: returned 8 tensors .* the 6 target_shapes"):
         build(assembly_fct=each)(cond_id=0)

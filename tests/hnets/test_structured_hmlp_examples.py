@@ -230,7 +230,7 @@ def test_errors():
     with pytest.raises(ArgumentError, match="use_context_mod=False"):
         wrn_chunking(WRN(**WIDE, use_context_mod=True))
     _, _, assembly = resnet_chunking(resnet)
-    with pytest.raises(ArgumentError, match="list_of_chunks: has 1 chunks; this chunking makes 14, the sum"):
+    with pytest.raises(ArgumentError, match="list_of_chunks: has 1 chunks; pass 14, the sum"):
         assembly([[torch.ones(1)]])
 
 

@@ -79,7 +79,7 @@ def test_linear_regression(outputs, learn, num_inducing, dtype, options):
     likelihood = likelihoods.Normal(scale=torch.tensor(1.0 if learn else 0.3, dtype=dtype), learn=learn)
     model = BayesianModel(net.to(dtype), likelihood=likelihood)
     guide = AutoHypernet(model, example=(x, y), num_inducing=num_inducing)
-    assert guide.body is None
+    assert guide.family is None
     fit(model, guide, (x, y), **options, progress=False)
     posterior = guide.get_posterior()
     with torch.no_grad():
@@ -89,8 +89,8 @@ def test_linear_regression(outputs, learn, num_inducing, dtype, options):
     assert_kl_per_dimension(gaps, draws.shape[1])
 
 
-@pytest.mark.parametrize("body", ["hypernet", "mean_field"])
-def test_linear_regression_with_latent_noise(body):
+@pytest.mark.parametrize("family", ["hypernet", "mean_field"])
+def test_linear_regression_with_latent_noise(family):
     """All of the posterior, noise and weights, by quadrature over the noise scale.
 
     The spread of the weights is proportional to the noise, so a guide that draws them independently of it is off by the
@@ -100,7 +100,7 @@ def test_linear_regression_with_latent_noise(body):
     zero = torch.zeros((), dtype=torch.float64)
     prior = dist.LogNormal(zero - 1.0, zero + 1.0)
     model = BayesianModel(nn.Linear(2, 2).double(), likelihood=likelihoods.Normal(scale=prior))
-    guide = AutoHypernet(model, example=(x, y), body=body, num_inducing=60)
+    guide = AutoHypernet(model, example=(x, y), family=family, num_inducing=60)
     fit(model, guide, (x, y), steps=400, lr=0.02, num_particles=8, progress=False)
     posterior = guide.get_posterior()
     with torch.no_grad():

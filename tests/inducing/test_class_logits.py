@@ -60,7 +60,7 @@ def test_draw_and_density_agree(num, conditional, prior):
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, num))
     model, data = classes(num, net=net, prior=PRIORS[prior](num), dtype=torch.float64)
-    guide = AutoHypernet(model, example=data, conditional=conditional, body="mean_field", num_candidates=1)
+    guide = AutoHypernet(model, example=data, conditional=conditional, family="mean_field", num_proposals=1)
     assert (guide.inducing.common is None) == (prior == "other scales")
     fit(model, guide, data, steps=20, progress=False)
     posterior = guide.get_posterior()

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, load, predict, priors, save
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.guides._building import unconditional
 from bayeshnet.hnets import HMLP
 from bayeshnet.mnets import MLP
 from tests.problems import EFFECTS, ERRORS, bnn, eight_schools
-from tests.scenarios import BODIES, EXACT_BODIES
+from tests.scenarios import EXACT_FAMILIES, FAMILIES
 
 
 def regression(net, outputs=1, *, rows=40, inputs=2, dtype=torch.float32, prior=None, **options):
@@ -45,7 +46,7 @@ def test_linear_regression_is_exact(num_inducing):
     """KL of the guide to the exact posterior below 0.01 nats per dimension; with few points it has to be found."""
     model, (x, y) = regression(nn.Linear(2, 1))
     guide = AutoHypernet(model, example=(x, y), num_inducing=num_inducing)
-    assert guide.body is None
+    assert guide.family is None
     fit(model, guide, (x, y), steps=1500 if num_inducing else 300, lr=0.03, progress=False)
     scale = torch.tensor([1 / math.sqrt(2), 1 / math.sqrt(2), 1.0])
     exact = torch.distributions.MultivariateNormal(*exact_posterior(x, y, scale, 0.1))
@@ -56,20 +57,20 @@ def test_linear_regression_is_exact(num_inducing):
     assert float(gaps.mean()) > -4 * float(gaps.std()) / math.sqrt(20_000)
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("conditional", ["last", "all", ["2", "4"]])
-def test_draw_and_density_agree(body, conditional):
-    """At foreign values the density is found again from the values alone."""
+def test_draw_and_density_agree(family, conditional):
+    """At values that were not sampled here the density is found again from the values alone."""
     net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
     model, data = regression(net, 2, dtype=torch.float64)
-    guide = AutoHypernet(model, example=data, body=BODIES[body], conditional=conditional, num_inducing=7)
+    guide = AutoHypernet(model, example=data, family=FAMILIES[family], conditional=conditional, num_inducing=7)
     fit(model, guide, data, steps=5, num_particles=3, progress=False)
     posterior = guide.get_posterior().expand((3,))
     draws = posterior.rsample((4,))
     own = posterior.log_prob(draws)
     assert own.shape == (4, 3)
     torch.testing.assert_close(posterior.log_prob(draws.clone() + 0.0), own)
-    if body in EXACT_BODIES or guide.body is None:
+    if family in EXACT_FAMILIES or guide.family is None:
         fresh = guide.get_posterior()  # it has drawn nothing yet
         torch.testing.assert_close(fresh.log_prob(draws.reshape(12, -1)).reshape(4, 3), own, rtol=1e-6, atol=1e-6)
 
@@ -86,15 +87,16 @@ def test_any_gaussian_prior(prior, bias):
     """The density integrates what the prior says: with precisions 0 the layer is its prior."""
     net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2, bias=bias))
     model, data = regression(net, 2, dtype=torch.float64, prior=prior)
-    guide = AutoHypernet(model, example=data, body="mean_field", num_inducing=6)
+    guide = AutoHypernet(model, example=data, family="mean_field", num_inducing=6)
     with torch.no_grad():
         guide.inducing.points[0].log_precision.fill_(-60.0)
     posterior = guide.get_posterior()
     draws = posterior.rsample((3,))
     layer = [fn for name, fn in model.weight_priors().items() if name.startswith("2.")]
     parts = draws.split([fn.event_shape.numel() for fn in model.weight_priors().values()], -1)[2:]
-    body = guide.body.distribution(*(guide._of_body(t) for t in (guide.loc, guide.scale)))
-    expected = body.log_prob(draws[:, :12])
+    layout = posterior.layout
+    family = guide.family.distribution(*(unconditional(t, layout) for t in (guide.loc, guide.scale)))
+    expected = family.log_prob(draws[:, :12])
     for fn, part in zip(layer, parts, strict=True):
         expected = expected + fn.log_prob(part.reshape(3, *fn.event_shape))
     torch.testing.assert_close(posterior.log_prob(draws), expected)
@@ -104,7 +106,7 @@ def test_any_gaussian_prior(prior, bias):
 def test_pseudo_targets_are_met():
     """With high precisions every drawn network passes through the pseudo-targets."""
     model, (x, y) = regression(MLP(2, 1, (30,), activation_fn=nn.Tanh()))
-    guide = AutoHypernet(model, example=(x, y), num_inducing=8, body="mean_field")
+    guide = AutoHypernet(model, example=(x, y), num_inducing=8, family="mean_field")
     with torch.no_grad():
         guide.inducing.points[0].log_precision.fill_(math.log(1e10))
     points = guide.inducing.inputs.detach()
@@ -114,11 +116,11 @@ def test_pseudo_targets_are_met():
 
 
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("body", BODIES)
-def test_elbos_agree_and_rise(body, flat):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_elbos_agree_and_rise(family, flat):
     model, data = bnn(flat=flat)
-    guide = AutoHypernet(model, example=data, body=BODIES[body])
-    steps = 40 if body == "mixture of hypernetworks" else 200  # each takes many times as long
+    guide = AutoHypernet(model, example=data, family=FAMILIES[family])
+    steps = 40 if family == "mixture of hypernetworks" else 200  # each takes many times as long
     history = fit(model, guide, data, steps=steps, num_particles=8, progress=False)
     assert sum(history.losses[-20:]) < sum(history.losses[:20])
     options = {"num_particles": 100, "vectorize_particles": True}
@@ -250,13 +252,13 @@ def test_fit_gives_a_copy_its_model_back():
         torch.manual_seed(1)
         fit(model, each, (x, y), steps=100, progress=False)
     assert twin.original_model is model
-    assert torch.equal(twin.candidate_power, guide.candidate_power)
+    assert torch.equal(twin.tempering_exponent, guide.tempering_exponent)
     for name, value in guide.state_dict().items():
         torch.testing.assert_close(twin.state_dict()[name], value)
 
 
 def test_inferred_noise_after_a_loop_of_ones_own():
-    """Nobody has calibrated the candidates then, so they must not tilt the noise: 2.6 for a precision of about 2 once.
+    """Nobody has calibrated resampling then, so it must not tilt the noise: 2.6 for a precision of about 2 once.
 
     The guide's log-normal has a variational error of some percent; the mean of 4000 draws one of 0.5 %.
     """
@@ -265,7 +267,7 @@ def test_inferred_noise_after_a_loop_of_ones_own():
     y = x @ torch.tensor([1.0, -0.5, 0.0]) + 0.7 * noise
     model = BayesianModel(nn.Linear(3, 1), priors.Normal(scale=1.0), likelihoods.Normal(precision=dist.Gamma(2.0, 0.1)))
     guide = AutoHypernet(model, example=(x, y))
-    assert guide.num_candidates > 1
+    assert guide.num_proposals > 1
     optimizer = ClippedAdam({"lr": 0.02, "lrd": 0.05 ** (1 / 1200)})
     svi = SVI(model, guide, optimizer, Trace_ELBO(8, max_plate_nesting=1, vectorize_particles=True))
     for _ in range(1200):
@@ -313,11 +315,9 @@ def test_plain_svi():
         ({"conditional": []}, r"conditional: \[\] was given"),
         ({"num_inducing": 0}, "num_inducing: is 0; pass a whole number, 1 or more"),
         ({"num_inducing": 1.5}, "num_inducing: is 1.5, a float; pass a whole number, 1 or more"),
-        ({"num_inducing": 5, "conditional": None}, "num_inducing: was given, but no layer is conditional"),
-        ({"hidden_layers": 32}, "hidden_layers: is 32; pass a list of widths"),
+        ({"num_inducing": 5, "conditional": None}, "num_inducing: is 5, and no layer is conditional; leave it out"),
         ({"init_scale": "a"}, "init_scale: is 'a', a str; pass a positive number"),
-        ({"body": "gauss"}, "body: is 'gauss'; pass one of"),
-        ({"body": "mean_field", "noise_dim": 3}, "body, noise_dim: noise_dim belongs to a hypernetwork"),
+        ({"family": "gauss"}, "family: is 'gauss'; pass one of"),
     ],
 )
 def test_errors(options, message):
@@ -335,7 +335,7 @@ def test_errors_of_what_is_not_there():
         AutoHypernet(sequences, example=(torch.randn(5, 4, 2), torch.randn(5, 4, 1)))
     )
     model, data = bnn()
-    with pytest.raises(UsageError, match="hnet: the guide's body is no hypernetwork"):
-        _ = AutoHypernet(model, example=data, body="mean_field").hnet
+    with pytest.raises(UsageError, match="hnet: the guide's family is MeanField"):
+        _ = AutoHypernet(model, example=data, family="mean_field").hnet
     with pytest.raises(UsageError, match="place_inducing: the guide has no conditional layers"):
         AutoHypernet(model, example=data, conditional=None).place_inducing(*data)

@@ -135,24 +135,24 @@ def test_regression_scores_has_nll_only_with_a_density():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: metrics.rmse(torch.zeros(5, 1), torch.zeros(5)), r"`mean` has shape \[5, 1\].*mean\.squeeze\(-1\)"),
+        (lambda: metrics.rmse(torch.zeros(5, 1), torch.zeros(5)), r"mean: has shape \[5, 1\].*mean\.squeeze\(-1\)"),
         (lambda: metrics.rmse(torch.zeros(5), torch.zeros(5, 1)), r"y\.squeeze\(-1\)"),
         (lambda: metrics.rmse(torch.zeros(4), torch.zeros(5)), "same rows"),
         (lambda: metrics.crps(torch.zeros(3, 5, 1), torch.zeros(5)), r"\[S >= 2, 5\].*draws\.squeeze\(-1\)"),
         (lambda: metrics.crps(torch.zeros(3, 5), torch.zeros(5, 1)), r"y\.squeeze\(-1\)"),
         (lambda: metrics.crps(torch.zeros(5), torch.zeros(5)), r"draws\.unsqueeze\(0\)"),
         (lambda: metrics.crps(torch.zeros(5, 3), torch.zeros(5)), "same rows"),
-        (lambda: metrics.crps(torch.zeros(1, 5), torch.zeros(5)), r"holds 1 draw\(s\).*at least 2"),
+        (lambda: metrics.crps(torch.zeros(1, 5), torch.zeros(5)), r"draws: holds 1 of them; pass at least 2"),
         (lambda: metrics.crps(torch.zeros(3, 5), torch.zeros(5), reduction="sum"), "'mean' or 'none'"),
-        (lambda: metrics.rmse(torch.full((2,), math.nan), torch.zeros(2)), "`mean` has 2 of 2 entries NaN or infinite"),
-        (lambda: metrics.rmse(torch.zeros(2), torch.tensor([0.0, math.nan])), "`y` has 1 of 2 entries"),
+        (lambda: metrics.rmse(torch.full((2,), math.nan), torch.zeros(2)), "mean: has 2 of 2 entries NaN or infinite"),
+        (lambda: metrics.rmse(torch.zeros(2), torch.tensor([0.0, math.nan])), "y: has 1 of 2 entries"),
         (lambda: metrics.rmse(torch.zeros(0), torch.zeros(0)), "empty"),
-        (lambda: metrics.log_predictive_density(torch.zeros(3)), r"expected \[S, B\]"),
+        (lambda: metrics.log_predictive_density(torch.zeros(3)), r"pass \[S, B\]"),
         (lambda: metrics.negative_log_likelihood(torch.zeros(3, 2)), "log_predictive_density"),
         (lambda: metrics.negative_log_likelihood(torch.tensor([math.nan])), "NaN"),
         (
             lambda: metrics.regression_scores(torch.randn(3, 5), torch.zeros(5), log_density=torch.zeros(4)),
-            "`log_density` has 4 entries and `y` has 5 rows",
+            "log_density: has 4 entries, and y has 5 rows",
         ),
         (lambda: metrics.RMSE().update(torch.zeros(3, 5, 1), torch.zeros(5)), r"draws\.squeeze\(-1\)"),
     ],
@@ -165,8 +165,8 @@ def test_bad_input_is_named_with_its_fix(call, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: metrics.rmse([0.0], torch.zeros(1)), r"`mean` is of type list.*torch\.as_tensor\(mean\)"),
-        (lambda: metrics.crps(torch.zeros(3, 2), torch.zeros(2, dtype=torch.long)), r"`y` has dtype torch\.int64"),
+        (lambda: metrics.rmse([0.0], torch.zeros(1)), r"mean: is a list.*torch\.as_tensor\(mean\)"),
+        (lambda: metrics.crps(torch.zeros(3, 2), torch.zeros(2, dtype=torch.long)), r"y: has dtype torch\.int64"),
     ],
 )
 def test_bad_types_are_named_with_their_fix(call, message):

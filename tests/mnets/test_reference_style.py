@@ -1,8 +1,7 @@
 """Classes written for the reference's interfaces run unchanged: six of them on either library.
 
 Before (commit 5a497f3) none of the 16 configurations could be built: ``_parse_context_mod_args``, ``_add_fc_layers``,
-``_add_batchnorm_layers`` and ``_is_properly_setup`` did not exist, nor did the attributes that start as None.
-"""
+``_add_batchnorm_layers`` and ``_is_properly_setup`` did not exist, nor did the attributes that start as None."""
 
 from __future__ import annotations
 
@@ -15,161 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, UsageError
+from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.mnets import MLP, MainNetInterface, batched_forward, functional_copy
-from tests.mnets.third_party import networks, quiet
-
-OURS = networks("bayeshnet")
-MAIN = {
-    "LeNet": ("LeNet", {}),
-    "LeNet without weights": ("LeNet", {"no_weights": True}),
-    "LeNet without biases": ("LeNet", {"use_bias": False}),
-    "LeNet, modulated": ("LeNet", {"use_context_mod": True}),
-    "LeNet, modulated from outside": ("LeNet", {"use_context_mod": True, "context_mod_no_weights": True}),
-    "SimpleRNN": ("SimpleRNN", {}),
-    "SimpleRNN without weights": ("SimpleRNN", {"no_weights": True}),
-    "IntervalMLP": ("IntervalMLP", {}),
-    "IntervalMLP without weights": ("IntervalMLP", {"no_weights": True}),
-    "IntervalMLP without biases": ("IntervalMLP", {"use_bias": False}),
-    "MaskedMLP": ("MaskedMLP", {}),
-    "MaskedMLP without meta": ("MaskedMLP", {"meta": False}),
-    "ResidualNet": ("ResidualNet", {}),
-    "ResidualNet without weights": ("ResidualNet", {"no_weights": True}),
-    "ResidualNet, statistics": ("ResidualNet", {"distill_bn_stats": True}),
-}
-HYPER = {
-    "OwnHnet": ("OwnHnet", {"target_shapes": [[2, 2], [2]]}),
-    "OwnHnet without weights": ("OwnHnet", {"target_shapes": [[2, 2], [2]], "external": True}),
-    "OwnHnet without conditions": ("OwnHnet", {"target_shapes": [[3]], "num_conds": 0, "n_cond": 0}),
-}
-INPUTS = {
-    "LeNet": (7, 64),
-    "SimpleRNN": (5, 7, 2),
-    "IntervalMLP": (7, 3),
-    "MaskedMLP": (7, 4),
-    "ResidualNet": (7, 3),
-}
-LISTS = [
-    *(
-        "param_shapes",
-        "param_shapes_meta",
-        "hyper_shapes_learned",
-        "hyper_shapes_learned_ref",
-        "hyper_shapes_distilled",
-    ),
-    *("has_bias", "has_fc_out", "mask_fc_out", "has_linear_out", "num_params", "num_internal_params"),
-]
-TENSORS = ["internal_params", "layer_weight_tensors", "layer_bias_vectors"]
-HYPER_LISTS = [
-    *("target_shapes", "num_outputs", "num_known_conds", "unconditional_param_shapes", "conditional_param_shapes"),
-    *("unconditional_param_shapes_ref", "conditional_param_shapes_ref", "unconditional_params_ref"),
-]
-HYPER_TENSORS = ["unconditional_params", "conditional_params"]
-
-
-def make(library, name, options):
-    torch.manual_seed(0)
-    with quiet():
-        return networks(library)[name](**options).double()
-
-
-@pytest.fixture(params=[*MAIN, *HYPER])
-def case(request):
-    return {**MAIN, **HYPER}[request.param]
-
-
-@pytest.fixture
-def twins(case):
-    """The same class body on both libraries, with the same weights."""
-    pytest.importorskip("hypnettorch")
-    theirs, ours = make("hypnettorch", *case), make("bayeshnet", *case)
-    if ours.internal_params is not None:
-        ours.overwrite_internal_params([param.detach() for param in theirs.internal_params])
-    return theirs, ours
-
-
-def all_weights(net):
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(shape, generator=generator, dtype=torch.double) for shape in net.param_shapes]
-
-
-def external_weights(net):
-    return None if net.hyper_shapes_learned is None else [all_weights(net)[i] for i in net.hyper_shapes_learned_ref]
-
-
-def shapes(tensors):
-    return None if tensors is None else [list(tensor.shape) for tensor in tensors]
-
-
-def test_same_lists(twins):
-    theirs, ours = twins
-    hyper = hasattr(ours, "target_shapes")
-    for name in LISTS + HYPER_LISTS * hyper:
-        try:
-            expected = getattr(theirs, name)
-        except NotImplementedError:  # no meta data: here they are made, with the name None
-            assert name == "param_shapes_meta"
-            assert [entry["name"] for entry in ours.param_shapes_meta] == [None] * len(ours.param_shapes)
-            continue
-        assert getattr(ours, name) == expected, name
-    for name in TENSORS + HYPER_TENSORS * hyper:
-        # None rather than [] where there are no conditional parameters, as the documentation says.
-        assert (shapes(getattr(ours, name)) or None) == (shapes(getattr(theirs, name)) or None), name
-    # What the class registers itself has the same keys; layers have those of their library.
-    keys = [[key for key in net.state_dict() if key.startswith(("_internal", "_layer", "_weights"))] for net in twins]
-    assert keys[0] == keys[1]
-
-
-def test_same_outputs(twins):
-    theirs, ours = twins
-    generator = torch.Generator().manual_seed(2)
-    if hasattr(ours, "target_shapes"):
-        u = torch.randn(1, ours.uncond_in_size, generator=generator, dtype=torch.double)
-        ids = {"cond_id": [1, 0, 1]} if ours.num_known_conds else {}
-        calls = [((u,), {**ids, "ret_format": f}) for f in ("flattened", "sequential", "squeezed")]
-    else:
-        calls = [((torch.randn(INPUTS[type(ours).__name__], generator=generator, dtype=torch.double),), {})]
-    for args, kwargs in calls:
-        for weights in (all_weights(ours), external_weights(ours)):
-            theirs.eval()
-            ours.eval()
-            torch.testing.assert_close(
-                ours(*args, weights=weights, **kwargs), theirs(*args, weights=weights, **kwargs), rtol=1e-10, atol=1e-10
-            )
-
-
-def test_same_masks(twins):
-    theirs, ours = twins
-    if not ours.mask_fc_out:
-        with pytest.raises(UsageError, match="`_has_fc_out` and `_mask_fc_out`"):
-            ours.get_output_weight_mask()
-        return
-    for inds in (None, [1]):
-        expected = theirs.get_output_weight_mask(inds)
-        if type(ours).__name__ == "IntervalMLP" or type(ours).__name__ == "MaskedMLP":
-            assert sum(mask is not None for mask in expected) == 1 + ours.has_bias
-        for mask, other in zip(ours.get_output_weight_mask(inds), expected, strict=True):
-            assert (mask is None) == (other is None)
-            assert mask is None or torch.equal(mask, other)
-
-
-def test_custom_init_is_that_of_the_reference(twins):
-    """Before it did nothing for classes without meta data: 0 of the weights of `IntervalMLP` changed."""
-    theirs, ours = twins
-    before = None if ours.internal_params is None else [param.clone() for param in ours.layer_weight_tensors]
-    for options in ({}, {"normal_init": True, "normal_std": 0.3}, {"zero_bias": False}):
-        torch.manual_seed(3)
-        theirs.custom_init(**options)
-        torch.manual_seed(3)
-        ours.custom_init(**options)
-        for name in TENSORS[1:]:
-            for one, two in zip(getattr(ours, name), getattr(theirs, name), strict=True):
-                assert torch.equal(one, two)
-    for param, old in zip(ours.layer_weight_tensors, before or (), strict=True):
-        assert not torch.equal(param, old)
-
-
-# ---------------------------------------------------------------------- without the reference
+from tests.mnets.reference_cases import INPUTS, MAIN, OURS, assign, make, shapes
+from tests.mnets.third_party import quiet
 
 
 @pytest.mark.parametrize("name", MAIN)
@@ -232,14 +80,6 @@ Line = line_on(MainNetInterface)
 def test_pickle():
     net = pickle.loads(pickle.dumps(Line()))
     assert torch.equal(net(torch.ones(1, 3)), torch.full((1, 2), 4.0))
-
-
-def assign(**attributes):
-    def change(net):
-        for name, value in attributes.items():
-            setattr(net, name, value)
-
-    return change
 
 
 def meta(i, **entry):
@@ -479,67 +319,3 @@ def test_a_second_constructor_call_takes_nothing_away():
     net = Line()
     MainNetInterface.__init__(net)
     assert len(net.internal_params) == 2
-
-
-# ---------------------------------------------------------------------- hypernetworks
-
-
-def test_forward_arguments_are_read():
-    hnet = OURS["OwnHnet"]([[2, 2], [2]], num_conds=3)
-    u = torch.randn(1, 3)
-    flat = hnet(u, cond_id=torch.tensor([2, 0]), ret_format="flattened")
-    torch.testing.assert_close(hnet(u.expand(2, -1), cond_id=[2, 0], ret_format="flattened"), flat)
-    assert [tuple(w.shape) for w in hnet(u, cond_id=(2, 0), ret_format="stacked")] == [(2, 2, 2), (2, 2)]
-    embs = [torch.zeros(2)] * 3
-    same = hnet(u, cond_id=1, weights={"cond_weights": embs}, ret_format="flattened")
-    torch.testing.assert_close(hnet(u, cond_input=torch.zeros(1, 2), ret_format="flattened"), same)
-    mine = hnet._preprocess_forward_args(
-        _parse_cond_id_fct=lambda self, ids, weights: torch.tensor([[float(i)] * 2 for i in ids]), cond_id=[5, 6]
-    )
-    assert mine[1].tolist() == [[5, 5], [6, 6]]
-    cases = [
-        (ArgumentError, "ret_format: 'flat' is unknown", {"ret_format": "flat"}),
-        (UsageError, "forward: no input was given", {"uncond_input": None, "cond_id": None}),
-        (ArgumentError, "cond_id: excludes cond_input", {"cond_input": torch.ones(1, 2)}),
-        (ArgumentError, "cond_id: 3 does not exist", {"cond_id": 3}),
-        (ArgumentTypeError, "cond_id: an int", {"cond_id": 0.5}),
-        (ArgumentError, r"cond_input: has shape \[2\]; pass a batch", {"cond_input": torch.ones(2), "cond_id": None}),
-        (ArgumentError, "uncond_input: has 3 rows, the conditional input 2", {"uncond_input": torch.ones(3, 3)}),
-        (ArgumentError, "weights: 1 tensors were given; 6", {"weights": embs[:1]}),
-        (ArgumentError, "weights: has the keys", {"weights": {"embs": embs}}),
-        (ArgumentError, r"weights\['cond_weights'\]: has 1 tensors; pass 3", {"weights": {"cond_weights": embs[:1]}}),
-        (ArgumentTypeError, "weights: is one tensor", {"weights": torch.ones(3)}),
-    ]
-    for error, message, kwargs in cases:
-        with pytest.raises(error, match=message):
-            hnet(**{"uncond_input": u, "cond_id": [0, 1], **kwargs})
-    with pytest.raises(
-        ArgumentError, match=r"weights: the network does not keep all of its own; pass those .* \[\[6, 5\]"
-    ):
-        OURS["OwnHnet"]([[2]], external=True)(u, cond_id=0)
-
-
-HYPER_WRONG = {
-    "conditions": (assign(_num_known_conds=None), "OwnHnet._num_known_conds: is None; set it to the number"),
-    "unconditional": (assign(_unconditional_param_shapes_ref=None), "_unconditional_param_shapes_ref: is None; list"),
-    "twice": (assign(_unconditional_param_shapes_ref=[0, 0]), "has the entry 0 twice; list each index once"),
-    "targets": (assign(_target_shapes=None), "OwnHnet._target_shapes: is None; set it in the constructor"),
-    "shapes": (
-        assign(_param_shapes=[[6, 7], [6], [2, 6], [2], [2]]),
-        r"_param_shapes_meta\[0\]: refers to an internal tensor \[6, 5\]",
-    ),
-    "shapes, without meta data": (
-        assign(_param_shapes=[[6, 7], [6], [2, 6], [2], [2]], _param_shapes_meta=None),
-        r"_internal_params: have the shapes \[\[6, 5\], \[6\]",
-    ),
-    "internal": (assign(_unconditional_params_ref=[9]), "has the entry 9, but `_internal_params` has 5"),
-}
-
-
-@pytest.mark.parametrize(("change", "message"), HYPER_WRONG.values(), ids=HYPER_WRONG)
-def test_a_wrong_hypernetwork_is_named(change, message):
-    hnet = OURS["OwnHnet"]([[2]])
-    change(hnet)
-    with pytest.raises(UsageError, match=message) as caught:
-        hnet._is_properly_setup()
-    assert isinstance(caught.value, BayeshnetError)

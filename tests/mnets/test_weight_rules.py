@@ -1,13 +1,11 @@
 """Modules with rules about their own weights: for weights that are passed, the numbers of the plain module.
 
 Each case is evaluated for several samples in one call and in a loop, in float64, and compared with copies of the module
-that were given the samples as parameters.
-"""
+that were given the samples as parameters."""
 
 from __future__ import annotations
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -16,187 +14,11 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from bayeshnet import BayesianModel, likelihoods
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.mnets import ModuleMainNet, batched, batched_forward, functional_copy
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.mnets import ModuleMainNet, batched_forward, functional_copy
 from bayeshnet.mnets.weight_rules import FunctionalCalls
 from tests.mnets.networks import UnitNorm
-
-TOKENS = torch.tensor([[1, 0, 3, 0], [0, 2, 0, 0], [5, 5, 4, 1]])
-
-
-def weights_near(net, num=3, spread=0.5):
-    own = torch.cat([p.detach().reshape(-1) for p in net.parameters() if p.requires_grad])
-    return own + spread * torch.randn(num, len(own), dtype=own.dtype)
-
-
-def with_weights(net, sample, *args):
-    """The module's outputs, called with copies of a sample in the places of its parameters."""
-    own = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    parts = sample.detach().split([p.numel() for p in own.values()])
-    given = {name: part.view(p.shape).clone() for (name, p), part in zip(own.items(), parts, strict=True)}
-    for param in given.values():
-        param.requires_grad_()  # so that PyTorch does not fuse anything
-    rules = [(part, getattr(part, "max_norm", None)) for part in net.modules()]
-    with torch.set_grad_enabled(all(norm is None for _, norm in rules)):  # max_norm writes to leaves
-        return torch.func.functional_call(net, given, args).detach()
-
-
-def outputs(net, weights, x, *, loop):
-    """What ``batched_forward`` gives, by its loop or as it chooses."""
-    if loop:
-        batched._KNOWN[net] = {tuple(m.training for m in net.modules()): False}
-    try:
-        return batched_forward(net, weights, x)
-    finally:
-        batched._KNOWN.pop(net, None)
-
-
-def expected_of(net, weights, x):
-    args = x if isinstance(x, tuple) else (x,)
-    return torch.stack([with_weights(net, sample, *args) for sample in weights])
-
-
-def check(net, x, *, weights=None, train=True):
-    weights = weights_near(net) if weights is None else weights
-    expected = expected_of(net, weights, x)
-    before = weights.clone()
-    own = copy.deepcopy(net.state_dict())
-    for target in (net, functional_copy(net)):
-        for loop in (False, True):
-            with torch.no_grad():
-                out = outputs(target, weights, x, loop=loop)
-            torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
-            if train:
-                live = weights.clone().requires_grad_()
-                out = outputs(target, live, x, loop=loop)
-                torch.testing.assert_close(out.detach(), expected, rtol=1e-6, atol=1e-6)
-                (grad,) = torch.autograd.grad(out.square().sum(), live)
-                assert grad.isfinite().all()
-                assert grad.layout is torch.strided
-    assert torch.equal(weights, before)
-    torch.testing.assert_close(net.state_dict(), own, rtol=0, atol=0)
-
-
-# ---------------------------------------------------------------------- B2: attention and padding
-
-
-class Encoded(nn.Module):
-    """The mean over all places, padding too, of a transformer's output."""
-
-    def __init__(self, encoder):
-        super().__init__()
-        self.encoder = encoder
-        self.out = nn.Linear(8, 1)
-
-    def forward(self, x, padding=None, mask=None):
-        if isinstance(self.encoder, nn.MultiheadAttention):
-            h, _ = self.encoder(x, x, x, key_padding_mask=padding, attn_mask=mask)
-        elif isinstance(self.encoder, nn.TransformerEncoder):
-            h = self.encoder(x, mask=mask, src_key_padding_mask=padding)
-        else:
-            h = self.encoder(x, src_mask=mask, src_key_padding_mask=padding)
-        return self.out(h if h.dim() == 2 else h.mean(1 if self.batch_first else 0))
-
-    @property
-    def batch_first(self):
-        part = self.encoder.layers[0] if isinstance(self.encoder, nn.TransformerEncoder) else self.encoder
-        return getattr(part, "self_attn", part).batch_first
-
-
-def layer(**options):
-    return nn.TransformerEncoderLayer(8, 2, 16, **{"batch_first": True, "dropout": 0.0, **options})
-
-
-ENCODERS = {
-    "encoder": lambda: nn.TransformerEncoder(layer(), 2),
-    "encoder, no check of masks": lambda: nn.TransformerEncoder(layer(), 2, mask_check=False),
-    "encoder, norm first": lambda: nn.TransformerEncoder(layer(norm_first=True), 2, enable_nested_tensor=False),
-    "encoder, sequence first": lambda: nn.TransformerEncoder(layer(batch_first=False), 1, enable_nested_tensor=False),
-    "encoder, gelu": lambda: nn.TransformerEncoder(layer(activation="gelu"), 1),
-    "layer": layer,
-    "layer, norm first": lambda: layer(norm_first=True),
-    "attention": lambda: nn.MultiheadAttention(8, 2, batch_first=True),
-    "attention, sequence first": lambda: nn.MultiheadAttention(8, 2),
-}
-
-
-@pytest.mark.parametrize("kind", ["padding", "float padding", "holes", "mask", "both", "none"])
-@pytest.mark.parametrize("name", ENCODERS)
-def test_padding_of_transformers(name, kind):
-    """Vectorised and looped differed by up to 1.2 for "encoder" with "padding": the loop had zeros there."""
-    net = Encoded(ENCODERS[name]()).double().eval()
-    x = torch.randn(4, 5, 8, dtype=torch.float64)
-    padding = torch.zeros(4, 5, dtype=torch.bool)
-    padding[1:, 3:] = True
-    if kind == "holes":
-        padding[2, 1] = True  # not at the right end alone, so that PyTorch would not cut it off
-    if kind == "float padding":
-        padding = torch.zeros(4, 5, dtype=torch.float64).masked_fill(padding, -torch.inf)
-    mask = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1) if kind in ("mask", "both") else None
-    if not net.batch_first:
-        x = x.transpose(0, 1).contiguous()
-    args = (x, padding if kind not in ("mask", "none") else None, mask)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Support for mismatched")
-        check(net, args)
-    assert torch.backends.mha.get_fastpath_enabled()
-
-
-def test_numbers_of_a_transformer_are_those_of_the_unfused_one():
-    """Padded places have the numbers of training; the plain network in evaluation without gradients has zeros there."""
-    net = nn.TransformerEncoder(layer(), 2).double().eval()
-    x = torch.randn(3, 5, 8, dtype=torch.float64)
-    padding = torch.tensor([[False] * 3 + [True] * 2] * 2 + [[False] * 5])
-    weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()]).repeat(2, 1)
-    kwargs = {"src": x, "src_key_padding_mask": padding}
-    ours = batched_forward(net, weights, kwargs)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors")
-        fused = net(**kwargs)
-    torch.testing.assert_close(ours[0], net(**kwargs).detach())  # with gradients PyTorch does not fuse
-    torch.testing.assert_close(ours[0][~padding], fused[~padding])
-    assert fused[padding].eq(0).all()
-    assert ours[0][padding].abs().min() > 0
-
-
-def test_decoders_and_whole_transformers():
-    class Net(nn.Module):
-        def __init__(self, whole):
-            super().__init__()
-            options = {"batch_first": True, "dropout": 0.0}
-            if whole:
-                self.net = nn.Transformer(8, 2, 1, 1, 16, **options)
-            else:
-                self.net = nn.TransformerDecoderLayer(8, 2, 16, **options)
-
-        def forward(self, x, padding):
-            more = {} if isinstance(self.net, nn.TransformerDecoderLayer) else {"src_key_padding_mask": padding}
-            x, y = (x, x.flip(1)) if more else (x.flip(1), x)
-            return self.net(x, y, memory_key_padding_mask=padding, tgt_key_padding_mask=padding, **more).mean(1)
-
-    padding = torch.tensor([[False] * 3 + [True] * 2] * 2 + [[False] * 5])
-    for whole in (False, True):
-        check(Net(whole).double().eval(), (torch.randn(3, 5, 8, dtype=torch.float64), padding))
-
-
-def test_no_global_switch_is_touched(monkeypatch):
-    """Another thread would see it."""
-
-    def fail(value):
-        raise AssertionError(value)
-
-    monkeypatch.setattr(torch.backends.mha, "set_fastpath_enabled", fail)
-    test_rows_that_are_padding_alone()
-
-
-def test_rows_that_are_padding_alone():
-    net = Encoded(nn.TransformerEncoder(layer(), 2)).double().eval()
-    x, padding = torch.randn(3, 5, 8, dtype=torch.float64), torch.zeros(3, 5, dtype=torch.bool)
-    padding[1] = True
-    check(net, (x, padding), train=False)
-
-
-# ---------------------------------------------------------------------- B5: embeddings
+from tests.mnets.weight_samples import TOKENS, check, expected_of, outputs, weights_near, with_weights
 
 
 class Bags(nn.Module):
@@ -498,56 +320,3 @@ def test_complex_weights():
             return (x.to(self.mix.dtype) @ self.mix).abs()
 
     check(Fourier(), torch.randn(5, 3, dtype=torch.float64))
-
-
-# ---------------------------------------------------------------------- modules that write to what they are given
-
-
-class Clamped(nn.Linear):
-    """A constraint on the weight that is kept in place, from its ``start``-th call on."""
-
-    start, calls = 0, 0
-
-    def forward(self, x):
-        self.calls += 1
-        if self.calls > self.start:
-            with torch.no_grad():
-                self.weight.clamp_(-0.1, 0.1)
-        return super().forward(x)
-
-
-@pytest.mark.parametrize("loop", [False, True])
-def test_weights_are_not_written_to(loop):
-    """They were: by .93."""
-    net = nn.Sequential(Clamped(3, 4), nn.LayerNorm(4)).double()
-    weights, x = weights_near(net, spread=1.0), torch.randn(5, 3, dtype=torch.float64)
-    expected, before = expected_of(net, weights, x), weights.clone()
-    for _ in range(3):
-        torch.testing.assert_close(outputs(net, weights, x, loop=loop).detach(), expected)
-        assert torch.equal(weights, before)
-    live = weights.clone().requires_grad_()
-    torch.testing.assert_close(outputs(net, live, x, loop=loop).detach(), expected)
-
-
-def test_a_first_write_after_others_is_an_error():
-    net = nn.Sequential(Clamped(3, 4), nn.LayerNorm(4))
-    net[0].start = 1
-    weights, x = weights_near(net, spread=1.0), torch.randn(5, 3)
-    batched_forward(net, weights, x)
-    with pytest.raises(UsageError, match="weights: the network wrote into the weights"):
-        batched_forward(net, weights, x)
-
-
-# ---------------------------------------------------------------------- refused
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
-def test_compiled_and_quantised_modules():
-    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
-    quantised = [torch.ao.nn.quantized.dynamic.Linear(3, 4)]
-    with pytest.raises(ArgumentTypeError, match=r"module.0 is a quantised Linear.*floating-point module"):
-        functional_copy(nn.Sequential(quantised[0], net[1]))
-    with pytest.raises(ArgumentTypeError, match=r"module.0 was compiled by torch.compile.*`module.0._orig_mod`"):
-        functional_copy(nn.Sequential(torch.compile(net[0]), net[1]))
-    with pytest.raises(ArgumentTypeError, match="module.0 is a ScriptModule"):
-        functional_copy(nn.Sequential(torch.jit.script(net[0]), net[1]))

@@ -1,15 +1,14 @@
+"""Local reparameterisation and flipout: what a row sees, and training."""
+
 from __future__ import annotations
 
-import copy
 import math
-import pickle
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro import poutine
-from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.nn import functional as F
@@ -19,103 +18,12 @@ from bayeshnet import (
     AutoHypernetNormal,
     BayesianModel,
     fit,
-    flipout,
     likelihoods,
     local_reparameterisation,
-    predict,
     priors,
 )
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.mnets import MLP, batched
 from bayeshnet.models.per_row import Moments, PerRowNoise
-
-ROWS = 5
-WRAPPERS = {"local": local_reparameterisation, "flipout": flipout}
-
-
-class Twice(nn.Module):
-    """One weight at two places."""
-
-    def __init__(self):
-        super().__init__()
-        self.shared, self.head = nn.Linear(3, 3), nn.Linear(3, 1)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.shared(torch.tanh(self.shared(x)))))
-
-
-class Pooled(nn.Module):
-    """Sequences, whose positions meet the same weights."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.head = nn.Linear(3, 4), nn.Linear(4, 1)
-
-    def forward(self, x):
-        return self.head(torch.relu(self.first(x)).mean(1))
-
-
-class Double(nn.Module):
-    def forward(self, weight):
-        return 2.0 * weight
-
-
-class Doubled(nn.Linear):
-    """The layer is given another tensor than the one that was drawn."""
-
-    def __init__(self):
-        super().__init__(3, 2)
-        nn.utils.parametrize.register_parametrization(self, "weight", Double())
-
-
-NETS = {
-    "linear": (lambda: nn.Linear(3, 2), (3,)),
-    "mlp": (lambda: nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1)), (3,)),
-    "no bias": (lambda: nn.Sequential(nn.Linear(3, 6, bias=False), nn.ReLU(), nn.Linear(6, 1, bias=False)), (3,)),
-    "main net": (lambda: MLP(3, 1, (6,), verbose=False), (3,)),
-    "layer norm": (lambda: nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 1)), (3,)),
-    "convolution": (
-        lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 1)),
-        (2, 4, 4),
-    ),
-    "sequence": (Pooled, (6, 3)),
-    "twice": (Twice, (3,)),
-    "parametrised": (Doubled, (3,)),
-}
-
-
-def problem(name, *, rows=ROWS, spread=0.5, flat=False, dtype=torch.float32, dataset_size=None):
-    make, shape = NETS[name]
-    x = torch.randn(rows, *shape, dtype=dtype)
-    net = make().to(dtype)
-    y = torch.randn_like(net(x)).detach()
-    model = BayesianModel(
-        net,
-        prior=priors.Normal(scale=1.0),
-        likelihood=likelihoods.Normal(scale=0.5),
-        flat=flat,
-        dataset_size=dataset_size,
-    )
-    return model, AutoHypernetNormal(model, example=(x, y), init_scale=spread), (x, y)
-
-
-@torch.no_grad()
-def outputs(model, guide, args, num):
-    """Network outputs ``[num, B]`` as an ELBO with vectorised particles sees them."""
-
-    def many(fn):
-        def run(*args):
-            with pyro.plate("num", num, dim=-2):
-                return fn(*args)
-
-        return run
-
-    trace = poutine.trace(many(guide)).get_trace(*args)
-    scored = poutine.trace(poutine.replay(many(model), trace=trace)).get_trace(*args)
-    return scored.nodes["obs"]["fn"].base_dist.loc.reshape(num, ROWS, -1)
-
-
-# ---------------------------------------------------------------------- what a row sees
+from tests.models.per_row_problems import NETS, ROWS, WRAPPERS, outputs, problem
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -331,73 +239,3 @@ def test_batch_norm_and_dropout():
     for wrap in WRAPPERS.values():
         history = fit(wrap(model), guide, (x, y), steps=5, num_particles=3, progress=False)
         assert all(math.isfinite(loss) for loss in history.losses)
-
-
-# ---------------------------------------------------------------------- the model around it
-
-
-@pytest.mark.parametrize("method", WRAPPERS)
-def test_predictions_are_of_whole_networks(method):
-    model, guide, (x, y) = problem("mlp")
-    wrapped = WRAPPERS[method](model)
-    same = torch.cat([x[:1]] * 3)
-    for draws in (
-        predict(wrapped, guide, same, num_samples=50).draws,
-        wrapped.evaluate(same, guide.sample_posterior(50))[0],
-    ):
-        torch.testing.assert_close(draws[:, 0], draws[:, 1])
-    exact = BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=1e-7))
-    own = AutoHypernetNormal(exact, example=(x, y))
-    for parallel in (False, True):
-        out = Predictive(WRAPPERS[method](exact), guide=own, num_samples=20, parallel=parallel)(same)["obs"]
-        torch.testing.assert_close(out[:, 0], out[:, 1], rtol=0, atol=1e-5)
-    trace = poutine.trace(guide).get_trace(x, y)
-    drawn = poutine.trace(poutine.replay(wrapped, trace=trace)).get_trace(same)
-    f = drawn.nodes["obs"]["fn"].base_dist.loc
-    torch.testing.assert_close(f[0], f[1])
-
-
-def test_it_is_the_same_model():
-    model, guide, args = problem("mlp")
-    wrapped = flipout(local_reparameterisation(model))
-    assert isinstance(wrapped, BayesianModel)
-    assert wrapped.net is model.net
-    wrapped.eval()
-    assert not model.training
-    for other in (copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
-        assert other.net is not model.net
-        assert math.isfinite(Trace_ELBO().loss(other, guide, *args))
-    model.double()
-    assert next(iter(wrapped.weight_priors().values())).base_dist.loc.dtype == torch.float64
-
-
-def test_errors():
-    class Own(BayesianModel):
-        pass
-
-    own = Own(nn.Linear(1, 1), likelihood=likelihoods.Normal(scale=1.0))
-    for wrap in WRAPPERS.values():
-        with pytest.raises(ArgumentTypeError, match="model: is a Linear"):
-            wrap(nn.Linear(1, 1))
-        with pytest.raises(ArgumentTypeError, match="model: is a Own"):
-            wrap(own)
-    with pytest.raises(ArgumentError, match="positions: is 'all'"):
-        local_reparameterisation(problem("mlp")[0], positions="all")
-
-
-def test_what_is_known_of_a_network_lasts_longer_than_a_step(monkeypatch):
-    """A network that is built anew for each step is looked at once, not each time."""
-    copied = []
-    original = batched._Call.__call__
-    monkeypatch.setattr(
-        batched._Call, "__call__", lambda self, *args: copied.append(self.protect) or original(self, *args)
-    )
-    x, y = torch.randn(6, 3), torch.randn(6)
-    model = BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=0.5))
-    guide = AutoHypernetNormal(model, example=(x, y))
-    copied.clear()
-    elbo = TraceMeanField_ELBO(num_particles=3, vectorize_particles=True)
-    for _ in range(3):
-        elbo.loss(local_reparameterisation(model), guide, x, y)
-    assert copied == [False] * 4  # one more to count the plates
-    assert batched._WRITES[model.net] == {(True, True, True): False}

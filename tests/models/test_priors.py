@@ -142,7 +142,7 @@ def test_learned_scales_enter_the_density(flat, learn, shapes):
 
 def test_learned_scales_belong_to_the_model():
     prior = priors.Normal(scale="fan_in", learn=True)
-    assert repr(prior) == "Normal(scale='fan_in', loc=None, learn=True)"
+    assert repr(prior) == "Normal(scale='fan_in', learn=True)"
     first, second = learned_model(prior=prior), learned_model(prior=prior)
     with torch.no_grad():
         first.learned_scales.log_factor.fill_(1.0)

@@ -71,14 +71,14 @@ PROBS = torch.tensor([[0.5, 0.5], [0.1, 0.9]])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: calibration_curve(torch.zeros(9, 4), torch.zeros(5)), r"`y` has 5 rows; expected \[S >= 2, 5\]"),
+        (lambda: calibration_curve(torch.zeros(9, 4), torch.zeros(5)), r"y has 5 rows; pass \[S >= 2, 5\]"),
         (lambda: calibration_curve(torch.zeros(9, 4), torch.zeros(4), levels=[0.5, 1.0]), "from 0.5 to 1"),
-        (lambda: calibration_curve(torch.full((9, 4), math.nan), torch.zeros(4)), "`prediction` has 36 of 36"),
-        (lambda: reliability_diagram(PROBS, [0, 1, 1]), "`labels` has 3 entries"),
+        (lambda: calibration_curve(torch.full((9, 4), math.nan), torch.zeros(4)), "prediction: has 36 of 36"),
+        (lambda: reliability_diagram(PROBS, [0, 1, 1]), "labels: has 3 entries"),
         (lambda: reliability_diagram(PROBS, [0, 2]), "range from 0 to 2"),
-        (lambda: reliability_diagram(PROBS, [0, 0.5]), "whole numbers"),
+        (lambda: reliability_diagram(PROBS, [0, 0.5]), "integers"),
         (lambda: reliability_diagram(2 * PROBS, [0, 1]), r"probs\.softmax\(-1\)"),
-        (lambda: reliability_diagram(PROBS, [0, 1], num_bins=0), "`num_bins` is 0"),
+        (lambda: reliability_diagram(PROBS, [0, 1], num_bins=0), "num_bins: is 0"),
     ],
 )
 def test_bad_input_is_named_with_its_fix(call, message):

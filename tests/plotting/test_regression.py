@@ -68,12 +68,12 @@ X, DRAWS = torch.linspace(0, 1, 5), torch.zeros(10, 5)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: regression_band(X, DRAWS.T), r"`prediction` has shape \[5, 10\] and `x` has 5 rows.*transpose"),
+        (lambda: regression_band(X, DRAWS.T), r"prediction: has shape \[5, 10\], and x has 5 rows.*the draws first"),
         (lambda: regression_band(X, DRAWS[:1]), "S >= 2"),
-        (lambda: regression_band(torch.zeros(5, 2), DRAWS), r"`x` has shape \[5, 2\].*x\[\.\.\., 0\]"),
-        (lambda: regression_band(X * math.nan, DRAWS), "`x` has 5 of 5 entries NaN"),
-        (lambda: regression_band(X, DRAWS, levels=(90,)), "`levels` holds 90"),
-        (lambda: regression_band(X, DRAWS, function_draws=DRAWS[:, :3]), "`function_draws` has shape"),
+        (lambda: regression_band(torch.zeros(5, 2), DRAWS), r"x: has shape \[5, 2\].*x\[\.\.\., 0\]"),
+        (lambda: regression_band(X * math.nan, DRAWS), "x: has 5 of 5 entries NaN"),
+        (lambda: regression_band(X, DRAWS, levels=(90,)), "levels: holds 90"),
+        (lambda: regression_band(X, DRAWS, function_draws=DRAWS[:, :3]), "function_draws: has shape"),
         (lambda: regression_band(X, a_prediction(X), function_draws=DRAWS), "one of the two"),
         (lambda: regression_band(X, DRAWS, train=(X, X[:2])), "5 inputs and 2 targets"),
         (lambda: regression_band([], DRAWS), "not empty"),
@@ -85,7 +85,7 @@ def test_bad_input_is_named_with_its_fix(call, message):
 
 
 def test_what_is_no_array_is_named():
-    with pytest.raises(ArgumentTypeError, match="`x` is of type dict"):
+    with pytest.raises(ArgumentTypeError, match="x: is a dict"):
         regression_band({"x": 1}, DRAWS)
-    with pytest.raises(ArgumentTypeError, match="`prediction` is of type SimpleNamespace"):
+    with pytest.raises(ArgumentTypeError, match="prediction: is a SimpleNamespace"):
         regression_band(X, SimpleNamespace(draws=DRAWS))

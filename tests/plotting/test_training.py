@@ -52,8 +52,8 @@ def test_flat_and_single_losses_can_be_rendered():
     ("call", "message"),
     [
         (lambda: elbo_trace([math.nan, math.inf]), "no finite loss"),
-        (lambda: elbo_trace([1.0, 2.0], window=0), "`window` is 0"),
-        (lambda: elbo_trace(np.zeros((3, 2))), r"`history` has shape \[3, 2\]"),
+        (lambda: elbo_trace([1.0, 2.0], window=0), "window: is 0"),
+        (lambda: elbo_trace(np.zeros((3, 2))), r"history: has shape \[3, 2\]"),
         (lambda: elbo_trace([]), "not empty"),
     ],
 )
@@ -63,5 +63,5 @@ def test_bad_input_is_named_with_its_fix(call, message):
 
 
 def test_what_is_no_history_is_named():
-    with pytest.raises(ArgumentTypeError, match="`history` is of type object"):
+    with pytest.raises(ArgumentTypeError, match="history: is an object"):
         elbo_trace(object())

@@ -121,25 +121,25 @@ def interrupt(*_args, **_kwargs):
     raise KeyboardInterrupt
 
 
-def candidates_problem():
+def resampling_problem():
     x = torch.randn(60, 2)
     net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8).eval(), nn.Tanh(), nn.Linear(8, 1))
     model = BayesianModel(net, likelihood=likelihoods.Normal(scale=dist.Gamma(6.0, 6.0)))
     return model, (x, x[:, 0])
 
 
-@pytest.mark.parametrize("where", ["conditional", "best_power", "diagnosis"])
+@pytest.mark.parametrize("where", ["conditional", "best_exponent", "diagnosis"])
 def test_ctrl_c_after_the_steps_keeps_the_history(monkeypatch, where):
     """Before: the history was lost, and the guide left with the power 1 that it is calibrated at."""
-    model, data = candidates_problem()
+    model, data = resampling_problem()
     guide = AutoHypernet(model, example=data)
-    assert guide.num_candidates > 1
-    assert float(guide.candidate_power) == 0.0
+    assert guide.num_proposals > 1
+    assert float(guide.tempering_exponent) == 0.0
     before = {name: module.training for name, module in model.named_modules()}
     if where == "conditional":
         monkeypatch.setattr(BayesianModel, "conditional", interrupt)
-    elif where == "best_power":
-        monkeypatch.setattr("bayeshnet.guides.hypernet.best_power", interrupt)
+    elif where == "best_exponent":
+        monkeypatch.setattr("bayeshnet.guides.hypernet.best_exponent", interrupt)
     else:
         monkeypatch.setattr(AutoHypernet, "diagnose", interrupt)
     state = torch.get_rng_state()
@@ -148,14 +148,14 @@ def test_ctrl_c_after_the_steps_keeps_the_history(monkeypatch, where):
     assert history.stopped == "interrupted"
     assert not torch.equal(state, torch.get_rng_state())
     if where != "diagnosis":
-        assert float(guide.candidate_power) == 0.0
+        assert float(guide.tempering_exponent) == 0.0
     assert {name: module.training for name, module in model.named_modules()} == before
     monkeypatch.undo()
     assert fit(model, guide, data, 2, progress=False).stopped == "steps"
 
 
 def test_ctrl_c_while_inducing_points_are_placed(monkeypatch):
-    model, (x, y) = candidates_problem()
+    model, (x, y) = resampling_problem()
     guide = AutoHypernet(model, example=(x[:10], y[:10]), num_inducing=20)
     assert guide.wants_rows == 20
     before = {name: value.clone() for name, value in guide.state_dict().items()}

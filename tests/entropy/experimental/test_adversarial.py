@@ -14,6 +14,7 @@ from bayeshnet.distributions import ImplicitWeights
 from bayeshnet.entropy import NoisySampler
 from bayeshnet.entropy.experimental import Adversarial
 from bayeshnet.errors import ArgumentError, DensityError, DiscriminatorWarning, NonFiniteLossError, UsageError
+from bayeshnet.families import Hypernet
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.infer import AutoHypernet, diagnose, fit, importance_sample, load, predict, save
 from tests.problems import bnn
@@ -129,7 +130,7 @@ def test_calls_before_the_backward_pass_do_not_disturb_it():
 def test_evaluating_the_elbo_changes_nothing():
     """Before: the largest change of the guide's state was 0.024 by ``Trace_ELBO().loss``, with gradients enabled."""
     model, data = bnn()
-    guide = AutoHypernet(model, example=data, conditional=None, estimator=Adversarial(hidden=(16,)))
+    guide = AutoHypernet(model, example=data, conditional=None, family=Hypernet(estimator=Adversarial(hidden=(16,))))
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
     evaluations = {
         "loss": lambda: Trace_ELBO(num_particles=4).loss(model, guide, *data),
@@ -169,7 +170,9 @@ def test_in_a_guide(noise, tmp_path):
     model, data = bnn()
 
     def build():
-        return AutoHypernet(model, example=data, conditional=None, noise=noise, estimator=Adversarial(hidden=(16,)))
+        return AutoHypernet(
+            model, example=data, conditional=None, family=Hypernet(noise=noise, estimator=Adversarial(hidden=(16,)))
+        )
 
     guide = build()
     with pytest.warns(DiscriminatorWarning):  # 2 steps are not enough
@@ -283,7 +286,7 @@ def test_errors():
 @pytest.mark.slow
 def test_fits_a_cross():
     model, target = target_model("cross"), TARGETS["cross"]()
-    guide = AutoHypernet(model, example=(), noise="independent", estimator=Adversarial(steps=3))
+    guide = AutoHypernet(model, example=(), family=Hypernet(noise="independent", estimator=Adversarial(steps=3)))
     fit(model, guide, (), steps=400, num_particles=64, progress=False)
     with torch.no_grad():
         measured = histogram_kl(guide.get_posterior().rsample((200_000,)), target.log_prob, bins=120)

@@ -10,6 +10,7 @@ from bayeshnet.distributions import ImplicitWeights
 from bayeshnet.entropy import NoisySampler
 from bayeshnet.entropy.experimental import SemiImplicit
 from bayeshnet.errors import ArgumentError, DensityError, SelfWeightWarning
+from bayeshnet.families import Hypernet
 from bayeshnet.hnets import HPerturbWrapper
 from bayeshnet.infer import AutoHypernet, fit
 from tests.problems import bnn
@@ -169,7 +170,9 @@ def test_errors():
 @pytest.mark.slow
 def test_fits_two_modes():
     model, target = target_model("two_modes"), TARGETS["two_modes"]()
-    guide = AutoHypernet(model, example=(), noise="independent", estimator=SemiImplicit(), init_scale=0.1)
+    guide = AutoHypernet(
+        model, example=(), init_scale=0.1, family=Hypernet(noise="independent", estimator=SemiImplicit())
+    )
     history = fit(model, guide, (), steps=400, num_particles=64, progress=False)
     with torch.no_grad():
         measured = histogram_kl(guide.get_posterior().rsample((200_000,)), target.log_prob, bins=120)

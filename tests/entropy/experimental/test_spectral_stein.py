@@ -12,6 +12,7 @@ from bayeshnet.distributions import ImplicitWeights
 from bayeshnet.entropy import NoisySampler
 from bayeshnet.entropy.experimental import SpectralStein, spectral_score
 from bayeshnet.errors import ArgumentError, DensityError, EntropyGapWarning, SpreadWarning
+from bayeshnet.families import Hypernet
 from bayeshnet.infer import AutoHypernet, fit
 from tests.samplers import perturbed
 from tests.targets import TARGETS, histogram_kl, target_model
@@ -131,7 +132,7 @@ def test_collapse_of_the_spread_is_reproduced_and_diagnosed():
         pyro.sample("w", dist.Normal(0.0, 1.0).expand([100]).to_event(1))
 
     options = {"steps": 600, "lr": 0.02, "num_particles": 16, "progress": False}
-    guide = AutoHypernet(model, example=(), estimator=SpectralStein(num_samples=64), init_scale=0.1)
+    guide = AutoHypernet(model, example=(), init_scale=0.1, family=Hypernet(estimator=SpectralStein(num_samples=64)))
     with pytest.warns(SpreadWarning) as caught:
         fit(model, guide, (), **options)
     assert "too narrow" in str(caught[0].message)
@@ -226,7 +227,7 @@ def test_fits_a_banana_with_enough_eigenfunctions_and_collapses_without():
     model, target = target_model("banana"), TARGETS["banana"]()
     measured, noise_share = {}, {}
     for share in (0.95, 0.999):
-        guide = AutoHypernet(model, example=(), estimator=SpectralStein(share=share), init_scale=0.1)
+        guide = AutoHypernet(model, example=(), init_scale=0.1, family=Hypernet(estimator=SpectralStein(share=share)))
         fit(model, guide, (), steps=400, num_particles=64, progress=False)
         with torch.no_grad():
             draws = guide.get_posterior().rsample((200_000,))

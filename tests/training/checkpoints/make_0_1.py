@@ -1,6 +1,8 @@
 """Writes the checkpoint of version 0.1 that later versions have to read; it was run once, on commit f217814.
 
-python tests/infer/checkpoints/make_0_1.py
+python tests/training/checkpoints/make_0_1.py
+
+It is kept as the record of what is in the files, with the options of then.
 """
 
 from __future__ import annotations
@@ -20,16 +22,19 @@ from bayeshnet.infer import Mixture
 FOLDER = Path(__file__).parent
 DTYPE = torch.float64
 
-AUTO: dict[str, dict[str, Any]] = {
-    "default": {},
-    "all_layers": {"conditional": "all", "num_inducing": 5},
-    "hypernet": {"conditional": None, "noise_dim": 3, "hidden_layers": [4]},
-    "units": {"body": "units", "num_components": 2},
-    "mean_field": {"body": "mean_field"},
-    "low_rank": {"body": "low_rank", "conditional": None},
-    "mixture": {"body": Mixture(2, of="low_rank"), "conditional": None},
-    "hypernets": {"body": Mixture(2, of="hypernet"), "conditional": None, "noise_dim": 3, "hidden_layers": [4]},
-}
+
+def options() -> dict[str, dict[str, Any]]:
+    """The guides of the checkpoint, by name."""
+    return {
+        "default": {},
+        "all_layers": {"conditional": "all", "num_inducing": 5},
+        "hypernet": {"conditional": None, "noise_dim": 3, "hidden_layers": [4]},
+        "units": {"body": "units", "num_components": 2},
+        "mean_field": {"body": "mean_field"},
+        "low_rank": {"body": "low_rank", "conditional": None},
+        "mixture": {"body": Mixture(2, of="low_rank"), "conditional": None},
+        "hypernets": {"body": Mixture(2, of="hypernet"), "conditional": None, "noise_dim": 3, "hidden_layers": [4]},
+    }
 
 
 def main() -> None:
@@ -42,7 +47,7 @@ def main() -> None:
         prior=priors.Normal(scale="fan_in", learn=True),
         likelihood=likelihoods.Normal(scale=dist.Gamma(torch.tensor(6.0, dtype=DTYPE), torch.tensor(6.0, dtype=DTYPE))),
     )
-    guides: dict[str, Any] = {name: AutoHypernet(model, example=(x, y), **kw) for name, kw in AUTO.items()}
+    guides: dict[str, Any] = {name: AutoHypernet(model, example=(x, y), **kw) for name, kw in options().items()}
     guides |= {
         "normal": AutoHypernetNormal(model, example=(x, y)),
         "delta": AutoHypernetDelta(model, example=(x, y)),
