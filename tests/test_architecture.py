@@ -21,7 +21,6 @@ ROOMS = (
     "typing",
     "checks",
     "formatting",
-    "deprecation",
     "normal_density",
     "layers",
     "fans",

@@ -1,8 +1,9 @@
 r"""A draw of a tanh MLP with shared noise and the log-determinant of its map, with their gradient in closed form.
 
-Gain: the general form takes 1.4 (1.2) times as long for draw, density and backward pass of 1 (16) samples of 601
-weights, 1.1 (1.03) times for a whole training step, and 1.0 to 1.2 times for 100 predictions. Medians of 15 and more
-alternating pairs, one thread: ``python benchmarks/svi_step.py --fused``.
+Gain, as the time of the general form over that of this one, 601 weights, one thread, three runs of ``python
+benchmarks/svi_step.py --fused`` (medians of 5 or 15 alternating pairs) on a machine under heavy load: draw, density and
+backward pass alone (one run) 1.35 for 1 sample and 1.11 for 16; a whole training step 1.10 to 1.24 for 1 sample, and
+0.92 to 1.03 for 16, no gain that this shows; 100 predictions 0.87 to 1.19, likewise.
 
 For ``w = h(z_{1:n}) + \sigma z`` with tanh layers, what :class:`~bayeshnet.entropy.ChangeOfVariables` computes in one
 pass for the draw and another for its density is done in one here, in fewer operations. With :math:`h_0 = z_{1:n}`,

@@ -24,7 +24,7 @@ from bayeshnet.sites.arguments import (
 )
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
-from bayeshnet.sites.traces import Pair
+from bayeshnet.sites.traces import PairedTraces
 
 __all__ = ["importance_sample", "log_evidence"]
 
@@ -143,10 +143,12 @@ def log_evidence(
     return weighted.log_evidence if method == "psis" else weighted.iwae()
 
 
-def _pair(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
-    """Model and guide, run once; errors that come from the data say so."""
+def _pair(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> PairedTraces:
+    """Model and guide, run once; what is wrong with the data is said."""
     try:
-        return Pair(model, guide, args, kwargs)
+        return PairedTraces(model, guide, args, kwargs)
     except BayeshnetError:
         raise
     except TypeError as error:

@@ -53,7 +53,8 @@ class Prediction:
         noise: Any = self.conditional
         while isinstance(noise, torch.distributions.Independent):
             noise = noise.base_dist
-        kind = next(cls.__name__ for cls in type(noise).__mro__ if not cls.__name__.startswith("_"))
+        # A class of this package that derives from Pyro's says no more than Pyro's.
+        kind = next(cls.__name__ for cls in type(noise).__mro__ if not cls.__module__.startswith("bayeshnet."))
         return f"Prediction({', '.join([size, f'draws={array(self.draws)}', *ranges, f'likelihood={kind}'])})"
 
     @property

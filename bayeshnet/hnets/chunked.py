@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bayeshnet.errors import ArgumentError, UsageError
+from bayeshnet.errors import ArgumentError
 from bayeshnet.hnets.arguments import (
     HyperInputs,
     check_input,
@@ -18,21 +18,20 @@ from bayeshnet.hnets.arguments import (
     no_embeddings,
     read_target_shapes,
 )
-from bayeshnet.hnets.chunk_args import check_cond_id_of_chunks, check_needed_chunk_embs, chunk_rows
-from bayeshnet.hnets.composite import CompositeHyperNet
+from bayeshnet.hnets.chunk_embeddings import ChunkEmbeddingHyperNet, chunk_rows
 from bayeshnet.hnets.full import FullHyperNet
 from bayeshnet.hnets.hyperfan import chunked_hyperfan_init
 from bayeshnet.hnets.hyperfan_chunks import ChunkedPart
 from bayeshnet.hnets.hyperfan_parts import Places, inner_parts
 from bayeshnet.mnets.param_table import ParamRecord, num_weights
-from bayeshnet.typing import CondId, Shapes
+from bayeshnet.typing import Shapes
 
 __all__ = ["ChunkedHyperNet"]
 
 _LOGGER = logging.getLogger(__name__)
 
 
-class ChunkedHyperNet(CompositeHyperNet):
+class ChunkedHyperNet(ChunkEmbeddingHyperNet):
     r"""Base of the chunked hypernetworks: the same wrapper around any full one.
 
     The flat vector of all target weights is cut into C = ``ceil(num_outputs / chunk_size)`` pieces. A full hypernetwork
@@ -60,6 +59,12 @@ class ChunkedHyperNet(CompositeHyperNet):
 
     Raises:
         ArgumentError: If a size is out of range, or there is no input of any kind.
+
+    Example:
+        >>> from bayeshnet.hnets import ChunkedHMLP
+        >>> hnet = ChunkedHMLP([[10, 5], [10]], 25, uncond_in_size=2, cond_in_size=0)
+        >>> isinstance(hnet, ChunkedHyperNet), hnet.num_chunks
+        (True, 3)
     """
 
     def __init__(
@@ -124,13 +129,8 @@ class ChunkedHyperNet(CompositeHyperNet):
 
     # ------------------------------------------------------------------ arguments
 
-    def _check_conditional_args(
-        self, cond_input: Tensor | None, cond_id: CondId | None, extra: Mapping[str, Any]
-    ) -> tuple[int, ...] | None:
-        if self._cond_chunk_embs:
-            wanted = f"a tensor [batch, {self._num_chunks}, {self._chunk_emb_size}]"
-            check_needed_chunk_embs(cond_id, extra, self._num_known_conds, wanted)
-        return super()._check_conditional_args(cond_input, cond_id, extra)
+    def _external_chunk_embs(self) -> str:
+        return f"a tensor [batch, {self._num_chunks}, {self._chunk_emb_size}]"
 
     def _read_extra(self, extra: Mapping[str, Any]) -> dict[str, int]:
         if "chunk_embs" not in extra:
@@ -182,16 +182,6 @@ class ChunkedHyperNet(CompositeHyperNet):
         return cast("FullHyperNet", self._parts[0])
 
     @property
-    def uncond_in_size(self) -> int:
-        """Size of the unconditional input."""
-        return self._uncond_in_size or 0
-
-    @property
-    def cond_in_size(self) -> int:
-        """Size of the conditional input."""
-        return self._cond_in_size or 0
-
-    @property
     def chunk_size(self) -> int:
         """Number of weights in a chunk."""
         return self.internal_hnet.num_outputs
@@ -206,13 +196,8 @@ class ChunkedHyperNet(CompositeHyperNet):
         """Size of a chunk embedding."""
         return self._chunk_emb_size
 
-    @property
-    def cond_chunk_embs(self) -> bool:
-        """Whether each condition has chunk embeddings of its own."""
-        return self._cond_chunk_embs
-
     def get_chunk_emb(self, chunk_id: int | None = None, cond_id: int | None = None) -> Tensor:
-        """The embeddings of the chunks.
+        """Return the embeddings of the chunks.
 
         Args:
             chunk_id: From 0 to ``num_chunks - 1``; all by default.
@@ -225,12 +210,14 @@ class ChunkedHyperNet(CompositeHyperNet):
             ArgumentError: If an id is out of range, or ``cond_id`` is missing or has no meaning.
             ArgumentTypeError: If an id is not an int.
             UsageError: If the network does not keep the chunk embeddings.
+
+        Example:
+            >>> from bayeshnet.hnets import ChunkedHMLP
+            >>> hnet = ChunkedHMLP([[7]], 4, chunk_emb_size=2)
+            >>> hnet.get_chunk_emb().shape, hnet.get_chunk_emb(chunk_id=1).shape
+            (torch.Size([2, 2]), torch.Size([2]))
         """
-        if self._own is None:
-            option = "no_cond_weights" if self._cond_chunk_embs else "no_uncond_weights"
-            raise UsageError(f"get_chunk_emb: with {option}=True the chunk embeddings are kept by the caller.")
-        check_cond_id_of_chunks(self._cond_chunk_embs, cond_id)
-        embeddings = self._own[0 if cond_id is None else self._one_cond_id(cond_id)]
+        (embeddings,) = self._kept_chunk_embs("get_chunk_emb", 1, cond_id)
         if chunk_id is None:
             return embeddings
         check_sizes(chunk_id=chunk_id)

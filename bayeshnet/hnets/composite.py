@@ -26,6 +26,11 @@ class CompositeHyperNet(HyperNet):
 
     Its table is the tables of the parts, one after the other, and then the records of its own tensors (chunk
     embeddings, plain weights). Each parameter is registered once: in its part, or here.
+
+    Example:
+        >>> from bayeshnet.hnets import ChunkedHMLP
+        >>> isinstance(ChunkedHMLP([[7]], 4, chunk_emb_size=2), CompositeHyperNet)
+        True
     """
 
     _parts: nn.ModuleList

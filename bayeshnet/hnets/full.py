@@ -21,6 +21,12 @@ class FullHyperNet(HyperNet):
     """A hypernetwork that is a function of one row, ``[uncond_input, cond_input]``.
 
     It can be the inner network of a chunked one, which appends a chunk embedding to the unconditional input.
+
+    Example:
+        >>> from bayeshnet.hnets import HMLP
+        >>> hnet = HMLP([[10, 5]], uncond_in_size=2, cond_in_size=0)
+        >>> isinstance(hnet, FullHyperNet), hnet.generate_rows(torch.randn(3, 2), list(hnet.internal_params)).shape
+        (True, torch.Size([3, 50]))
     """
 
     @abstractmethod

@@ -58,7 +58,7 @@ class HeadPart(Part):
     def inputs(self, uncond_var: float, cond_var: float) -> list[tuple[int, float]]:
         """Return size and mean square of each part of the input: unconditional, chunk embedding, conditional."""
         embs = self.chunk_embs
-        # The embeddings there are decide the scale, whatever distribution they were drawn from.
+        # The embeddings that are there set the scale, whatever distribution they were drawn from.
         power = torch.cat([e.detach().flatten() for e in embs]).square().mean().item() if embs else 1.0
         uncond_size, cond_size = self.in_sizes
         return [(uncond_size, uncond_var), (self.chunk_emb_size, power), (cond_size, cond_var)]

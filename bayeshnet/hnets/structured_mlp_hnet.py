@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 
 from bayeshnet.checks import shown
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.hnets.arguments import HyperInputs, check_input, check_sizes, no_embeddings, read_target_shapes
 from bayeshnet.hnets.assembly import Assembler, AssemblyFct, trace_places
-from bayeshnet.hnets.chunk_args import check_cond_id_of_chunks, check_needed_chunk_embs, chunk_rows
-from bayeshnet.hnets.composite import CompositeHyperNet
+from bayeshnet.hnets.chunk_embeddings import ChunkEmbeddingHyperNet, chunk_rows
 from bayeshnet.hnets.hyperfan_heads import HeadPart
 from bayeshnet.hnets.hyperfan_parts import Places
 from bayeshnet.hnets.mlp_hnet import HMLP
 from bayeshnet.mnets.own_lists import kept_records
 from bayeshnet.mnets.param_table import ParamRecord, num_weights, split_sizes
-from bayeshnet.typing import CondId, Shapes
+from bayeshnet.typing import Shapes
 
 __all__ = ["StructuredHMLP"]
 
@@ -39,7 +38,7 @@ _OWN_ARGS = (
 )
 
 
-class StructuredHMLP(CompositeHyperNet):
+class StructuredHMLP(ChunkEmbeddingHyperNet):
     """Several :class:`~bayeshnet.hnets.mlp_hnet.HMLP`, each of which makes all chunks of one kind.
 
     A chunk is a list of tensors, such as kernel and bias of a layer. Network i makes ``num_per_chunk[i]`` chunks of the
@@ -199,13 +198,8 @@ class StructuredHMLP(CompositeHyperNet):
 
     # ------------------------------------------------------------------ arguments
 
-    def _check_conditional_args(
-        self, cond_input: Tensor | None, cond_id: CondId | None, extra: Mapping[str, Any]
-    ) -> tuple[int, ...] | None:
-        if self._cond_chunk_embs:
-            wanted = f"a list of tensors [batch, ...] of the shapes {self.chunk_emb_shapes}"
-            check_needed_chunk_embs(cond_id, extra, self._num_known_conds, wanted)
-        return super()._check_conditional_args(cond_input, cond_id, extra)
+    def _external_chunk_embs(self) -> str:
+        return f"a list of tensors [batch, ...] of the shapes {self.chunk_emb_shapes}"
 
     def _read_extra(self, extra: Mapping[str, Any]) -> dict[str, int]:
         if "chunk_embs" not in extra:
@@ -294,16 +288,6 @@ class StructuredHMLP(CompositeHyperNet):
         return cast("list[HMLP]", list(self._parts))
 
     @property
-    def uncond_in_size(self) -> int:
-        """Size of the unconditional input."""
-        return self._uncond_in_size or 0
-
-    @property
-    def cond_in_size(self) -> int:
-        """Size of the conditional input."""
-        return self._cond_in_size or 0
-
-    @property
     def chunk_shapes(self) -> list[list[list[int]]]:
         """For each internal network the shapes of the tensors of a chunk."""
         return [[list(shape) for shape in chunk] for chunk in self._chunk_shapes]
@@ -324,17 +308,12 @@ class StructuredHMLP(CompositeHyperNet):
         return self._assemble.fct
 
     @property
-    def cond_chunk_embs(self) -> bool:
-        """Whether each condition has chunk embeddings of its own."""
-        return self._cond_chunk_embs
-
-    @property
     def chunk_emb_shapes(self) -> list[list[int]]:
         """Shape ``[num, size]`` of the chunk embeddings of each internal network that has some."""
         return [[n, size] for n, size in zip(self._num_per_chunk, self._chunk_emb_sizes, strict=True) if size]
 
     def get_chunk_embs(self, cond_id: int | None = None) -> list[Tensor]:
-        """The chunk embeddings, one parameter for each of :attr:`chunk_emb_shapes`.
+        """Return the chunk embeddings, one parameter for each of :attr:`chunk_emb_shapes`.
 
         Args:
             cond_id: The condition, for conditional chunk embeddings.
@@ -342,14 +321,13 @@ class StructuredHMLP(CompositeHyperNet):
         Raises:
             ArgumentError: If ``cond_id`` is out of range, missing, or has no meaning.
             UsageError: If the network does not keep the chunk embeddings.
+
+        Example:
+            >>> hnet = StructuredHMLP([[3], [3]], [[[3]]], [2], 4, {}, lambda chunks: [c[0] for c in chunks])
+            >>> [tuple(embs.shape) for embs in hnet.get_chunk_embs()]
+            [(2, 4)]
         """
-        check_cond_id_of_chunks(self._cond_chunk_embs, cond_id)
-        num = len(self.chunk_emb_shapes)
-        if num and self._own is None:
-            option = "no_cond_weights" if self._cond_chunk_embs else "no_uncond_weights"
-            raise UsageError(f"get_chunk_embs: with {option}=True the chunk embeddings are kept by the caller.")
-        start = 0 if cond_id is None else num * self._one_cond_id(cond_id)
-        return list(self._own or ())[start : start + num]
+        return self._kept_chunk_embs("get_chunk_embs", len(self.chunk_emb_shapes), cond_id)
 
 
 def _read_list(name: str, values: Any, length: int | None = None) -> list[Any]:

@@ -14,9 +14,8 @@ from bayeshnet.deprecation import warn_renamed
 from bayeshnet.inducing._fused_sample import PseudoObservations
 from bayeshnet.layers.module_versions import places_of
 from bayeshnet.layers.torch_modes import own_gradients_apply
-from bayeshnet.mnets._fused_linear import fused_linear, plain_linear
 from bayeshnet.mnets.batched import batched_forward
-from bayeshnet.mnets.chain import Chain, LinearStep
+from bayeshnet.mnets.chain import Chain, LinearStep, fused_linear, plain_linear
 from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["ConditionalDraw", "HeadNet", "InducingLayers", "LayerPrior"]

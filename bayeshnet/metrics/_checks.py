@@ -15,7 +15,6 @@ from bayeshnet.typing import ClassProbabilities, Labels, OutputDraws, Targets
 
 __all__ = [
     "check_draws",
-    "check_level",
     "check_log_density",
     "check_probabilities",
     "check_same_shape",
@@ -113,13 +112,6 @@ def check_probabilities(probs: object, labels: object) -> tuple[ClassProbabiliti
             "rows that sum to 1. For logits: probs.softmax(-1)."
         )
     return probs, labels.long()
-
-
-def check_level(level: float) -> float:
-    """The probability that an interval is to hold, strictly between 0 and 1."""
-    if not 0.0 < level < 1.0:
-        raise ArgumentError(f"level: is {level}; pass a number between 0 and 1, such as 0.9.")
-    return float(level)
 
 
 def _how_to_match(name: str, value: Tensor, y: Tensor) -> str:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from bayeshnet.errors import ArgumentError
-from bayeshnet.metrics._checks import check_draws, check_level, check_same_shape, check_tensor
+from bayeshnet.metrics._checks import check_draws, check_same_shape, check_tensor
 from bayeshnet.metrics._streaming import MeanMetric
+from bayeshnet.sites.quantiles import checked_level
 from bayeshnet.typing import OutputDraws, Scalar, Targets
 
 __all__ = ["IntervalCoverage", "IntervalWidth", "central_interval", "interval_coverage", "interval_width"]
@@ -35,7 +36,7 @@ def central_interval(draws: OutputDraws, *, level: float = 0.9) -> tuple[Targets
         (0.05, 0.95)
     """
     draws = check_tensor("draws", draws)
-    level = check_level(level)
+    level = checked_level("level", level)
     if draws.ndim < 2 or draws.shape[0] < 2:
         raise ArgumentError(
             f"draws: has shape {list(draws.shape)}; pass [S, B] or [S, B, out] with S >= 2, the draws first."
@@ -112,7 +113,7 @@ class IntervalCoverage(MeanMetric):
 
     def __init__(self, *, level: float = 0.9) -> None:
         super().__init__()
-        self.level = check_level(level)
+        self.level = checked_level("level", level)
 
     def update(self, draws: OutputDraws, y: Targets) -> None:
         """Add a batch: draws ``[S, B]`` or ``[S, B, out]`` of observations, targets ``[B]`` or ``[B, out]``."""
@@ -140,7 +141,7 @@ class IntervalWidth(MeanMetric):
 
     def __init__(self, *, level: float = 0.9) -> None:
         super().__init__()
-        self.level = check_level(level)
+        self.level = checked_level("level", level)
 
     def update(self, draws: OutputDraws, y: Targets) -> None:
         """Add a batch; the targets are there so that it can share a ``MetricCollection`` with the other scores."""

@@ -19,7 +19,16 @@ from bayeshnet.layers.plain_modules import all_plain, is_plain
 from bayeshnet.layers.torch_modes import own_gradients_apply, under_functorch
 from bayeshnet.mnets._fused_linear import batched_linear, fused_linear, plain_linear
 
-__all__ = ["Chain", "LinearStep", "batched_linear", "chain_of_modules", "is_dropout", "is_elementwise"]
+__all__ = [
+    "Chain",
+    "LinearStep",
+    "batched_linear",
+    "chain_of_modules",
+    "fused_linear",
+    "is_dropout",
+    "is_elementwise",
+    "plain_linear",
+]
 
 _ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
     nn.CELU,

@@ -19,7 +19,7 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
 __all__ = ["KINDS", "input_error"]
 
 KINDS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError)
-"""What torch raises for inputs that do not fit."""
+"""The classes of errors that torch raises for inputs that do not fit."""
 
 # Words by which torch says that two dtypes do not go together.
 _OF_DTYPES = (
@@ -33,13 +33,13 @@ _OF_DTYPES = (
 
 
 def input_error(net: Any, weights: Any, x: Any, error: BaseException) -> ArgumentError | ArgumentTypeError | None:
-    """What to raise instead of an error of torch, if the inputs of a network caused it, else None.
+    """Return a better error if the inputs of a network caused one of torch, else None.
 
     Args:
         net: The network.
         weights: Its weights: a tensor, or a list or dict of them.
         x: Its inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        error: What was raised. Errors of this package say all themselves, and memory is no matter of inputs.
+        error: The error raised. For errors of this package and for lack of memory there is no better one.
 
     Example:
         >>> layer, x = nn.Linear(3, 1), torch.zeros(8, 5)
@@ -180,7 +180,7 @@ def _embedding_error(kind: str, layer: nn.Embedding, given: Tensor) -> ArgumentE
 
 
 def _wanted(layer: nn.Module, given: Tensor) -> str | None:
-    """What a layer accepts, if this is something else."""
+    """Return what a layer accepts, None if that is what it was given."""
     if isinstance(layer, nn.Linear):
         return _columns(given, layer.in_features, "columns")
     if isinstance(layer, nn.RNNBase):

@@ -76,11 +76,11 @@ class FrozenMainNet(nn.Module, MainNetInterface):
             self.register_buffer(f"frozen_{i}", value.clone())
 
     def extra_repr(self) -> str:
-        """What is fixed."""
+        """The names of the frozen parameters."""
         return f"frozen={list(self.frozen_names)}"
 
     def distillation_targets(self) -> list[Tensor] | None:
-        """Those of the network."""
+        """The distillation targets of the network."""
         return self.net.distillation_targets()
 
     def forward(

@@ -136,7 +136,7 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         return {self._slots[i].name: row for i, row in self._fixed_rows.items()}
 
     def extra_repr(self) -> str:
-        """What is no weight."""
+        """The frozen parameters and fixed rows, which are no weights."""
         parts = [f"frozen={list(self.frozen_names)}"] if self._frozen else []
         return ", ".join([*parts, *([f"fixed_rows={self.fixed_rows}"] if self._fixed_rows else [])])
 

@@ -225,7 +225,7 @@ def _names_from_tables(module: nn.Module) -> dict[int, str | None]:
 
 
 def _classify(owner: nn.Module, submodule: nn.Module, path: str, key: str) -> tuple[str | None, bool]:
-    """What a parameter is, and whether it is a kernel of a transposed convolution."""
+    """Return the kind of a parameter, and whether it is a kernel of a transposed convolution."""
     if submodule is not owner:
         # The one raw tensor behind a parametrised weight takes its place; parts of a decomposition do not.
         if not isinstance(submodule, parametrize.ParametrizationList) or key != "original":

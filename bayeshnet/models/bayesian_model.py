@@ -303,7 +303,7 @@ class BayesianModel(nn.Module):
 
     @torch.no_grad()
     def check_observations(self, x: Any, y: Tensor) -> None:
-        """Refuse inputs and targets that :meth:`forward` would refuse, without running the Pyro program.
+        """Raise unless :meth:`forward` accepts these inputs and targets, without running the Pyro program.
 
         The network is evaluated once, for all weights at 0 and as few rows as show the shape of its output.
 

@@ -1,4 +1,4 @@
-"""What a network, its inputs and its outputs have to be for a likelihood to make sense of them."""
+"""Checks of networks, their inputs and their outputs before a likelihood is applied to them."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def check_rows(x: Any, rows: int, *, some: bool = True) -> None:
     Args:
         x: The inputs.
         rows: Number of rows that the network makes of them.
-        some: Whether there has to be one.
+        some: Whether at least one is required.
 
     Raises:
-        ArgumentError: If so.
+        ArgumentError: In these cases.
 
     Example:
         >>> check_rows(torch.zeros(7, 3), 7)
@@ -75,7 +75,7 @@ def check_parameters(net: nn.Module) -> None:
     Frozen ones are not drawn, and may be of any dtype.
 
     Raises:
-        ArgumentTypeError: If there are such.
+        ArgumentTypeError: If they cannot.
 
     Example:
         >>> check_parameters(nn.Linear(3, 1))

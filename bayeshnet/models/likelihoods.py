@@ -120,7 +120,7 @@ class Likelihood(nn.Module, ABC):
         return f
 
     def shape_advice(self, y: Tensor, event_shape: Size) -> str:
-        """What to add to the message that ``y`` has the wrong shape, for outputs of this shape; may be empty."""
+        """Return what the message that ``y`` has the wrong shape should add for outputs of this shape; may be empty."""
         return ""
 
     def check_dtype(self, dtype: torch.dtype) -> None:
@@ -366,7 +366,7 @@ class Categorical(Likelihood):
 
 
 def _check_length(argument: str, shape: Size, outputs: Size, *, latent: bool) -> None:
-    """Refuse noise that does not belong to the outputs, but would broadcast against the rows."""
+    """Raise if the noise does not belong to the outputs, but would broadcast against the rows."""
     if not shape or all(n == 1 for n in shape):
         return
     pairs = zip(reversed(shape), reversed(outputs), strict=False)

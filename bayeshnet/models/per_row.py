@@ -95,7 +95,7 @@ class PerRowNoise(TorchFunctionMode):
                 self._use(touched, by_rows=True)
                 return self._noisy(layer)
         out = func(*args, **kwargs)
-        if touched and any(True for _ in _tensors([out])):  # sizes and types are nobody's business
+        if touched and any(True for _ in _tensors([out])):  # what gives sizes and types does not count
             self._use(touched, by_rows=False)
         return out
 

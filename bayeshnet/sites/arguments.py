@@ -1,4 +1,4 @@
-"""How data become the arguments of a Pyro model."""
+"""Data as the arguments of a Pyro model, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,18 @@ __all__ = [
 
 
 def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments: a tuple or list of the former, a mapping of the latter, or one tensor.
+    """Return the positional and keyword arguments that data stand for.
+
+    Args:
+        data: A tuple or list of positional arguments, a dict of keyword arguments, or one tensor.
+        argument: Name of the argument, for messages.
 
     Raises:
-        TypeError: If ``data`` is none of these.
+        ArgumentTypeError: If ``data`` is none of these.
+
+    Example:
+        >>> call_arguments({"x": 1}, "data"), call_arguments((1, 2), "data")
+        (((), {'x': 1}), ((1, 2), {}))
     """
     if isinstance(data, Tensor):
         return (data,), {}
@@ -61,16 +69,35 @@ def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str,
 
 
 def inputs_and_targets(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The arguments ``x`` and ``y`` of a Bayesian network, None where one is missing."""
+    """Return the arguments ``x`` and ``y`` of a Bayesian network; None for one that is missing.
+
+    Example:
+        >>> inputs_and_targets((1,), {"y": 2})
+        (1, 2)
+    """
     x, y = (args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(("x", "y")))
     return x, y
 
 
 def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], argument: str) -> None:
-    """Raise if a network's observations are missing, which would make them latents, or there is more than x and y.
+    """Raise unless the arguments of a Bayesian network are x and y; without y the observations would be latents.
+
+    Args:
+        model: The model; nothing is required of the arguments of any other.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        argument: Name of the argument, for messages.
 
     Raises:
-        ValueError: If ``model`` is a Bayesian network and the arguments have no ``y``, or others than ``x`` and ``y``.
+        ArgumentError: If they are not.
+
+    Example:
+        >>> from bayeshnet import likelihoods
+        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> require_targets(model, (torch.zeros(3, 2),), {}, "example")
+        Traceback (most recent call last):
+        ...
+        bayeshnet.errors.ArgumentError: example: has no targets, so the observations would be taken for latents; ...
     """
     if not requires_targets(model):
         return
@@ -91,10 +118,16 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
 
 
 def require_model_and_guide(model: Any, guide: Any) -> None:
-    """Refuse what is no model or no guide.
+    """Raise unless these are a model and a guide.
 
     Raises:
-        TypeError: If one of them cannot be called, or they are given in the wrong order.
+        ArgumentTypeError: If one of them cannot be called, is a class, or they are given in the wrong order.
+
+    Example:
+        >>> require_model_and_guide(lambda: None, 3)
+        Traceback (most recent call last):
+        ...
+        bayeshnet.errors.ArgumentTypeError: guide: is an int; pass a Pyro guide, a callable.
     """
     for name, part in (("model", model), ("guide", guide)):
         if not callable(part):
@@ -108,10 +141,17 @@ def require_model_and_guide(model: Any, guide: Any) -> None:
 
 
 def refuse_second_data(argument: str, value: Any) -> None:
-    """Refuse data in the place of a number: ``fit(model, guide, x, y)``.
+    """Raise if data are given in the place of a number: ``fit(model, guide, x, y)``.
+
+    Args:
+        argument: Name of the argument that is a number.
+        value: What was given.
 
     Raises:
-        TypeError: If the value is a tensor or an array of several entries.
+        ArgumentTypeError: If the value is a tensor or an array with a shape.
+
+    Example:
+        >>> refuse_second_data("steps", 100)
     """
     if getattr(value, "shape", None) and not isinstance(value, type):
         raise ArgumentTypeError(f"{argument}: is {shown(value)}; pass data of several parts as one tuple (x, y).")
@@ -120,7 +160,19 @@ def refuse_second_data(argument: str, value: Any) -> None:
 def call_error(
     model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], argument: str, error: Exception
 ) -> ArgumentTypeError | None:
-    """What to raise instead of Python's complaint that a model was called with arguments that it does not take."""
+    """Return a better error where a model was called with arguments that it does not take; None if it takes them.
+
+    Args:
+        model: The model.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        argument: Name of the argument that they come from.
+        error: What was raised by the call.
+
+    Example:
+        >>> print(call_error(lambda x: x, (1, 2), {}, "data", TypeError()))
+        data: are no arguments of the model, which takes (x) (too many positional arguments); pass those that it is ...
+    """
     if isinstance(model, nn.Module) and not isinstance(model, PyroModule) and latents_of(model) is None:
         wrap = " A network becomes a model by BayesianModel(net, likelihood=...)."
     else:
@@ -143,25 +195,41 @@ def call_error(
 def nan_data_error(
     args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception, argument: str = "example"
 ) -> ArgumentError | None:
-    """What to raise instead of an error of Pyro's validation if the data hold NaN or infinite values, else None."""
+    """Return a better error where Pyro's validation has failed on NaN or infinite data; None if the data are finite.
+
+    Args:
+        args: Positional arguments of the model.
+        kwargs: Its keyword arguments.
+        error: What Pyro has raised.
+        argument: Name of the argument that they come from.
+
+    Example:
+        >>> print(nan_data_error((torch.tensor([math.nan]),), {}, ValueError("loc is bad")))
+        example: the model fails, from NaN in example[0] (1 of 1 entries) in row 0. Remove or impute these values; ...
+    """
     where = _places_of_arguments(args, kwargs, argument)
     return ArgumentError(f"{_nan_message('the model fails', where, argument)} Pyro says: {error}") if where else None
 
 
 def refuse_nan_data(model: Any, trace: Trace, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise if an observed site's log-probability is not finite because the data are not.
+    """Raise if the log-density of an observed site is not finite because the data are not.
 
-    A model may mask NaN data away, if its distribution does not validate them; then its log-probability is finite and
-    nothing is raised.
+    A model may mask NaN data if its distribution does not validate them; then the log-density is finite.
 
     Args:
         model: The model.
         trace: Its trace, with the observed sites.
-        args: The arguments it was traced with.
-        kwargs: Keyword arguments.
+        args: The positional arguments it was traced with.
+        kwargs: The keyword arguments it was traced with.
 
     Raises:
-        ValueError: Naming the site, and the argument or observed values that are NaN or infinite.
+        ArgumentError: Naming the site, and the argument or observed values that are NaN or infinite.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> model = lambda y: pyro.sample("obs", dist.Normal(0.0, 1.0), obs=y)
+        >>> y = torch.tensor(2.0)
+        >>> refuse_nan_data(model, pyro.poutine.trace(model).get_trace(y), (y,), {})
     """
     in_arguments = _places_of_arguments(args, kwargs)
     nodes: dict[str, Any] = dict(trace.nodes)
@@ -182,7 +250,7 @@ def refuse_nan_data(model: Any, trace: Trace, args: Sequence[Any], kwargs: Mappi
 
 
 def _masked_log_prob(site: Mapping[str, Any]) -> Tensor:
-    """Log-probability of a site, 0 where it is masked away, NaN if the distribution refuses its value."""
+    """Return the log-density of a site, 0 where it is masked, NaN if the distribution refuses its value."""
     mask = site["mask"]
     if mask is False:
         return torch.zeros(())
@@ -197,7 +265,12 @@ def _masked_log_prob(site: Mapping[str, Any]) -> Tensor:
 
 
 def non_finite_places(args: Sequence[Any], kwargs: Mapping[str, Any], argument: str = "data") -> str:
-    """Where the tensors among the arguments are NaN or infinite, for messages; empty if nowhere."""
+    """Return where the tensors among the arguments are NaN or infinite, for messages; empty if nowhere.
+
+    Example:
+        >>> non_finite_places((torch.tensor([1.0, math.inf]),), {})
+        'inf in data[0] (1 of 2 entries) in row 1'
+    """
     return ", ".join(_places_of_arguments(args, kwargs, argument))
 
 
@@ -207,7 +280,7 @@ def _places_of_arguments(args: Sequence[Any], kwargs: Mapping[str, Any], argumen
 
 
 def _places(name: str, value: Any) -> Iterator[str]:
-    """Where a tensor, or one of those in a tuple, list or dict, is not finite: ``NaN in x[0] (1 of 8 entries)``."""
+    """Find tensors that are not finite, in tuples, lists and dicts too: ``NaN in x[0] (1 of 8 entries)``."""
     if isinstance(value, Mapping | tuple | list):
         parts: Any = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, part in parts:
@@ -220,7 +293,7 @@ def _places(name: str, value: Any) -> Iterator[str]:
 
 
 def _rows(bad: Tensor, most: int = 5) -> str:
-    """The first rows in which something is bad."""
+    """Name the first rows in which something is bad."""
     if bad.dim() == 0:
         return ""
     rows: list[int] = (
@@ -241,9 +314,7 @@ def _nan_message(what: str, where: Sequence[str], argument: str = "example") -> 
 
 
 def check_rows(model: BayesianModel, x: Any, y: Tensor, *, finite: bool = True) -> None:
-    """Refuse rows that the model itself would refuse, in its own words, before anything is made of them.
-
-    Modes, random numbers and buffers stay as they are.
+    """Raise unless the model accepts these rows; its modes, buffers and random numbers stay as they are.
 
     Args:
         model: The model.
@@ -252,8 +323,13 @@ def check_rows(model: BayesianModel, x: Any, y: Tensor, *, finite: bool = True) 
         finite: Whether NaN and infinite numbers are refused, too.
 
     Raises:
-        ValueError: If shapes do not fit each other, a target is not possible, or rows hold NaN or infinite numbers.
-        TypeError: If a dtype does not fit.
+        ArgumentError: If shapes do not fit each other, a target is not possible, or rows hold NaN or infinite numbers.
+        ArgumentTypeError: If a dtype does not fit.
+
+    Example:
+        >>> from bayeshnet import likelihoods
+        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> check_rows(model, torch.zeros(3, 2), torch.zeros(3))
     """
     with evaluating(model), torch.random.fork_rng(devices=[]), pyro.validation_enabled():
         model.check_observations(x, y)
@@ -274,14 +350,27 @@ def _refuse_non_finite(name: str, value: Tensor) -> None:
 
 
 def first_rows(data: Any, num: int) -> tuple[Tensor, Tensor] | None:
-    """The first rows of the data, inputs and targets: ``num`` of them and the rest of their batch, or all."""
+    """Return the first rows of the data, inputs and targets: ``num`` of them and the rest of their batch, or all.
+
+    Args:
+        data: One batch, or an iterable of batches.
+        num: Number of rows.
+
+    Returns:
+        Inputs and targets; None if a batch lacks one of them.
+
+    Example:
+        >>> x, y = first_rows([(torch.zeros(4, 2), torch.zeros(4))] * 3, 5)
+        >>> len(x), len(y)
+        (8, 8)
+    """
     parts: list[tuple[Tensor, Tensor]] = []
     single = isinstance(data, Tensor | Mapping | tuple)
     for batch in [data] if single else data:
         args, kwargs = call_arguments(batch, "data")
         x, y = inputs_and_targets(args, kwargs)
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-            return None  # the model itself will say what is missing
+            return None  # running the model raises an error that says what is missing
         parts.append((x, y))
         if sum(len(x) for x, _ in parts) >= num:
             break

@@ -1,4 +1,4 @@
-"""Tensors that get their values back after a block."""
+"""Tensors that are restored after a block, or after a step that failed."""
 
 # A module's buffers are looked at in place.
 # pyright: reportPrivateUsage=false
@@ -16,7 +16,12 @@ __all__ = ["KeptBuffers", "restored", "tensors_of"]
 
 
 def tensors_of(*parts: Any) -> list[Tensor]:
-    """Parameters and buffers of those parts that are modules."""
+    """Return the parameters and buffers of those parts that are modules.
+
+    Example:
+        >>> [tuple(tensor.shape) for tensor in tensors_of(nn.Linear(2, 1), lambda x: x)]
+        [(1, 2), (1,)]
+    """
     modules = [part for part in parts if isinstance(part, nn.Module)]
     return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
@@ -54,13 +59,24 @@ def restored(tensors: Iterable[Tensor], *, on_error: bool = False) -> Generator[
 
 
 class KeptBuffers:
-    """What a training step writes to past the optimiser, running statistics for instance, as it was before the step.
+    """Values from before a training step of what it writes to besides the optimiser, running statistics for instance.
 
-    Those are buffers, and parameters that require no gradient. Which of them it is shows in the first step; the others
-    cost nothing after that.
+    These are buffers, and parameters that require no gradient. The first step shows which of them are written to; the
+    others cost nothing after that.
 
     Args:
-        parts: Modules; what is none has no buffers.
+        parts: Modules; anything else is ignored.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> buffers = KeptBuffers(norm)
+        >>> buffers.keep()
+        >>> _ = norm(torch.ones(4, 2))
+        >>> buffers.changed()
+        True
+        >>> buffers.restore()
+        >>> norm.running_mean
+        tensor([0., 0.])
     """
 
     def __init__(self, *parts: Any) -> None:
@@ -72,7 +88,7 @@ class KeptBuffers:
         self._steps = 0
 
     def keep(self) -> None:
-        """Call this before each step."""
+        """Store the values; call this before each step."""
         if self._steps == 1:
             self._places = [(saved.place, saved.key) for saved in self._saved if saved.changed()]
         self._steps += 1

@@ -1,4 +1,4 @@
-"""Evaluation mode for the length of a block; afterwards every submodule is in the mode it was in before."""
+"""Evaluation mode within a block; afterwards every submodule is in the mode it was in before."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def evaluating(*parts: Any) -> Generator[None, None, None]:
     frozen with ``eval()`` would train from then on.
 
     Args:
-        parts: Modules, also inside of Pyro's handlers; what is none is ignored.
+        parts: Modules, also inside of Pyro's handlers; anything else is ignored.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval(), nn.Dropout())

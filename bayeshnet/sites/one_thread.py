@@ -18,7 +18,7 @@ __all__ = ["one_thread"]
 
 
 class _Turn:
-    """Who runs now."""
+    """The lock, and what its owner does."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -51,7 +51,7 @@ def one_thread(what: str) -> Generator[None, None, None]:
         what: The name of the function, for the message.
 
     Raises:
-        RuntimeError: If another thread is in a ``fit``.
+        UsageError: If another thread is in a ``fit``.
 
     Example:
         >>> with one_thread("fit"), one_thread("predict"):

@@ -1,4 +1,4 @@
-"""A model and its guide, run together: whether they belong to each other, and whether draws can be made at once."""
+"""Traces of a guide and of its model: whether they fit each other, and whether they can be vectorised over draws."""
 
 from __future__ import annotations
 
@@ -17,24 +17,32 @@ from torch import Tensor
 from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.sites.latents import nodes_of
 
-__all__ = ["Pair", "require_same_latents"]
+__all__ = ["PairedTraces", "require_same_latents"]
 
 _LOGGER = logging.getLogger(__name__)
 
 
-class Pair:
-    """A model and its guide, run together.
+class PairedTraces:
+    """Traces of a guide, and of its model replayed against them.
 
     Args:
         model: The model.
         guide: Its guide.
         args: Arguments of both.
         kwargs: Keyword arguments of both.
-        partial: Whether the data may be a part of all rows, and the guide's latents a part of the model's.
-        all_latents: Whether the guide has to have all latents of the model even so.
+        partial: Whether the data may be a minibatch, and the guide may lack some latents of the model.
+        all_latents: Whether the guide must have all latents of the model even if ``partial``.
 
     Raises:
-        ValueError: If the latents of the two differ, or the data are a minibatch and must not be.
+        ArgumentError: If the latents of the two differ, or the data are a minibatch and ``partial`` is False.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> model = lambda: pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> guide = lambda: pyro.sample("z", dist.Normal(0.5, 1.0))
+        >>> draws, log_p, log_q = PairedTraces(model, guide, (), {}).draw(5)
+        >>> draws["z"].shape, log_p.shape, log_q.shape
+        (torch.Size([5]), torch.Size([5]), torch.Size([5]))
     """
 
     def __init__(
@@ -58,10 +66,10 @@ class Pair:
         self._random = list(self.shapes)
 
     def require_spread(self) -> None:
-        """Refuse a guide that is a point.
+        """Raise unless the guide has a spread.
 
         Raises:
-            RuntimeError: If it is.
+            UsageError: If the guide is a point.
         """
         repeated = nodes_of(self.run(None)[0])
         sites = self._latents.items()
@@ -73,7 +81,14 @@ class Pair:
             )
 
     def run(self, num: int | None) -> tuple[Trace, Trace]:
-        """Traces of the guide and of the model that takes its draws: ``num`` draws, or one without a plate for them."""
+        """Trace the guide, and the model with its draws.
+
+        Args:
+            num: Number of draws, in a plate; None for one draw without a plate.
+
+        Returns:
+            The traces of guide and model.
+        """
         if num is None:
             guide, model = self.guide, self.model
         else:
@@ -89,26 +104,36 @@ class Pair:
         return traces
 
     def draw(self, num: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Draws ``[num, *shape]`` by site, their log p and log q ``[num]``, in one vectorised call."""
+        """Make draws in one vectorised call.
+
+        Args:
+            num: Number S of draws.
+
+        Returns:
+            Draws ``[S, *shape]`` by site name, their log p ``[S]`` and log q ``[S]``, both in float64.
+        """
         guide_trace, model_trace = self.run(num)
         nodes = nodes_of(guide_trace)
         draws = {name: nodes[name]["value"].reshape((num, *shape)) for name, shape in self.shapes.items()}
         return draws, self._per_draw(model_trace, num), self._per_draw(guide_trace, num)
 
     def draw_one(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The same for one draw, without a plate around it."""
+        """Make one draw without a plate around it; returns what :meth:`draw` does, for S = 1."""
         guide_trace, model_trace = self.run(None)
         nodes = nodes_of(guide_trace)
         draws = {name: nodes[name]["value"].unsqueeze(0) for name in self.shapes}
         return draws, _total(model_trace).reshape(1), _total(guide_trace).reshape(1)
 
     def trouble(self, num: int = 3, *, strict: bool = False) -> str | None:
-        """What goes wrong with draws made together, by comparison with their log p one by one; None if nothing does.
+        """Compare log p of vectorised draws with log p of the same draws one by one.
 
         Args:
             num: Number of draws to try.
-            strict: Whether draws made together have to differ, and the log density to be a function of the draw alone.
-                Else noise that they share is let pass, and so is a log density that is random by itself.
+            strict: Whether vectorised draws must differ, and log p must be a function of the draw alone. Otherwise
+                noise that the draws share is accepted, and so is a random log p.
+
+        Returns:
+            What goes wrong with vectorised draws, for a message; None if nothing does.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -141,7 +166,7 @@ class Pair:
         return _total(trace)
 
     def _per_draw(self, trace: Trace, num: int) -> Tensor:
-        """Sum over the sites of a vectorised trace ``[num]``, in float64."""
+        """Return the log density of each draw of a vectorised trace ``[num]``, in float64."""
         totals: list[Tensor] = []
         for name, log_prob in _log_probs(trace):
             if log_prob.dim() < self.nesting:  # the same for all draws
@@ -156,15 +181,18 @@ class Pair:
 
 
 def require_same_latents(wanted: Sequence[str], given: Sequence[str], *, partial: bool = False) -> None:
-    """Refuse a guide whose latents are not those of the model.
+    """Raise unless a guide has the latents of the model.
 
     Args:
-        wanted: The model's latents.
-        given: The guide's, without auxiliary ones.
-        partial: Whether the guide may leave some to the prior.
+        wanted: Names of the model's latents.
+        given: Names of the guide's latents, without auxiliary ones.
+        partial: Whether the guide may leave some of them to the prior.
 
     Raises:
-        ValueError: If they differ, or the model has none.
+        ArgumentError: If they differ, or the model has none.
+
+    Example:
+        >>> require_same_latents(["z", "scale"], ["z"], partial=True)
     """
     if not wanted:
         raise ArgumentError(
@@ -206,7 +234,7 @@ def _require_all_rows(model_trace: Trace) -> None:
 
 
 def _latents(guide_trace: Trace, model_trace: Trace, *, partial: bool) -> dict[str, Any]:
-    """The guide's sites that the model takes its latents from, by name."""
+    """Return the guide's sites that the model takes its latents from, by name."""
     in_guide, in_model = (
         {
             name: site
@@ -221,7 +249,7 @@ def _latents(guide_trace: Trace, model_trace: Trace, *, partial: bool) -> dict[s
 
 
 def _plate_nesting(*traces: Trace) -> int:
-    """Number of plate dimensions in use."""
+    """Return the number of plate dimensions in use."""
     frames = [
         frame for trace in traces for site in nodes_of(trace).values() for frame in site.get("cond_indep_stack", ())
     ]

@@ -20,7 +20,7 @@ from bayeshnet.errors import ArgumentTypeError, BayeshnetError, VectorisationWar
 from bayeshnet.models.capabilities import latents_of
 from bayeshnet.sites.arguments import refuse_second_data, require_model_and_guide
 from bayeshnet.sites.kept_state import restored
-from bayeshnet.sites.traces import Pair, require_same_latents
+from bayeshnet.sites.traces import PairedTraces, require_same_latents
 from bayeshnet.training._schedule import SCHEDULE, makes_scheduler
 
 __all__ = ["check_loss", "check_optimizer", "check_options", "check_pair", "checked_elbo"]
@@ -232,7 +232,7 @@ def _trial(
     ):
         warnings.simplefilter("ignore")
         try:
-            pair = Pair(model, guide, args, kwargs, partial=True, all_latents=_covers_all(model, guide))
+            pair = PairedTraces(model, guide, args, kwargs, partial=True, all_latents=_covers_all(model, guide))
             return pair.trouble(num) if num > 1 else None
         except BayeshnetError:
             raise

@@ -96,12 +96,8 @@ def test_folding_is_in_the_report():
 
 def test_self_weight_is_in_the_report():
     model, data = bnn()
-    guide = AutoHypernet(
-        model,
-        example=data,
-        hnet=lambda shapes: perturbed(26, 20, noise="independent", sigma=0.01),
-        estimator=SemiImplicit(),
-    )
+    hnet = perturbed(26, 20, noise="independent", sigma=0.01)
+    guide = AutoHypernet(model, example=data, family=Hypernet(lambda shapes: hnet, estimator=SemiImplicit()))
     report = diagnose(model, guide, data, num_samples=200)
     assert report.values["self_weight"] > 0.9
     assert about(report, "own noise carries")

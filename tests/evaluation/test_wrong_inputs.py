@@ -242,7 +242,7 @@ def test_inference_mode():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"init_loc_fn": 3}, ArgumentTypeError, "init_loc_fn: is a int; pass a function from a site to its value"),
+        ({"init_loc_fn": 3}, ArgumentTypeError, "init_loc_fn: is an int; pass a function from a site to its value"),
         ({"init_loc_fn": torch.zeros(21)}, ArgumentTypeError, "init_loc_fn: is a Tensor"),
         ({"init_loc_fn": lambda: None}, ArgumentTypeError, r"init_loc_fn: the function takes \(\), but is called"),
         ({"init_loc_fn": lambda site: 3.0}, ArgumentTypeError, "init_loc_fn: gives a float for the site '0.weight'"),

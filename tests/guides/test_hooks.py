@@ -19,10 +19,11 @@ from torch.optim import optimizer as torch_optimizer
 
 from bayeshnet import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal, BayesianModel, fit, likelihoods
 from bayeshnet.entropy.protocol import Diagnosis
-from bayeshnet.errors import FoldingWarning
+from bayeshnet.errors import ArgumentError, FoldingWarning, UsageError
 from bayeshnet.guides._decay import GroupDecay
 from bayeshnet.guides._hooks import stacklevel_of_user
 from bayeshnet.guides.base import Guide
+from bayeshnet.infer import start_from
 
 Y = torch.tensor([1.0, 2.0])
 DECAY, LR = 3.0, 0.01
@@ -358,3 +359,29 @@ def test_warnings_name_the_line_of_the_user(monkeypatch):
 def test_mean_field_elbo_sees_the_sites():
     guide = Decaying()
     assert math.isfinite(TraceMeanField_ELBO().loss(model, guide, Y))
+
+
+def test_start_from_moves_any_guide():
+    guide = Decaying()
+    start_from(guide, {"mu": torch.tensor(3.0)})
+    assert guide.part.mean.tolist() == [3.0]
+    assert float(guide.sample_posterior(400)["mu"].mean()) == pytest.approx(3.0, abs=0.03)
+
+
+def test_moving_conditional_layers_without_draws():
+    """The mean is one draw; the result is that of start_from."""
+    bnn, data = network()
+    guides = [AutoHypernet(bnn, example=data, num_candidates=1) for _ in range(2)]
+    guides[1].load_state_dict(guides[0].state_dict())
+    values = {name: torch.randn(shape) for name, shape in bnn.latent_shapes.items()}
+    torch.manual_seed(1)
+    start_from(guides[0], values)
+    torch.manual_seed(1)
+    guides[1].move_to(torch.cat([value.flatten() for value in values.values()]))
+    pairs = zip(guides[0].state_dict().values(), guides[1].state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(ArgumentError, match="mean: is NaN for some weights"):
+        guides[1].move_to(torch.full_like(guides[1].loc, torch.nan))
+    twin = copy.deepcopy(guides[1])
+    with pytest.raises(UsageError, match=r"call guide.attach\(model\) first"):
+        twin.move_to(torch.zeros_like(twin.loc))

@@ -286,7 +286,7 @@ def test_no_condition_where_a_network_needs_one():
     hnet = build(cond_param_shapes=None, target_shapes=SHAPES[:4])
     with pytest.raises(ArgumentError, match="cond_input: a condition is required"):
         hnet(noise())
-    with pytest.raises(ArgumentError, match="cond_id: the chunk embeddings are conditional"):
+    with pytest.raises(ArgumentError, match="cond_id: is None, but the chunk embeddings are conditional"):
         hnet(noise(), noise(4, 4))
     with pytest.raises(ArgumentError, match="assembly_fct: returned 5 tensors .*; let it return the 1 target_shapes"):
         build(target_shapes=[[3]])(noise(), cond_id=1)

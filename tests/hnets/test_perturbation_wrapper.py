@@ -199,7 +199,7 @@ def test_handlers_that_return_something_else(inner):
             ArgumentError, match=f"input_handler: returned (an? )?{got}; .*uncond_input, cond_input, cond_id"
         ):
             HPerturbWrapper(inner, input_handler=wrong)(z)
-    with pytest.raises(ArgumentError, match="uncond_input: is required; its entries are the noise on the 9 weights"):
+    with pytest.raises(ArgumentError, match="uncond_input: is None; pass a tensor with the noise on the 9 weights"):
         HPerturbWrapper(inner, input_handler=lambda **_: (z[:, :4], None, None))()
 
 

@@ -78,6 +78,15 @@ def test_names(module, names):
     assert net.param_names == [name for name, _ in module.named_parameters()]
 
 
+def test_names_of_parameters_that_several_modules_have():
+    first = nn.Linear(3, 3)
+    second = nn.Linear(3, 3)
+    second.weight = first.weight
+    net = ModuleMainNet(nn.Sequential(first, nn.Tanh(), second))
+    assert net.tied_names == {"0.weight": "0.weight", "2.weight": "0.weight"}
+    assert ModuleMainNet(nn.Sequential(nn.Linear(3, 1))).tied_names == {}
+
+
 def test_tied_parameters_once():
     net = ModuleMainNet(Tied())
     assert net.param_names == ["embed.weight", "out.bias"]

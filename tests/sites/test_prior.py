@@ -1,0 +1,121 @@
+"""Centre and spread of the prior."""
+
+from __future__ import annotations
+
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+from bayeshnet import AutoHypernet, BayesianModel, likelihoods
+from bayeshnet.models import priors
+from bayeshnet.sites.latents import latent_sites
+from bayeshnet.sites.prior import prior_start
+
+X, Y = torch.linspace(-1.0, 1.0, 24).reshape(8, 3), torch.zeros(8, 1)
+
+
+class Counting(nn.Module):
+    """A network that counts its calls."""
+
+    def __init__(self, *extra):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), *extra, nn.Linear(4, 1))
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(1)
+        return self.net(x)
+
+
+def start_of(model, *, wrap=False, args=(X, Y)):
+    """The start, the random numbers that come next, and how often the network ran."""
+    torch.manual_seed(0)
+    sites = latent_sites(poutine.trace(model).get_trace(*args))
+    net = model.net.module
+    net.calls.clear()
+    program = functools.partial(model) if wrap else model  # a function is run as a whole
+    prototype = torch.zeros(sum(site.numel for site in sites))
+    start = prior_start(program, sites, prototype, args, {})
+    return start, torch.rand(3), len(net.calls)
+
+
+def model_of(*extra, likelihood=None, **kwargs):
+    torch.manual_seed(1)
+    return BayesianModel(
+        Counting(*extra), likelihood=likelihood or likelihoods.Normal(scale=dist.Gamma(6.0, 6.0)), **kwargs
+    )
+
+
+def same(first, second):
+    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("loc", "scale", "gaussian"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "eval", "dropout", "batch norm", "learned"])
+def test_the_network_is_left_out_where_that_changes_nothing(kind):
+    def make():
+        if kind == "learned":
+            return model_of(prior=priors.Normal(scale=1.0, learn=True))
+        model = model_of(
+            *{"dropout": [nn.Dropout()], "eval": [nn.Dropout()], "batch norm": [nn.BatchNorm1d(4)]}.get(kind, [])
+        )
+        return model.eval() if kind == "eval" else model
+
+    model, other = make(), make()
+    start, stream, calls = start_of(model)
+    expected, expected_stream, expected_calls = start_of(other, wrap=True)
+    assert same(start, expected)
+    assert torch.equal(stream, expected_stream)
+    for value, wanted in zip(model.buffers(), other.buffers(), strict=True):
+        assert torch.equal(value, wanted)
+    assert expected_calls >= 48
+    assert calls == expected_calls if kind in ("dropout", "batch norm") else calls <= 2
+
+
+def test_a_model_with_a_program_of_its_own_is_run_as_a_whole():
+    class Shifted(BayesianModel):
+        def forward(self, x, y=None):
+            shift = pyro.sample("shift", dist.Gamma(2.0, 1.0))
+            return super().forward(x + shift, y)
+
+    net = nn.Linear(3, 1)
+    model = Shifted(net, likelihood=likelihoods.Normal(scale=0.5))
+    sites = latent_sites(poutine.trace(model).get_trace(X, Y))
+    start = prior_start(model, sites, torch.zeros(5), (X, Y), {})
+    names = [site.name for site in sites]
+    assert names == ["shift", "weight", "bias"]
+    assert 0.0 < float(start.loc[0]) < 1.5  # the logarithm of about 1.7
+    assert AutoHypernet(model, example=(X, Y), conditional=None).latent_dim == 5
+
+
+def test_what_is_known_and_what_is_drawn():
+    def model():
+        scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
+        pyro.sample("given", dist.Normal(0.0, scale))
+        pyro.sample("w", dist.Normal(torch.tensor([1.0, 2.0]), 3.0).to_event(1))
+
+    torch.manual_seed(0)
+    sites = latent_sites(poutine.trace(model).get_trace())
+    start = prior_start(model, sites, torch.zeros(4), (), {}, num_draws=4000)
+    assert start.gaussian.tolist() == [False, False, True, True]
+    assert start.loc[2:].tolist() == [1.0, 2.0]
+    assert start.scale[2:].tolist() == [3.0, 3.0]
+    low, middle, high = dist.Gamma(2.0, 1.0).sample((200_000,)).log().quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    assert float(start.loc[0]) == pytest.approx(middle, abs=0.06)  # 4 standard errors of a median of 4000
+    assert float(start.scale[0]) == pytest.approx((high - low) / 1.349, abs=0.06)
+
+
+def test_an_improper_prior_starts_at_the_prototype():
+    def model():
+        return pyro.sample("z", dist.ImproperUniform(dist.constraints.positive, (), (2,)))
+
+    value = torch.tensor([0.5, -0.5])
+    with pytest.raises(NotImplementedError):
+        poutine.trace(model).get_trace()
+    guide = AutoHypernet(model, example=(), init_loc_fn=lambda site: value.exp())
+    torch.testing.assert_close(guide.init_loc(), value)
+    torch.testing.assert_close(guide.scale, torch.ones(2))
