@@ -14,7 +14,7 @@ from bayeshnet.mnets.mlp import MLP
 from bayeshnet.models import BayesianModel, flipout, likelihoods, local_reparameterisation, priors
 from bayeshnet.training import FlatElbo, History, fit, load, save
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "HMLP",
