@@ -152,7 +152,7 @@ def _pair(
     except BayeshnetError:
         raise
     except TypeError as error:
-        better: Exception | None = call_error(model, args, kwargs, "data", error)
+        better: Exception | None = call_error(model, args, kwargs, "data")
         if better is None:
             raise
         raise better from error

@@ -98,7 +98,7 @@ class Guide(AutoContinuous):
         except BayeshnetError:
             raise
         except TypeError as error:
-            wrong_call = call_error(model, args, kwargs, "example", error)
+            wrong_call = call_error(model, args, kwargs, "example")
             if wrong_call is None:
                 raise
             raise wrong_call from error

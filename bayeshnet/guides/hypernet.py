@@ -73,7 +73,7 @@ class AutoHypernet(OldNames, FamilyGuide):
         DensityError: If the hypernetwork has batch norm or dropout, so that its draws have no density.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, torch, pyro.distributions as dist
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
         ...     with pyro.plate("data", len(y)):

@@ -157,9 +157,7 @@ def refuse_second_data(argument: str, value: Any) -> None:
         raise ArgumentTypeError(f"{argument}: is {shown(value)}; pass data of several parts as one tuple (x, y).")
 
 
-def call_error(
-    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], argument: str, error: Exception
-) -> ArgumentTypeError | None:
+def call_error(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], argument: str) -> ArgumentTypeError | None:
     """Return a better error where a model was called with arguments that it does not take; None if it takes them.
 
     Args:
@@ -167,10 +165,9 @@ def call_error(
         args: Positional arguments.
         kwargs: Keyword arguments.
         argument: Name of the argument that they come from.
-        error: What was raised by the call.
 
     Example:
-        >>> print(call_error(lambda x: x, (1, 2), {}, "data", TypeError()))
+        >>> print(call_error(lambda x: x, (1, 2), {}, "data"))
         data: are no arguments of the model, which takes (x) (too many positional arguments); pass those that it is ...
     """
     if isinstance(model, nn.Module) and not isinstance(model, PyroModule) and latents_of(model) is None:

@@ -234,7 +234,7 @@ def _train(
             except BayeshnetError:
                 raise
             except TypeError as error:
-                if (wrong := call_error(model, args, kwargs, "data", error)) is None:
+                if (wrong := call_error(model, args, kwargs, "data")) is None:
                     raise
                 raise wrong from error
             if step == 0:
