@@ -11,8 +11,9 @@ BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
 # What the type checker knows: a folder that is not there yet would be an error.
 CODE := $(wildcard bayeshnet benchmarks examples tests conftest.py docs/conf.py)
 
-# Where annotations have shapes: the tests, and the examples in the docstrings.
-SHAPED := tests/test_shapes.py $(foreach name,entropy evaluation families hnets inducing metrics,bayeshnet/$(name) tests/$(name))
+# The examples in the docstrings go everywhere once; these go into all corners of what has shapes in its annotations.
+SHAPED := bayeshnet tests/test_shapes.py tests/metrics tests/entropy/test_fused_mlp_draw.py tests/evaluation/test_psis.py \
+	tests/families/test_contract.py tests/hnets/test_contract.py tests/inducing/test_linear_gaussian.py tests/mnets/test_batched.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-shapes lint bench docs clean
@@ -20,7 +21,7 @@ SHAPED := tests/test_shapes.py $(foreach name,entropy evaluation families hnets 
 help:
 	@echo "make demo         fit the example and draw its picture (2 minutes)"
 	@echo "make test         all tests, the slow ones and the docstrings' examples included"
-	@echo "make test-shapes  the quick tests of what works on tensors, with the shapes in annotations checked"
+	@echo "make test-shapes  the quick part of them, with the shapes in annotations checked"
 	@echo "make lint         style, formatting and types"
 	@echo "make bench        all benchmarks, in their short form"
 	@echo "make docs         the documentation, to docs/_build/html/index.html"
@@ -32,7 +33,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Without what takes a network through training: a shape is wrong at the first step or never.
+# Little of it trains a network: a shape is wrong at the first step or never.
 test-shapes: $(VENV)/.installed
 	BAYESHNET_CHECK_SHAPES=1 $(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(SHAPED)
 
