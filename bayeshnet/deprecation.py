@@ -3,31 +3,58 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["renamed_attributes", "warn_renamed"]
+import pyro
+import torch
+
+__all__ = ["renamed_attributes", "stacklevel_of_user", "warn_renamed"]
+
+_NOT_THE_USERS = (
+    "<frozen importlib",
+    *(str(Path(module.__path__[0]) / "_")[:-1] for module in (pyro, torch)),  # with the separator
+    str(Path(__file__).parent / "_")[:-1],
+)
 
 
-def warn_renamed(old: str, new: str, *, stacklevel: int = 2) -> None:
-    """Warn that a name is old.
+def warn_renamed(old: str, new: str) -> None:
+    """Warn that a name is old, at the line of the user.
 
     Args:
         old: What was used, as the user wrote it: ``"AutoHypernet(body=...)"``.
         new: What to write instead.
-        stacklevel: As that of ``warnings.warn``, as seen from the caller of this function.
 
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always")
         ...     warn_renamed("old_name", "new_name")
         >>> print(caught[0].message)
-        old_name: is renamed and goes in the next version; use new_name.
+        old_name: is renamed and will be removed in the next version; use new_name.
     """
     warnings.warn(
-        f"{old}: is renamed and goes in the next version; use {new}.", FutureWarning, stacklevel=stacklevel + 1
+        f"{old}: is renamed and will be removed in the next version; use {new}.",
+        FutureWarning,
+        stacklevel=stacklevel_of_user(),
     )
+
+
+def stacklevel_of_user() -> int:
+    """The ``stacklevel`` of ``warnings.warn``, for the caller, that names a line outside of this package and its bases.
+
+    Classes of torch and Pyro call ours when an attribute is set or an object is made.
+
+    Example:
+        >>> stacklevel_of_user()
+        1
+    """
+    level, frame = 0, inspect.currentframe()
+    while frame is not None and (level == 0 or frame.f_code.co_filename.startswith(_NOT_THE_USERS)):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def renamed_attributes(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
@@ -52,7 +79,7 @@ def renamed_attributes(module: str, names: Mapping[str, str]) -> Callable[[str],
         path = names.get(name)
         if path is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warn_renamed(f"{module}.{name}", path, stacklevel=2)
+        warn_renamed(f"{module}.{name}", path)
         place, _, attribute = path.rpartition(".")
         return getattr(importlib.import_module(place), attribute)
 

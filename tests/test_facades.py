@@ -100,7 +100,7 @@ def test_a_public_name_of_0_1(module, name):
         assert not caught
         return
     assert [item.category for item in caught] == [FutureWarning]
-    assert str(caught[0].message) == f"{old}: is renamed and goes in the next version; use {new}."
+    assert str(caught[0].message) == f"{old}: is renamed and will be removed in the next version; use {new}."
     assert caught[0].filename == __file__, "the warning points at the line that uses the old name"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from bayeshnet.deprecation import warn_renamed
 from bayeshnet.errors import BayeshnetWarning
 from bayeshnet.formatting import number, with_error
 
@@ -44,6 +46,23 @@ MEANINGS: dict[str, str] = {
 """What each number says, in a few words. A diagnosis may hold others, which are shown without."""
 
 
+_RENAMED = {"own_weight": "self_weight"}
+
+
+class _Values(dict[str, float]):
+    """Numbers by name, also by the names of version 0.1."""
+
+    def __missing__(self, name: str) -> float:
+        new = _RENAMED.get(name)
+        if new is None or new not in self:
+            raise KeyError(name)
+        warn_renamed(f"Diagnosis.values[{name!r}]", f"Diagnosis.values[{new!r}]")
+        return self[new]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self or _RENAMED.get(name) in self else default
+
+
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What a check of an estimator, a guide or a whole fit found; ``print(diagnosis)`` shows it as a table.
@@ -69,6 +88,9 @@ class Diagnosis:
     advice: list[str] = field(default_factory=list[str])
     category: type[BayeshnetWarning] = BayeshnetWarning
     title: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", _Values(self.values))
 
     @property
     def healthy(self) -> bool:

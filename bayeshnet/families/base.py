@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from bayeshnet.checks import kind_of
+from bayeshnet.deprecation import warn_renamed
 from bayeshnet.entropy.protocol import Diagnosis
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.families._blocks import BlockLayout
@@ -270,6 +271,9 @@ def family_of(value: Family | str, argument: str) -> Family:
         raise ArgumentTypeError(f"{argument}: is the class {value.__name__}; pass an object, {value.__name__}(...).")
     if not isinstance(value, str):
         raise ArgumentTypeError(f"{argument}: is {kind_of(value)}; pass a family such as LowRank(rank=20), or {names}.")
+    if value == "units":
+        warn_renamed(f"{argument}='units'", f"{argument}='block_gaussian'")
+        value = "block_gaussian"
     if value not in _SHORT_FORMS:
         raise ArgumentError(f"{argument}: is {value!r}; pass one of {names}, or a family such as LowRank(rank=20).")
     return _SHORT_FORMS[value]()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.inducing.resampling import CALIBRATION_ROWS
 from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.arguments import first_rows
@@ -17,9 +16,7 @@ from bayeshnet.sites.arguments import first_rows
 if TYPE_CHECKING:
     from bayeshnet.guides._family_guide import FamilyGuide
 
-__all__ = ["finish", "prepare", "stacklevel_of_user"]
-
-_PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]  # with the separator
+__all__ = ["finish", "prepare"]
 
 
 def prepare(guide: FamilyGuide, model: Callable[..., Any], data: Any) -> None:
@@ -44,16 +41,3 @@ def finish(guide: FamilyGuide, data: Any) -> None:
         diagnosis = guide.diagnose(num_samples=64, thorough=False)
     for advice in diagnosis.advice:
         warnings.warn(advice, diagnosis.category, stacklevel=stacklevel_of_user())
-
-
-def stacklevel_of_user() -> int:
-    """The ``stacklevel`` of ``warnings.warn``, for the caller, with which the warning names a line outside the package.
-
-    Example:
-        >>> stacklevel_of_user()
-        1
-    """
-    level, frame = 0, inspect.currentframe()
-    while frame is not None and (level == 0 or frame.f_code.co_filename.startswith(_PACKAGE)):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -46,6 +46,11 @@ class OldNames:
         warn_renamed("AutoHypernet.candidate_power", "AutoHypernet.tempering_exponent")
         return cast("Any", self).tempering_exponent
 
+    @candidate_power.setter
+    def candidate_power(self, value: Tensor) -> None:
+        warn_renamed("AutoHypernet.candidate_power", "AutoHypernet.tempering_exponent")
+        cast("Any", self).tempering_exponent = value
+
 
 def old_mixture(num_components: int = 4, of: str = "mean_field") -> Mixture:
     """Make a mixture by the arguments of version 0.1; use ``families.Mixture(of, num_components)``.
@@ -68,7 +73,7 @@ def old_mixture(num_components: int = 4, of: str = "mean_field") -> Mixture:
 def with_old_options(
     family: Family | str, hnet: HnetOrBuilder | None, num_proposals: int | None, old: Mapping[str, Any]
 ) -> tuple[Family | str, HnetOrBuilder | None, int | None]:
-    """Return family, hnet and number of proposals as meant by options of version 0.1.
+    """Return family, hnet and number of proposals as meant by options of version 0.1, with one warning for all.
 
     Raises:
         TypeError: If an option has never been one.
@@ -78,45 +83,43 @@ def with_old_options(
     for name in old:
         if name not in known:
             raise TypeError(f"AutoHypernet.__init__() got an unexpected keyword argument {name!r}")
-        warn_renamed(f"AutoHypernet({name}=...)", _new_form(name), stacklevel=3)
     given = {name: value for name, value in old.items() if value is not None}
+    new: list[str] = []
     if "num_candidates" in given:
+        if num_proposals is not None:
+            raise ArgumentError("num_proposals, num_candidates: both were given; leave out the old num_candidates.")
         num_proposals = given.pop("num_candidates")
-    if not given:
-        return family, hnet, num_proposals
-    if family != "hypernet":
+        new.append(f"num_proposals={num_proposals}")
+    if given and family != "hypernet":
         raise ArgumentError(
             f"family, {next(iter(given))}: both were given, and the latter is an old option; leave it out and pass "
             "its value to the family."
         )
-    body, num = given.pop("body", "hypernet"), given.pop("num_components", None)
-    made: Family | str
-    if body == "hypernet":
-        options: Any = {**given, **({} if num is None else {"num_components": num})}
-        made, hnet = (Hypernet(hnet, **options) if options else "hypernet"), None if options else hnet
-        return made, hnet, num_proposals
-    if isinstance(body, Mixture) and isinstance(body.of, Hypernet) and given:
-        made = Mixture(Hypernet(**given), body.num_components)
-    elif given:
-        raise ArgumentError(
-            f"body, {next(iter(given))}: the latter belongs to a hypernetwork; leave out body={body!r}."
-        )
-    elif num is None:
-        made = _NAMES.get(body, body) if isinstance(body, str) else body
-    elif body == "units":
-        made = BlockGaussian(num)
-    elif body == "mixture":
-        made = Mixture(num_components=num)
-    else:
-        raise ArgumentError(f"num_components: belongs to a mixture, not to body={body!r}; leave it out.")
+    made = _family(given, hnet) if given else family
+    if isinstance(made, Hypernet):
+        hnet = None  # it has it
+    if given:
+        new.append(f"family={made!r}" if isinstance(made, str) else f"family=families.{made!r}")
+    listed = ", ".join(f"{name}=..." for name in old)
+    warn_renamed(f"AutoHypernet({listed})", f"AutoHypernet({', '.join(new)})" if new else "its defaults")
     return made, hnet, num_proposals
 
 
-def _new_form(name: str) -> str:
-    if name in _OF_HYPERNET:
-        return f"AutoHypernet(family=families.Hypernet({name}=...))"
-    return {
-        "body": "AutoHypernet(family=...)",
-        "num_components": "AutoHypernet(family=families.BlockGaussian(num_components)), Hypernet or Mixture",
-        "num_candidates": "AutoHypernet(num_proposals=...)",
-    }[name]
+def _family(given: dict[str, Any], hnet: HnetOrBuilder | None) -> Family | str:
+    """The family that is meant by old options."""
+    body, num = given.pop("body", "hypernet"), given.pop("num_components", None)
+    if body == "hypernet":
+        options: Any = {**given, **({} if num is None else {"num_components": num})}
+        return Hypernet(hnet, **options) if options else "hypernet"
+    if isinstance(body, Mixture) and isinstance(body.of, Hypernet) and (given or hnet is not None):
+        return Mixture(Hypernet(hnet, **given), body.num_components)
+    if given:
+        name = next(iter(given))
+        raise ArgumentError(f"body, {name}: {name} belongs to a hypernetwork; leave it out, or body={body!r}.")
+    if num is None:
+        return _NAMES.get(body, body) if isinstance(body, str) else body
+    if body == "units":
+        return BlockGaussian(num)
+    if body == "mixture":
+        return Mixture(num_components=num)
+    raise ArgumentError(f"num_components: belongs to a mixture, not to body={body!r}; leave it out.")

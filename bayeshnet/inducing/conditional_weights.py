@@ -28,6 +28,7 @@ _CHUNK = 2**20
 _SETS = 8
 
 _RENAMED = {"body": "unconditional", "num_candidates": "num_proposals", "power": "tempering_exponent"}
+_RENAMED_ATTRIBUTES = {**_RENAMED, "candidates": "proposals"}
 _REQUIRED: Any = None
 
 
@@ -146,10 +147,10 @@ class ConditionalWeights(FlatDistribution):
         super().__init__(Size(), loc.shape, validate_args=validate_args)
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _RENAMED:
+        if name not in _RENAMED_ATTRIBUTES:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        warn_renamed(f"ConditionalWeights.{name}", f"ConditionalWeights.{_RENAMED[name]}")
-        return getattr(self, _RENAMED[name])
+        warn_renamed(f"ConditionalWeights.{name}", f"ConditionalWeights.{_RENAMED_ATTRIBUTES[name]}")
+        return getattr(self, _RENAMED_ATTRIBUTES[name])
 
     # ------------------------------------------------------------------ sampling
 
@@ -360,5 +361,5 @@ def _with_new_names(renamed: Mapping[str, Any]) -> dict[str, Any]:
     for name in renamed:
         if name not in _RENAMED:
             raise TypeError(f"ConditionalWeights.__init__() got an unexpected keyword argument {name!r}")
-        warn_renamed(f"ConditionalWeights({name}=...)", f"ConditionalWeights({_RENAMED[name]}=...)", stacklevel=3)
+        warn_renamed(f"ConditionalWeights({name}=...)", f"ConditionalWeights({_RENAMED[name]}=...)")
     return {_RENAMED[name]: value for name, value in renamed.items()}

@@ -373,5 +373,5 @@ def _with_new_name(renamed: Mapping[str, bool]) -> bool:
     for name in renamed:
         if name != "contrasts":
             raise TypeError(f"InducingLayers.__init__() got an unexpected keyword argument {name!r}")
-    warn_renamed("InducingLayers(contrasts=...)", "InducingLayers(logit_differences=...)", stacklevel=3)
+    warn_renamed("InducingLayers(contrasts=...)", "InducingLayers(logit_differences=...)")
     return renamed["contrasts"]

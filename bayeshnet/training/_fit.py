@@ -102,7 +102,7 @@ def fit(
         lr_schedule: Factor of the learning rates by step; by default 1 for 40 % of the steps, then a cosine to 0.02. A
             function of the step, ``lambda step: 0.999**step``. Or a scheduler of torch, which is stepped after each
             step of the optimiser, ``ReduceLROnPlateau`` with the loss: a function of the optimiser,
-            ``lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)``, a class or
+            ``lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1000)``, a class or
             ``functools.partial`` of one, or a scheduler of the optimiser that ``optimizer`` returns.
         num_particles: Posterior samples per step, drawn and evaluated in one vectorised call. A model other than a
             :class:`~bayeshnet.BayesianModel` is tried first: if it fails so, or gives other densities than draw by

@@ -143,7 +143,7 @@ def test_own_hypernetworks_and_repr():
     [
         (
             {"family": lambda: Hypernet(num_components=3), "conditional": None},
-            "num_components: is 3, and is the number",
+            "num_components: is 3, and no layer is conditional here",
         ),
         (
             {"family": lambda: Hypernet(lambda shapes: HMLP(shapes, 2, 0), num_components=3)},

@@ -9,7 +9,7 @@ import torch
 
 from bayeshnet import AutoHypernet, fit, predict
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DensityError
-from bayeshnet.families import Mixture
+from bayeshnet.families import Hypernet, Mixture
 from bayeshnet.hnets import HMLP, ChunkedHMLP, HContainer, HDeconv, HPerturbWrapper, StructuredHMLP
 from tests.problems import bnn
 
@@ -59,7 +59,7 @@ GENERATORS = {"chunked": chunked, "deconv": deconv, "structured": structured, "c
 @pytest.mark.parametrize("make", GENERATORS.values(), ids=GENERATORS)
 def test_it_fits(make, noise):
     model, data = bnn()
-    guide = AutoHypernet(model, example=data, hnet=make, noise=noise)
+    guide = AutoHypernet(model, example=data, family=Hypernet(make, noise=noise))
     before = [p.detach().clone() for p in guide.hnet.internal_params]
     history = fit(model, guide, data, steps=15, num_particles=4, progress=False)
     assert len(history) == 15
@@ -74,7 +74,9 @@ def test_it_fits(make, noise):
 @pytest.mark.parametrize("noise", ["shared", "independent"])
 def test_self_attention_fits(noise):
     model, data = bnn()
-    guide = AutoHypernet(model, example=data, hnet=lambda shapes: deconv(shapes, sa_units=(1,)), noise=noise)
+    guide = AutoHypernet(
+        model, example=data, family=Hypernet(lambda shapes: deconv(shapes, sa_units=(1,)), noise=noise)
+    )
     history = fit(model, guide, data, steps=5, num_particles=4, progress=False)
     assert all(math.isfinite(loss) for loss in history.losses)
 
@@ -111,7 +113,7 @@ def test_a_condition_is_not_to_be_had(make):
     with pytest.raises(ArgumentError, match="hnet: this .* needs a condition.*uncond_in_size=8, cond_in_size=0"):
         AutoHypernet(model, example=data, hnet=make)
     with pytest.raises(ArgumentError, match="hnet: this .* needs a condition"):
-        AutoHypernet(model, example=data, hnet=make, family=Mixture("hypernet", 2))
+        AutoHypernet(model, example=data, family=Mixture(Hypernet(make), 2))
 
 
 @pytest.mark.filterwarnings("ignore::bayeshnet.errors.FoldingWarning", "ignore::bayeshnet.errors.EntropyGapWarning")
@@ -123,11 +125,11 @@ def test_a_hypernetwork_instead_of_a_function(wrap):
     guide = AutoHypernet(model, example=data, hnet=hnet)
     assert guide.hnet is hnet or guide.hnet.internal_hnet is hnet
     assert math.isfinite(fit(model, guide, data, steps=2, num_particles=4, progress=False).losses[-1])
-    with pytest.raises(ArgumentError, match="hnet: produces 9 numbers; the latents that it draws are 26"):
+    with pytest.raises(ArgumentError, match="hnet: produces 9 numbers, and the latents that it draws are 26"):
         AutoHypernet(model, example=data, hnet=wrap(HMLP([[9]], NOISE, 0)))
     with pytest.raises(ArgumentError, match="hnet: this .* needs a condition"):
         AutoHypernet(model, example=data, hnet=wrap(HMLP(shapes)))
     with pytest.raises(ArgumentError, match="hnet: is one hypernetwork.*pass a function"):
-        AutoHypernet(model, example=data, hnet=hnet, family=Mixture("hypernet", 2))
-    with pytest.raises(ArgumentTypeError, match="hnet: is a int; pass a function"):
+        AutoHypernet(model, example=data, family=Mixture(Hypernet(hnet), 2))
+    with pytest.raises(ArgumentTypeError, match="hnet: is an int; pass a function"):
         AutoHypernet(model, example=data, hnet=3)

@@ -18,10 +18,10 @@ from torch import nn
 from torch.optim import optimizer as torch_optimizer
 
 from bayeshnet import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal, BayesianModel, fit, likelihoods
+from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.entropy.protocol import Diagnosis
 from bayeshnet.errors import ArgumentError, FoldingWarning, UsageError
 from bayeshnet.guides._decay import GroupDecay
-from bayeshnet.guides._hooks import stacklevel_of_user
 from bayeshnet.guides.base import Guide
 from bayeshnet.infer import start_from
 

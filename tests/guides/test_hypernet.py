@@ -159,7 +159,12 @@ def test_init_loc_fn_and_noise_options():
 
 @pytest.mark.parametrize(
     ("size", "options", "expected"),
-    [(64, {}, 64), (65, {}, 20), (64, {"noise": "independent"}, 20), (64, {"family": Mixture("hypernet", 2)}, 20)],
+    [
+        (64, {}, 64),
+        (65, {}, 20),
+        (64, {"family": Hypernet(noise="independent")}, 20),
+        (64, {"family": Mixture("hypernet", 2)}, 20),
+    ],
 )
 def test_as_many_noise_inputs_as_latents_where_these_are_few(size, options, expected):
     def model():
@@ -293,7 +298,7 @@ def test_errors():
             "estimator: is a str",
         ),
         (
-            lambda: AutoHypernet(model, example=(x, y), hnet=lambda s: HMLP(s, 4, 0), noise_dim=4),
+            lambda: AutoHypernet(model, example=(x, y), family=Hypernet(lambda s: HMLP(s, 4, 0), noise_dim=4)),
             ArgumentError,
             "hnet, noise_dim: both",
         ),

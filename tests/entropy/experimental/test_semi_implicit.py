@@ -129,9 +129,8 @@ def test_among_few_weights_the_diagnosis_is_clean():
 
 def test_fit_warns_when_it_is_saturated():
     model, data = bnn()
-    guide = AutoHypernet(
-        model, example=data, conditional=None, noise="independent", estimator=SemiImplicit(), init_scale=0.01
-    )
+    family = Hypernet(noise="independent", estimator=SemiImplicit())
+    guide = AutoHypernet(model, example=data, conditional=None, family=family, init_scale=0.01)
     with pytest.warns(SelfWeightWarning, match="own noise carries"):
         fit(model, guide, data, steps=2, progress=False)
 
