@@ -265,6 +265,11 @@ def family_of(value: Family | str, argument: str) -> Family:
         MeanField()
     """
     if isinstance(value, Family):
+        if "_parameters" not in vars(value):
+            raise UsageError(
+                f"{argument}: is a {type(value).__name__} whose constructor does not call super().__init__(); call it "
+                "first."
+            )
         return value
     names = ", ".join(map(repr, _SHORT_FORMS))
     if isinstance(value, type) and issubclass(value, Family):

@@ -135,8 +135,8 @@ class Hypernet(Family, short_form="hypernet"):
         blocks = start.blocks if given is None and not start.num_components else None
         if self._num_components is not None and blocks is None:
             raise ArgumentError(
-                f"num_components: is {self._num_components}, and no layer is conditional here, or the hypernetwork is a "
-                "component of a mixture, so its noise has no components; leave it out, or pass "
+                f"num_components: is {self._num_components}, and no layer is conditional here, or the hypernetwork is "
+                "a component of a mixture, so its noise has no components; leave it out, or pass "
                 f"family=Mixture('hypernet', {self._num_components})."
             )
         if start.num_components and self._noise == "independent":

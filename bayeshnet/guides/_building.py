@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from bayeshnet.checks import require_flag, require_positive
-from bayeshnet.errors import ArgumentError
+from bayeshnet.checks import kind_of, require_flag, require_positive
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.families import BlockLayout
 from bayeshnet.families.base import INIT_SCALE, Family, Start, family_of
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
@@ -17,7 +18,7 @@ from bayeshnet.inducing.flat_layout import FlatLayout
 from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.prior import PriorStart
 
-__all__ = ["check_start", "family_from", "family_start", "unconditional", "whitened"]
+__all__ = ["built_family", "check_start", "family_from", "family_start", "unconditional", "whitened"]
 
 
 def family_from(family: Family | str, hnet: HnetOrBuilder | None) -> Family:
@@ -114,3 +115,37 @@ def family_start(
         blocks=blocks,
         anywhere=layout is None and not placed and init_scale is None,
     )
+
+
+def built_family(chosen: Family, start: Start) -> Family | None:
+    """Return a family that is built from here, with a distribution that a guide can use; None if it draws nothing.
+
+    Raises:
+        ArgumentError: If its distribution has another shape than the latents, or draws that are not differentiable.
+        ArgumentTypeError: If it makes something else than a family and a distribution of Pyro.
+    """
+    if start.size == 0:
+        return None
+    name, made = type(chosen).__name__, cast("object", chosen.build(start))
+    if not isinstance(made, Family) or made is chosen:
+        given = "itself" if made is chosen else kind_of(made)
+        raise ArgumentTypeError(
+            f"family: {name}.build returned {given}; return a new {name} with parameters, or write init_parameters "
+            "instead of build."
+        )
+    q = cast("object", made.distribution())
+    if not isinstance(q, TorchDistributionMixin) or not isinstance(q, torch.distributions.Distribution):
+        raise ArgumentTypeError(
+            f"family: {name}.distribution returned {kind_of(q)}; return a distribution of pyro.distributions."
+        )
+    if q.batch_shape != () or q.event_shape != (start.size,):
+        raise ArgumentError(
+            f"family: {name}.distribution has batch shape {tuple(q.batch_shape)} and event shape "
+            f"{tuple(q.event_shape)}; they have to be () and ({start.size},). Try .to_event(1)."
+        )
+    if not q.has_rsample:
+        raise ArgumentError(
+            f"family: {name}.distribution is {kind_of(q)}, whose draws are not differentiable (has_rsample is False); "
+            "return one with rsample."
+        )
+    return made

@@ -18,8 +18,9 @@ class GroupDecay:
     """Decoupled weight decay of those parameter groups that ask for it, after each step of any torch optimiser.
 
     The parameters of a group with a ``"decay"`` shrink by the factor ``1 - lr * decay``, as in AdamW, with the learning
-    rate that the stepping optimiser has for them then. Optimisers of other parameters are left alone. The decay ends
-    with :meth:`remove`, or with this object: torch's hooks hold no reference to it.
+    rate that the stepping optimiser has for them then. Parameters without a gradient stay, as in torch. Optimisers of
+    other parameters are left alone. The decay ends with :meth:`remove`, or with this object: torch's hooks hold no
+    reference to it.
 
     Args:
         groups: Parameter groups, as ``guide.param_groups(lr)`` returns them.
@@ -27,6 +28,7 @@ class GroupDecay:
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2))
         >>> decay = GroupDecay([{"params": [weight], "decay": 2.0}])
+        >>> weight.grad = torch.zeros(2)
         >>> optimizer = torch.optim.SGD([weight], lr=0.1)
         >>> optimizer.step()
         >>> weight.data
@@ -49,6 +51,8 @@ class GroupDecay:
         if self._decays:
             self._handles.append(register_optimizer_step_pre_hook(_hook(weakref.WeakMethod(self._begin))))
             self._handles.append(register_optimizer_step_post_hook(_hook(weakref.WeakMethod(self._end))))
+            for handle in self._handles:
+                weakref.finalize(self, handle.remove)
 
     def remove(self) -> None:
         """End the decay; calling this again changes nothing."""
@@ -65,6 +69,8 @@ class GroupDecay:
             for param in group["params"]:
                 if id(param) in self._pending:
                     self._pending.remove(id(param))
+                    if param.grad is None:  # the step has left it alone, as a frozen one
+                        continue
                     param.mul_(max(0.0, 1.0 - group["lr"] * self._decays[id(param)][1]))
 
 

@@ -95,8 +95,8 @@ def with_old_options(
             f"family, {next(iter(given))}: both were given, and the latter is an old option; leave it out and pass "
             "its value to the family."
         )
-    made = _family(given, hnet) if given else family
-    if isinstance(made, Hypernet):
+    made = _family(dict(given), hnet) if given else family
+    if isinstance(made, Hypernet | Mixture):
         hnet = None  # it has it
     if given:
         new.append(f"family={made!r}" if isinstance(made, str) else f"family=families.{made!r}")

@@ -9,7 +9,7 @@ from bayeshnet.entropy.protocol import LogDensity
 from bayeshnet.errors import UsageError
 from bayeshnet.families.base import Family
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
-from bayeshnet.guides._building import check_start, family_from, family_start, whitened
+from bayeshnet.guides._building import built_family, check_start, family_from, family_start, whitened
 from bayeshnet.guides._family_guide import FamilyGuide
 from bayeshnet.guides._old_options import OldNames, with_old_options
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
@@ -114,7 +114,7 @@ class AutoHypernet(OldNames, FamilyGuide):
         self.register_buffer("loc", whitening.loc)
         self.register_buffer("scale", whitening.scale)
         start = family_start(model, whitening, layout, self.target_shapes, init_loc is not None, init_scale)
-        self._set_parts(None if start.size == 0 else chosen.build(start), num_proposals)
+        self._set_parts(built_family(chosen, start), num_proposals)
 
     # ------------------------------------------------------------------ what there is
 

@@ -97,7 +97,7 @@ def _values(guide: Guide, source: Source, sites: Sequence[LatentSite], num_sampl
         net: Any = source if isinstance(source, MainNetInterface) else ModuleMainNet(source)
         if net.internal_params is None:
             raise ArgumentError(
-                "source: the network keeps no weights; pass the one that the model was built from, or a dict of weights."
+                "source: the network keeps no weights; pass the one that the model was built from, or a dict of them."
             )
         own_names = [name for name, r in zip(net.param_names, net.param_table, strict=True) if r.internal]
         return _without_buffers(guide, dict(zip(own_names, kept_params(net), strict=True)))

@@ -129,7 +129,8 @@ class ConditionalWeights(FlatDistribution):
         **renamed: Any,
     ) -> None:
         if renamed:
-            new = _with_new_names(renamed)
+            both = {"unconditional": unconditional, "tempering_exponent": tempering_exponent}
+            new = _with_new_names(renamed, [key for key, value in both.items() if value is not None])
             unconditional = new.get("unconditional", unconditional)
             num_proposals = new.get("num_proposals", num_proposals)
             tempering_exponent = new.get("tempering_exponent", tempering_exponent)
@@ -352,14 +353,21 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _with_new_names(renamed: Mapping[str, Any]) -> dict[str, Any]:
+def _with_new_names(renamed: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
     """Return arguments by their new names.
 
+    Args:
+        renamed: Arguments by their old names.
+        given: New names of arguments that were given, too.
+
     Raises:
+        ArgumentError: If an argument was given by both of its names.
         TypeError: If a name has never been one of an argument.
     """
     for name in renamed:
         if name not in _RENAMED:
             raise TypeError(f"ConditionalWeights.__init__() got an unexpected keyword argument {name!r}")
+        if _RENAMED[name] in given:
+            raise ArgumentError(f"{_RENAMED[name]}, {name}: both were given; leave out {name}, its old name.")
         warn_renamed(f"ConditionalWeights({name}=...)", f"ConditionalWeights({_RENAMED[name]}=...)")
     return {_RENAMED[name]: value for name, value in renamed.items()}

@@ -10,7 +10,7 @@ __all__ = ["places_of"]
 
 
 def places_of(module: nn.Module) -> list[Mapping[str, Tensor | None]]:
-    """Return where a module and its submodules keep their parameters, to be looked at again and again.
+    """Return where a module and its submodules keep their parameters and buffers, to be looked at again and again.
 
     A parameter that is replaced is found in the same place; the modules have to stay what they are.
 
@@ -21,4 +21,5 @@ def places_of(module: nn.Module) -> list[Mapping[str, Tensor | None]]:
         >>> places[0]["bias"] is layer.bias
         True
     """
-    return [part._parameters for part in module.modules() if part._parameters]  # pyright: ignore[reportPrivateUsage]
+    parts = [place for part in module.modules() for place in (part._parameters, part._buffers)]  # pyright: ignore[reportPrivateUsage]
+    return [place for place in parts if place]

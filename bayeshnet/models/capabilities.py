@@ -18,11 +18,14 @@ A model says by attributes what is known of it. Of a plain function nothing is, 
     A method ``(x, y)`` that refuses rows which the model cannot be trained on, and their number. Without them rows are
     neither looked at nor counted.
 ``weight_priors``, ``net``, ``likelihood``
-    The latents are weights of the network ``net``, whose priors the method gives by parameter, and those of the
-    likelihood. Without them no layer is drawn conditionally on inducing points.
+    With all of the others: the latents are weights of the network ``net``, whose priors the method gives by parameter,
+    and those of the likelihood; ``flat`` says whether the weights are one site. Without them no layer is drawn
+    conditionally on inducing points.
 ``conditional``, ``conditional_of``
-    Methods that give outputs and the distribution of observations for draws of the latents, for
-    :func:`~bayeshnet.predict`.
+    With ``latent_shapes``: methods that give outputs and the distribution of observations for draws of the latents,
+    for :func:`~bayeshnet.predict`.
+
+What stands together is asked for together: a model with a part of it is treated as one without.
 """
 
 from __future__ import annotations
@@ -55,7 +58,8 @@ def plate_nesting(model: Any) -> float:
         >>> plate_nesting(lambda x: None)
         inf
     """
-    return getattr(model, "max_plate_nesting", math.inf)
+    known = getattr(model, "max_plate_nesting", None)
+    return math.inf if known is None else known
 
 
 def vectorises(model: Any) -> bool:
@@ -107,7 +111,7 @@ def has_rows(model: Any) -> TypeGuard[BayesianModel]:
         >>> has_rows(lambda x: None)
         False
     """
-    return hasattr(model, "check_observations")
+    return _has(model, _OF_ROWS)
 
 
 def has_network(model: Any) -> TypeGuard[BayesianModel]:
@@ -117,7 +121,7 @@ def has_network(model: Any) -> TypeGuard[BayesianModel]:
         >>> has_network(lambda x: None)
         False
     """
-    return hasattr(model, "weight_priors")
+    return _has(model, _OF_ROWS + _OF_PREDICTIONS + _OF_NETWORKS)
 
 
 def is_predictive(model: Any) -> TypeGuard[BayesianModel]:
@@ -127,4 +131,18 @@ def is_predictive(model: Any) -> TypeGuard[BayesianModel]:
         >>> is_predictive(lambda x: None)
         False
     """
-    return hasattr(model, "conditional")
+    return _has(model, _OF_PREDICTIONS)
+
+
+# What is used together: a model with a part of it is treated as one without. Methods end with brackets.
+_OF_ROWS = ("check_observations()", "dataset_size")
+_OF_PREDICTIONS = ("conditional()", "conditional_of()", "latent_shapes")
+_OF_NETWORKS = ("weight_priors()", "net", "likelihood", "flat")
+
+
+def _has(model: Any, names: tuple[str, ...]) -> bool:
+    for name in names:
+        method = name.endswith("()")
+        if not hasattr(model, name.removesuffix("()")) or (method and not callable(getattr(model, name[:-2]))):
+            return False
+    return True

@@ -356,11 +356,19 @@ def first_rows(data: Any, num: int) -> tuple[Tensor, Tensor] | None:
     Returns:
         Inputs and targets; None if a batch lacks one of them.
 
+    Raises:
+        ArgumentTypeError: If the data are an iterator.
+
     Example:
         >>> x, y = first_rows([(torch.zeros(4, 2), torch.zeros(4))] * 3, 5)
         >>> len(x), len(y)
         (8, 8)
     """
+    if isinstance(data, Iterator):
+        raise ArgumentTypeError(
+            f"data: is {kind_of(data)}, an iterator, which can be gone through once only; pass a list of batches or a "
+            "DataLoader."
+        )
     parts: list[tuple[Tensor, Tensor]] = []
     single = isinstance(data, Tensor | Mapping | tuple)
     for batch in [data] if single else data:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 
@@ -122,11 +123,24 @@ def _first_traces(
     first = whole()
     end = torch.get_rng_state()
     torch.set_rng_state(start)
-    latents()
-    alike = torch.equal(torch.get_rng_state(), end) and not buffers.changed()
+    # Hooks, handlers and methods of a derived class may add latents, or change their priors.
+    alike = _same_latents(first, latents()) and torch.equal(torch.get_rng_state(), end) and not buffers.changed()
     torch.set_rng_state(end)
     draw = latents if alike else whole
     return [first, draw()], draw
+
+
+def _same_latents(one: Trace, other: Trace) -> bool:
+    """Return whether two traces have the same latents with the same values."""
+    first, second = (
+        {
+            name: site["value"]
+            for name, site in nodes_of(trace).items()
+            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+        }
+        for trace in (one, other)
+    )
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def _constant_normal(traces: Sequence[Trace], site: LatentSite) -> tuple[Tensor, Tensor] | None:

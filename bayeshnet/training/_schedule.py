@@ -143,7 +143,7 @@ class LearningRates:
                 made = made(step)
             except BayeshnetError:
                 raise
-            except (TypeError, AttributeError) as error:  # what schedulers make of a number
+            except Exception as error:  # whatever a function of the optimiser makes of a number
                 made = _scheduler_from(self._given, optimizer, error)
         if not isinstance(made, LRScheduler):
             return made
