@@ -14,6 +14,7 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.evaluation.prediction import Prediction
 from bayeshnet.guides.base import with_model
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.capabilities import is_predictive
 from bayeshnet.sites.arguments import require_model_and_guide
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
@@ -165,7 +166,7 @@ def _wrong_shape(name: str, given: tuple[int, ...], shape: tuple[int, ...]) -> A
 
 
 def _check_arguments(model: Any, guide: Any, x: Any, num_samples: Any, batch_size: Any, parallel: Any) -> None:
-    if not hasattr(model, "conditional"):
+    if not is_predictive(model):
         raise ArgumentTypeError(
             f"model: is {kind_of(model)}; pass a BayesianModel. For any other Pyro model use "
             "pyro.infer.Predictive(model, guide=guide, num_samples=..., parallel=True)."

@@ -236,7 +236,8 @@ def _built(build: Callable[[Any, Start], Any]) -> Callable[[Any, Start], Any]:
     @wraps(build)
     def wrapped(self: Any, start: Start) -> Any:
         made = build(self, start)
-        vars(made).pop("distribution", None)
+        if isinstance(made, Family):
+            vars(made).pop("distribution", None)
         return made
 
     return wrapped

@@ -13,6 +13,7 @@ from bayeshnet import AutoHypernet, BayesianModel, ImplicitWeights, likelihoods
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.families import BlockGaussianWeights, BlockLayout, MixtureWeights, flat_distribution
 from bayeshnet.families.flat_distribution import FlatDistribution
+from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.normal_density import log_standard_normal
 from tests.samplers import perturbed
 
@@ -133,3 +134,12 @@ def test_parameters_deep_inside_are_among_what_it_depends_on():
     for part in (q.components[0].noise, q.components[1]):
         assert {id(param) for param in part.sampler.hnet.parameters()} <= known
     assert {id(q.components[0].loc), id(q.components[0].factors[0])} <= known
+
+
+def test_a_fixed_noise_scale_is_among_what_a_density_depends_on():
+    hnet = HPerturbWrapper(HMLP([[6]], 3, 0, (4,), False), sigma_noise=0.5, noise="shared", verbose=False)
+    q = ImplicitWeights(hnet)
+    draws = q.rsample((4,)).detach()
+    with torch.no_grad():
+        hnet.sigma.mul_(2.0)
+    torch.testing.assert_close(q.log_prob(draws), ImplicitWeights(hnet).log_prob(draws))

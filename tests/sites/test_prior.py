@@ -119,3 +119,32 @@ def test_an_improper_prior_starts_at_the_prototype():
     guide = AutoHypernet(model, example=(), init_loc_fn=lambda site: value.exp())
     torch.testing.assert_close(guide.init_loc(), value)
     torch.testing.assert_close(guide.scale, torch.ones(2))
+
+
+class ShiftedPriors(pyro.poutine.messenger.Messenger):
+    """Puts another prior into the place of that of one parameter."""
+
+    def _pyro_sample(self, msg):
+        if msg["name"] == "net.0.weight":
+            msg["fn"] = dist.Normal(torch.full((4, 3), 5.0), 0.1).to_event(2)
+
+
+class Handled(BayesianModel):
+    def __call__(self, *args):
+        with ShiftedPriors():
+            return super().__call__(*args)
+
+
+def test_priors_that_a_handler_changes_are_the_handlers():
+    model = Handled(Counting(), likelihood=likelihoods.Normal(scale=0.1))
+    guide = AutoHypernet(model, example=(X, Y), conditional=None)
+    torch.testing.assert_close(guide.loc[:12], torch.full((12,), 5.0))
+    torch.testing.assert_close(guide.scale[:12], torch.full((12,), 0.1))
+
+
+def test_a_latent_that_a_hook_adds_leaves_the_others_their_priors():
+    model = BayesianModel(Counting(), prior=priors.Normal(0.5), likelihood=likelihoods.Normal(scale=0.1))
+    model.register_forward_pre_hook(lambda module, args: pyro.sample("t", dist.Delta(torch.tensor(1.0))) and None)
+    guide = AutoHypernet(model, example=(X, Y), conditional=None)
+    assert guide.sites[0].name == "t"
+    torch.testing.assert_close(guide.scale[1:], torch.full((21,), 0.5))
