@@ -28,7 +28,7 @@ html_show_sourcelink = False
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 
-# A room's page (_templates/room.rst) shows what its __all__ names, wherever in the room it is written.
+# A subpackage's page (_templates/subpackage.rst) shows what its __all__ names, wherever in it that is written.
 autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -34,7 +34,7 @@ def start_from(guide: Guide, source: Source, *, num_samples: int = 200) -> None:
     The guide's location becomes the weights, or the mean of the draws; with draws its standard deviations become
     theirs, latent by latent, in unconstrained coordinates. Correlations are not carried over.
 
-    How a guide does that is its own affair, :meth:`~bayeshnet.guides.base.Guide.move_to`. A hypernetwork family moves
+    Each guide does this in its own way (:meth:`~bayeshnet.guides.base.Guide.move_to`). A hypernetwork family moves
     the bias of its output layer and the noise scale (and the rows of the output layer shrink where they alone would
     spread more than half of the variance asked for); other families move their location and scale; conditional layers
     their pseudo-targets, to the network's outputs at the pseudo-inputs; :class:`~bayeshnet.AutoHypernetNormal` and

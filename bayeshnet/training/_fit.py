@@ -80,20 +80,20 @@ def fit(
     second call goes on from there, as does any other loop over Pyro's ``SVI``. Every submodule is trained in the mode
     it is in: a network given in ``eval()``, or a batch norm in it, stays so.
 
-    What a guide needs besides, its hooks do: ``begin_fit(model, data)`` before the first step, ``end_fit(model, data)``
+    Whatever else a guide needs is done by its hooks: ``begin_fit(model, data)`` before the first step, ``end_fit(model, data)``
     after the last, and ``cancel_fit()`` instead where the fit fails before its end. A guide may also have
     ``param_groups(lr)`` and ``clip_norm``. All are optional, and a loop of your own may call the same; see
     :meth:`AutoHypernet.begin_fit`.
 
     Loss and gradients are checked before each update, so that an error leaves parameters that are finite. Ctrl-C ends
-    the fit, and the history comes back, whatever it was at. Pyro keeps its effect handlers in one stack for all
+    the fit, and the history so far is returned. Pyro keeps its effect handlers in one stack for all
     threads: while a thread is in ``fit``, others cannot call it, nor ``predict``; run two fits in two processes.
 
     Args:
         model: A Pyro model.
         guide: Its guide: one of this package, one of Pyro's, or any other.
         data: The arguments of the model at each step: a tuple ``(x, y)``, a dict or one tensor; or an iterable of such
-            batches, a ``DataLoader`` for instance, which is gone through again and again. A warning says so where the
+            batches, a ``DataLoader`` for instance, which is repeated as often as needed. A warning says so where the
             ``dataset_size`` of a :class:`~bayeshnet.BayesianModel` is missing or not that of the data.
         steps: Number of steps.
         lr: Learning rate of Adam. A guide with ``param_groups(lr)`` divides it among its parameters; the
@@ -105,8 +105,8 @@ def fit(
             ``lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1000)``, a class or
             ``functools.partial`` of one, or a scheduler of the optimiser that ``optimizer`` returns.
         num_particles: Posterior samples per step, drawn and evaluated in one vectorised call. A model other than a
-            :class:`~bayeshnet.BayesianModel` is tried first: if it fails so, or gives other densities than draw by
-            draw, a warning says so and particles are evaluated in turn.
+            :class:`~bayeshnet.BayesianModel` is tried first: if it fails when vectorised, or gives other densities than
+            draw by draw, a warning says so and particles are evaluated in turn.
         loss: Another Pyro ELBO, for a model that cannot be vectorised or another objective; excludes ``num_particles``.
         optimizer: Makes an optimiser of parameter groups, ``lambda groups: torch.optim.SGD(groups, lr=0.1)``.
         clip_norm: Bound on the norm of the gradient, of model and guide together; ``math.inf`` for none. By default

@@ -85,8 +85,8 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
 def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
     """Read what :func:`save` wrote into modules of the same structure, in place.
 
-    Everything is checked before anything is changed. Files of version 0.1 can be read too: build the modules with the
-    arguments of now that stand for those of then.
+    Everything is checked before anything is changed. Files of version 0.1 can be read too: build the modules with the new
+    arguments that replace the ones they were saved with.
 
     Args:
         path: As given to :func:`save`.
@@ -251,7 +251,7 @@ def _check_state(name: str, own: dict[str, Tensor], saved: dict[str, Tensor]) ->
     missing, surplus = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
     if missing or surplus:
         raise CheckpointError(
-            f"{name}: differs in structure from what was saved: the file lacks {missing[:5]}, and has besides "
+            f"{name}: differs in structure from what was saved: the file lacks {missing[:5]} and also has "
             f"{surplus[:5]}. Build it with the same arguments as when it was saved."
         )
     for key, value in own.items():
