@@ -41,7 +41,7 @@ def test_paths_exist(path):
 
 
 def test_every_subpackage_is_on_the_page_in_the_order_of_imports():
-    tree = PAGE.partition("## The way of the data")[0]
+    tree = PAGE.partition("## Data flow")[0]
     named = [name.removesuffix(".py") for name in re.findall(r"^\| (.+?) \|", tree, flags=re.MULTILINE) if "`" in name]
     listed = [part.removesuffix(".py").rstrip("/") for row in named for part in re.findall(r"`([\w./]+)`", row)]
     packages = [name for name in listed if (PACKAGE / name).is_dir()]

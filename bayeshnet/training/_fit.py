@@ -80,8 +80,8 @@ def fit(
     second call goes on from there, as does any other loop over Pyro's ``SVI``. Every submodule is trained in the mode
     it is in: a network given in ``eval()``, or a batch norm in it, stays so.
 
-    Whatever else a guide needs is done by its hooks: ``begin_fit(model, data)`` before the first step, ``end_fit(model, data)``
-    after the last, and ``cancel_fit()`` instead where the fit fails before its end. A guide may also have
+    Whatever else a guide needs is done by its hooks: ``begin_fit(model, data)`` before the first step,
+    ``end_fit(model, data)`` after the last, and ``cancel_fit()`` instead where the fit fails before its end. A guide may also have
     ``param_groups(lr)`` and ``clip_norm``. All are optional, and a loop of your own may call the same; see
     :meth:`AutoHypernet.begin_fit`.
 

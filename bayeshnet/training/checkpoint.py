@@ -85,8 +85,8 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
 def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
     """Read what :func:`save` wrote into modules of the same structure, in place.
 
-    Everything is checked before anything is changed. Files of version 0.1 can be read too: build the modules with the new
-    arguments that replace the ones they were saved with.
+    Everything is checked before anything is changed. Files of version 0.1 can be read too: build the modules with the
+    new arguments that replace the ones they were saved with.
 
     Args:
         path: As given to :func:`save`.

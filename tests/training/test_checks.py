@@ -165,7 +165,7 @@ def test_the_guide_of_another_model():
                 num_particles=num_particles,
                 progress=False,
             )
-        with pytest.raises(ArgumentError, match=r"has sites \['v'\] that the model has not"):
+        with pytest.raises(ArgumentError, match=r"has sites \['v'\] that the model does not have"):
             fit(normal_model, other, (Z,), num_particles=num_particles, progress=False)
         with pytest.raises(ArgumentError, match=r"lacks the model's latents \['0.weight'"):
             fit(model, AutoHypernet(flat, example=args), args, num_particles=num_particles, progress=False)
