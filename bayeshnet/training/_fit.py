@@ -81,9 +81,9 @@ def fit(
     it is in: a network given in ``eval()``, or a batch norm in it, stays so.
 
     Whatever else a guide needs is done by its hooks: ``begin_fit(model, data)`` before the first step,
-    ``end_fit(model, data)`` after the last, and ``cancel_fit()`` instead where the fit fails before its end. A guide may also have
-    ``param_groups(lr)`` and ``clip_norm``. All are optional, and a loop of your own may call the same; see
-    :meth:`AutoHypernet.begin_fit`.
+    ``end_fit(model, data)`` after the last, and ``cancel_fit()`` instead where the fit fails before its end. A guide
+    may also have ``param_groups(lr)`` and ``clip_norm``. All are optional, and a loop of your own may call the same;
+    see :meth:`AutoHypernet.begin_fit`.
 
     Loss and gradients are checked before each update, so that an error leaves parameters that are finite. Ctrl-C ends
     the fit, and the history so far is returned. Pyro keeps its effect handlers in one stack for all
