@@ -11,7 +11,7 @@ from bayeshnet.formatting import number, with_error
 
 __all__ = ["MEANINGS", "Diagnosis"]
 
-_MOST_VALUES = 6  # in a repr
+_MOST_VALUES, _LONGEST_TITLE = 6, 40  # in a repr
 
 MEANINGS: dict[str, str] = {
     "elbo": "evidence lower bound, nats",
@@ -109,7 +109,8 @@ class Diagnosis:
         shown = [f"{name}={text}" for name, text in numbers[:_MOST_VALUES]]
         shown += ["..."] if len(numbers) > _MOST_VALUES else []
         problems = f"{len(self.advice)} problem{'s' * (len(self.advice) != 1)}" if self.advice else "healthy"
-        title = f"{self.title}: " if self.title else ""
+        short = self.title if len(self.title) <= _LONGEST_TITLE else f"{self.title[:_LONGEST_TITLE]}..."
+        title = f"{short}: " if self.title else ""
         return f"Diagnosis({title}{', '.join(shown) or 'no numbers'}; {problems})"
 
     def _numbers(self) -> list[tuple[str, str]]:

@@ -80,7 +80,7 @@ def diagnose(
     require_count("num_samples", num_samples, least=_FEW_DRAWS)
     length = chain_length(model, nuts)
     own: Callable[..., Diagnosis] | None = getattr(guide, "diagnose", None)
-    name = getattr(guide, "__name__", type(guide).__name__)
+    name = str(guide) if own is not None else getattr(guide, "__name__", type(guide).__name__)
     report = Diagnosis({}, title=f"{name}, {num_samples} draws")
     with one_thread("diagnose"), torch.random.fork_rng(devices=[]):
         if own is not None:

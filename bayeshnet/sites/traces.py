@@ -205,8 +205,8 @@ def require_same_latents(wanted: Sequence[str], given: Sequence[str], *, partial
     if extra or (missing and (not partial or len(missing) == len(wanted))):
         raise ArgumentError(
             f"guide: lacks the model's latents {missing}, and has sites {extra} that the model does not have; log q "
-            "then is not a density of the model's latents. Was it made for this model and data? Auxiliary variables need "
-            "infer={'is_auxiliary': True}."
+            "then is not a density of the model's latents. Was it made for this model and data? Auxiliary variables "
+            "need infer={'is_auxiliary': True}."
         )
 
 
