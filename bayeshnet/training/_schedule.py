@@ -194,6 +194,8 @@ def _scheduler_from(given: Any, optimizer: torch.optim.Optimizer, first: Excepti
     except BayeshnetError:
         raise
     except Exception as error:
+        if first is not None and not isinstance(first, TypeError | AttributeError):
+            raise first from None  # an error of a function of the step
         kind = ArgumentTypeError if isinstance(error, TypeError) else ArgumentError
         also = "" if first is None else f"fails for a step ({first}), and "
         raise kind(f"lr_schedule: {also}fails for the optimiser ({error}); pass {SCHEDULE}.") from error

@@ -68,7 +68,7 @@ def test_errors():
     for wrap in WRAPPERS.values():
         with pytest.raises(ArgumentTypeError, match="model: is a Linear"):
             wrap(nn.Linear(1, 1))
-        with pytest.raises(ArgumentTypeError, match="model: is a Own"):
+        with pytest.raises(ArgumentTypeError, match="model: is an Own"):
             wrap(own)
     with pytest.raises(ArgumentError, match="positions: is 'all'"):
         local_reparameterisation(problem("mlp")[0], positions="all")

@@ -140,7 +140,7 @@ NO_PRIORS = [
     (lambda: HMLP([[21]], verbose=False), "is a HMLP, a module"),
     (
         lambda: ImplicitWeights(wrapped()),
-        "is a ImplicitWeights, a distribution of what a network makes.*prior of a Pyro",
+        "is an ImplicitWeights, a distribution of what a network makes.*prior of a Pyro",
     ),
     (lambda: dist.Laplace, r"is the class Laplace; pass Laplace\(...\), an instance"),
     (lambda: priors.Normal, r"is the class Normal; pass Normal\(\)"),
@@ -163,7 +163,7 @@ NO_PRIORS = [
                 torch.distributions.Normal(torch.zeros(r.shape), 1.0), len(r.shape)
             )
         ),
-        "gives parameter '0.weight' a Independent of torch.distributions",
+        "gives parameter '0.weight' an Independent of torch.distributions",
     ),
 ]
 
@@ -247,7 +247,7 @@ def test_an_error_inside_of_a_prior_function_is_its_own():
         ({"scale": torch.tensor(True)}, ArgumentTypeError, "scale: is a tensor of torch.bool"),
         ({"loc": torch.tensor(1j)}, ArgumentTypeError, "loc: is a tensor of torch.complex64"),
         ({"loc": True}, ArgumentTypeError, "loc: is a bool"),
-        ({"scale": {3: 1.0}}, ArgumentTypeError, "scale: has the key 3, a int"),
+        ({"scale": {3: 1.0}}, ArgumentTypeError, "scale: has the key 3, an int"),
     ],
 )
 def test_numbers_of_a_normal_prior(options, error, match):

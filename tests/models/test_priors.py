@@ -189,7 +189,7 @@ def test_only_normal_priors_can_be_learned():
         def distribution(self, name, record, *, like):
             return dist.Laplace(like, like + 1.0).expand(record.shape).to_event(len(record.shape))
 
-    with pytest.raises(ArgumentTypeError, match=r"parameter '0.weight' is to be learned.* it has a Independent"):
+    with pytest.raises(ArgumentTypeError, match=r"parameter '0.weight' is to be learned.* it has a[n]* Independent"):
         learned_model(prior=Laplace())
 
     class Wrong(priors.Normal):

@@ -139,7 +139,7 @@ def test_ctrl_c_after_the_steps_keeps_the_history(monkeypatch, where):
     if where == "conditional":
         monkeypatch.setattr(BayesianModel, "conditional", interrupt)
     elif where == "best_exponent":
-        monkeypatch.setattr("bayeshnet.guides.hypernet.best_exponent", interrupt)
+        monkeypatch.setattr("bayeshnet.guides._family_guide.best_exponent", interrupt)
     else:
         monkeypatch.setattr(AutoHypernet, "diagnose", interrupt)
     state = torch.get_rng_state()

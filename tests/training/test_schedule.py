@@ -193,3 +193,14 @@ def test_the_packages_own_errors_in_a_schedule():
 
     with pytest.raises(ArgumentTypeError, match=r"^warmup: is 'long'"):
         fitted(lr_schedule=schedule)
+
+
+def test_a_function_of_the_optimiser_may_fail_on_a_number_in_any_way():
+    def checked(optimizer):
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise KeyError(optimizer)
+        return lr_scheduler.StepLR(optimizer, 1)
+
+    guide = AutoHypernet(normal_model, example=(Y,))
+    history = fit(normal_model, guide, (Y,), 3, lr=0.01, lr_schedule=checked, progress=False)
+    torch.testing.assert_close(torch.tensor(history.lrs), torch.tensor([1e-2, 1e-3, 1e-4]))
