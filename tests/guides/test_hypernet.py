@@ -209,7 +209,7 @@ def test_state_dict_has_each_tensor_once_and_copies_work():
     with torch.no_grad():
         next(duplicate.parameters()).add_(1.0)
     assert not torch.equal(next(guide.parameters()), next(duplicate.parameters()))
-    assert "body" in pickle.loads(pickle.dumps(guide))._modules
+    assert "family" in pickle.loads(pickle.dumps(guide))._modules
     assert callable(guide.model)  # copying leaves the original whole
 
 
@@ -304,7 +304,9 @@ def test_errors():
         ),
         (
             lambda: AutoHypernet(
-                model, example=(x, y), hnet=lambda s: HPerturbWrapper(HMLP(s, 4, 0), verbose=False), noise="shared"
+                model,
+                example=(x, y),
+                family=Hypernet(lambda s: HPerturbWrapper(HMLP(s, 4, 0), verbose=False), noise="shared"),
             ),
             ArgumentError,
             "hnet, noise: both",
