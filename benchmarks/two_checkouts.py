@@ -32,6 +32,13 @@ from bayeshnet import likelihoods
 
 NETWORKS = {"10-20-1": (10, 20, 60), "10-50-1": (10, 50, 442)}
 CALLS = {"step": 40, "predict": 8}
+# glibc gives large blocks back to the system or not, as it happens in a process: page faults then differ by a third
+# between two processes of the same code. These keep the memory.
+MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "300000000",
+}
 
 
 def serve() -> None:
@@ -65,7 +72,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     """A server that imports the package of this folder."""
     here = Path(__file__).resolve()
     paths = [str(folder), str(here.parent)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **MEMORY}
     server = subprocess.Popen(
         [sys.executable, str(here), "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     )
