@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bayeshnet import BayesianModel, likelihoods, priors
+from bayeshnet.models import emit_param_sites
 
 EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -54,3 +55,19 @@ def normal_model(y):
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     with pyro.plate("data", len(y)):
         pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
+
+
+class Decaying(nn.Module):
+    """A guide with a parameter that nothing but its decay changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+        self.idle = nn.Parameter(torch.tensor([2.0, -1.0]))
+
+    def forward(self, y):
+        emit_param_sites("guide", self)
+        pyro.sample("mu", dist.Normal(self.loc + 0.0 * self.idle.sum(), 0.1))
+
+    def param_groups(self, lr):
+        return [{"params": [self.loc], "lr": lr}, {"params": [self.idle], "lr": 0.5 * lr, "decay": 3.0}]

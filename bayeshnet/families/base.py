@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, cast
 
@@ -61,7 +61,7 @@ class Start:
     apart: float = 1.0
     blocks: BlockLayout | None = None
     anywhere: bool = False
-    place: Tensor | None = field(default=None)
+    place: Tensor | None = None
     num_components: int = 0
 
     @property
@@ -309,8 +309,10 @@ def assign(param: Tensor, value: Tensor) -> None:
     param.copy_(torch.where(value.isnan(), param, value))
 
 
-def each_at(groups: Sequence[tuple[list[nn.Parameter], float, float]], rest: list[nn.Parameter], lr: float) -> Any:
-    """Return parameter groups: the rest at ``lr``, the others at a multiple of it and with a decay."""
+def each_at(
+    groups: Sequence[tuple[list[nn.Parameter], float, float]], rest: list[nn.Parameter], lr: float
+) -> list[dict[str, Any]]:
+    """Return parameter groups: the rest at ``lr``; of the others each with its factor of ``lr``, and its decay."""
     made: list[dict[str, Any]] = [{"params": rest, "lr": lr}] if rest else []
     for params, rate, decay in groups:
         group = {"params": params, "lr": rate * lr}

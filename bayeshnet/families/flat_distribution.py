@@ -48,7 +48,8 @@ class FlatDistribution(TorchDistribution):
 
     Two gradients of log q are right, depending on the value: that along the draw, where the value moves with the
     parameters, as in an ELBO; and that at a fixed value, as in reweighted wake-sleep, maximum likelihood or a prior.
-    :meth:`log_prob` tells them apart: it recognises the last draw, as long as no parameter has changed since.
+    :meth:`log_prob` tells them apart: it recognises the last draw, as long as no parameter has changed since. (Torch's
+    fused optimisers change parameters without leaving a trace: make a new object after their steps, as a guide does.)
 
     A subclass calls ``super().__init__(Size(), Size((D,)))``, and defines how to draw rows, :meth:`draw`, and their
     density in each case: :meth:`log_prob_of_draw`, :meth:`log_prob_of` and ``_log_prob_at``. A distribution made of

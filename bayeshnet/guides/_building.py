@@ -74,7 +74,7 @@ def unconditional(flat: Tensor, layout: FlatLayout | None) -> Tensor:
     """Return the entries of a vector of all latents ``[D]`` that are not drawn conditionally ``[n]``."""
     if layout is None:
         return flat
-    return torch.cat([part for i, part in enumerate(flat.split(layout.sizes)) if i not in layout.conditional])
+    return layout.unconditional(flat)
 
 
 def family_start(

@@ -19,7 +19,6 @@ from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.hnets.mlp_hnet import HMLP
 from bayeshnet.hnets.row_maps import require_row_map
 from bayeshnet.mnets.param_table import num_weights
-from bayeshnet.sites.arguments import call_arguments
 from bayeshnet.sites.prior import prior_start
 from bayeshnet.typing import Shapes
 
@@ -103,8 +102,7 @@ class ExplicitHypernet(Guide):
             DensityError: If it has batch norm or dropout.
         """
         require_flag("whiten", whiten)
-        args, kwargs = call_arguments(example, "example")
-        prior = prior_start(model, self.sites, self.loc, args, kwargs)
+        prior = prior_start(model, self.sites, self.loc, *self.example_arguments())
         loc = prior.loc if init_loc_fn is None else self.loc
         self.loc, self.scale = loc, prior.scale if whiten else torch.ones_like(prior.scale)
         # Added to what the hypernetwork outputs, so that a chunked one, too, starts where it should.

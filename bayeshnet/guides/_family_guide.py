@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -10,20 +11,20 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from bayeshnet.checks import require_count
+from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.entropy.diagnosis import Diagnosis
 from bayeshnet.errors import UsageError
 from bayeshnet.families.base import Family
 from bayeshnet.guides._building import unconditional
-from bayeshnet.guides._hooks import finish, prepare
 from bayeshnet.guides._pseudo_targets import move_pseudo_targets
 from bayeshnet.guides.base import Guide
 from bayeshnet.inducing.build import ConditionalPlan
 from bayeshnet.inducing.conditional_weights import ConditionalWeights
 from bayeshnet.inducing.layers import InducingLayers
 from bayeshnet.inducing.placement import place_inducing
-from bayeshnet.inducing.resampling import best_exponent, checked_num_proposals, score_proposals
+from bayeshnet.inducing.resampling import CALIBRATION_ROWS, best_exponent, checked_num_proposals, score_proposals
 from bayeshnet.models.capabilities import has_network
-from bayeshnet.sites.arguments import check_rows
+from bayeshnet.sites.arguments import check_rows, first_rows
 from bayeshnet.sites.kept_state import restored
 
 __all__ = ["FamilyGuide"]
@@ -32,30 +33,27 @@ _UNPLACED = "the guide has no conditional layers, or is a copy without its model
 
 
 class FamilyGuide(Guide):
-    """A guide with a variational family and, perhaps, conditional layers.
+    """A guide with a variational family and, perhaps, conditional layers; a constructor calls :meth:`_set_parts`."""
 
-    A constructor sets the plan of the conditional layers and calls :meth:`_set_parts`.
-    """
-
-    _plan: ConditionalPlan | None
-
-    def _set_parts(self, family: Family | None, num_proposals: int | None) -> None:
+    def _set_parts(self, plan: ConditionalPlan | None, family: Family | None, num_proposals: int | None) -> None:
         """Register a built family and the layers of the plan, and what belongs to them.
 
         Args:
+            plan: The conditional layers; None if there are none.
             family: What draws the latents that are not conditional; None if all are conditional.
             num_proposals: Number of proposals of importance resampling; the default if None.
         """
+        self._plan = plan
         # Registered past PyroModule, which would put the parameters into Pyro's global store at every access.
         self._modules["family"] = family
-        self._modules["inducing"] = None if self._plan is None else self._plan.inducing
-        enough = self._plan is None or self._plan.num_rows >= self._plan.inducing.num_inducing
+        self._modules["inducing"] = None if plan is None else plan.inducing
+        enough = plan is None or plan.num_rows >= plan.inducing.num_inducing
         # A buffer, so that a guide that was trained, saved and loaded keeps its points in a further fit.
         self.register_buffer("inducing_placed", torch.tensor(enough, device=self.loc.device))
         self.inducing_placed: Tensor
         self.num_proposals = num_proposals
         # Noise that is inferred weighs in as much as the fit of a proposal; what fits is known after calibrate.
-        certain = self._plan is None or self._plan.log_precision is None
+        certain = plan is None or plan.log_precision is None
         self.register_buffer("tempering_exponent", torch.full_like(self.loc[0], float(certain)))
         self.tempering_exponent: Tensor
         # Of a copy, in place of its model's; no part of checkpoints, which are loaded into guides that have a model.
@@ -105,13 +103,27 @@ class FamilyGuide(Guide):
 
     def begin_fit(self, model: Callable[..., Any], data: Any) -> None:
         """As in the base class; and attach the model, and place inducing points that have no rows of their own yet."""
-        prepare(self, model, data)
+        if has_network(model):
+            self.attach(model)  # it may be a copy of the one that the guide was built for
+        if self.wants_rows and (rows := first_rows(data, self.wants_rows)) is not None:
+            self.place_inducing(*rows)
         super().begin_fit(model, data)
 
     def end_fit(self, model: Callable[..., Any], data: Any) -> None:
-        """As in the base class; and calibrate importance resampling, check the density, and warn of what is wrong."""
+        """As in the base class; and calibrate importance resampling, check the density, and warn of what is wrong.
+
+        Both draw random numbers; the caller's stream goes on as if they had not.
+        """
         super().end_fit(model, data)
-        finish(self, data)
+        if self.num_proposals > 1 and self.inducing is not None:
+            with torch.random.fork_rng(devices=[]):
+                rows = first_rows(data, CALIBRATION_ROWS)
+                if rows is not None and has_network(self.original_model):
+                    self.calibrate(*rows)
+        with torch.random.fork_rng(devices=[]):
+            diagnosis = self.diagnose(num_samples=64, thorough=False)
+        for advice in diagnosis.advice:
+            warnings.warn(advice, diagnosis.category, stacklevel=stacklevel_of_user())
 
     @torch.no_grad()
     def move_to(self, mean: Tensor, std: Tensor | None = None, draws: Mapping[str, Tensor] | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from bayeshnet.families.base import Family
 from bayeshnet.families.block_gaussian import BlockGaussian
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.families.mixture import Mixture
+from bayeshnet.guides._family_guide import FamilyGuide
 
 __all__ = ["OldNames", "old_mixture", "with_old_options"]
 
@@ -20,36 +21,36 @@ _OF_HYPERNET = ("noise_dim", "hidden_layers", "noise", "estimator")
 _NAMES = {"units": "block_gaussian"}
 
 
-class OldNames:
-    """Attributes of ``AutoHypernet`` in version 0.1."""
+class OldNames(FamilyGuide):
+    """A guide with a family that has the attributes of ``AutoHypernet`` in version 0.1."""
 
     @property
     def body(self) -> Family | None:
         """The old name of ``family``."""
         warn_renamed("AutoHypernet.body", "AutoHypernet.family")
-        return cast("Any", self).family
+        return self.family
 
     @property
     def num_candidates(self) -> int:
         """The old name of ``num_proposals``."""
         warn_renamed("AutoHypernet.num_candidates", "AutoHypernet.num_proposals")
-        return cast("Any", self).num_proposals
+        return self.num_proposals
 
     @num_candidates.setter
     def num_candidates(self, number: int) -> None:
         warn_renamed("AutoHypernet.num_candidates", "AutoHypernet.num_proposals")
-        cast("Any", self).num_proposals = number
+        self.num_proposals = number
 
     @property
     def candidate_power(self) -> Tensor:
         """The old name of ``tempering_exponent``."""
         warn_renamed("AutoHypernet.candidate_power", "AutoHypernet.tempering_exponent")
-        return cast("Any", self).tempering_exponent
+        return self.tempering_exponent
 
     @candidate_power.setter
     def candidate_power(self, value: Tensor) -> None:
         warn_renamed("AutoHypernet.candidate_power", "AutoHypernet.tempering_exponent")
-        cast("Any", self).tempering_exponent = value
+        self.tempering_exponent = value
 
 
 def old_mixture(num_components: int = 4, of: str = "mean_field") -> Mixture:

@@ -107,7 +107,7 @@ class Guide(AutoContinuous):
             if better is None:
                 raise
             raise better from error
-        loc = self.init_loc()
+        loc = self._init_loc()
         self.register_buffer("loc", loc)
         self.register_buffer("scale", torch.ones_like(loc))
 
@@ -125,18 +125,13 @@ class Guide(AutoContinuous):
         self.sites: list[LatentSite] = latent_sites(trace)
         self.latent_dim = sum(site.numel for site in self.sites)
 
-    def init_loc(self) -> Tensor:
-        """Return the prototype's values ``[D]`` in unconstrained coordinates: prior draws, or those of ``init_loc_fn``.
+    def example_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of the model, positional and by keyword, that the guide was built from."""
+        inputs = nodes_of(cast("Trace", self.prototype_trace))["_INPUT"]
+        return inputs["args"], inputs["kwargs"]
 
-        Example:
-            >>> import pyro, torch, pyro.distributions as dist
-            >>> from pyro.infer.autoguide import init_to_value
-            >>> from bayeshnet import AutoHypernet
-            >>> model = lambda: pyro.sample("scale", dist.Gamma(1.0, 1.0))
-            >>> init = init_to_value(values={"scale": torch.tensor(1.0)})
-            >>> AutoHypernet(model, example=(), init_loc_fn=init).init_loc()
-            tensor([0.])
-        """
+    def _init_loc(self) -> Tensor:
+        """Return the prototype in unconstrained coordinates ``[D]``: prior draws, or values of ``init_loc_fn``."""
         nodes = nodes_of(cast("Trace", self.prototype_trace))
         values = [site.unconstrain(nodes[site.name]["value"]) for site in self.sites]
         return torch.cat([value.reshape(-1) for value in values]).detach()
@@ -284,7 +279,7 @@ class Guide(AutoContinuous):
             ...     draws = guide.sample_posterior(3)
         """
         before = self._original
-        self._original = (model,) if hasattr(model, "weight_priors") else before
+        self._original = (model,) if hasattr(model, "weight_priors") else before  # asks on a hot path
         try:
             yield
         finally:

@@ -10,17 +10,15 @@ from bayeshnet.errors import UsageError
 from bayeshnet.families.base import Family
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
 from bayeshnet.guides._building import built_family, check_start, family_from, family_start, whitened
-from bayeshnet.guides._family_guide import FamilyGuide
 from bayeshnet.guides._old_options import OldNames, with_old_options
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.inducing.build import Conditional, plan_or_reason
-from bayeshnet.sites.arguments import call_arguments
 from bayeshnet.sites.prior import prior_start
 
 __all__ = ["AutoHypernet"]
 
 
-class AutoHypernet(OldNames, FamilyGuide):
+class AutoHypernet(OldNames):
     r"""Automatic guide whose draws come from a hypernetwork fed with noise.
 
     All latents of the model, network weights, hierarchical scales or both, are drawn together, in unconstrained
@@ -103,18 +101,17 @@ class AutoHypernet(OldNames, FamilyGuide):
         chosen = family_from(family, hnet)
         check_start(init_scale=init_scale, whiten=whiten)
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
-        args, kwargs = call_arguments(example, "example")
-        prior = prior_start(model, self.sites, self.init_loc(), args, kwargs)
+        args, kwargs = self.example_arguments()
+        init_loc = None if init_loc_fn is None else self.loc
+        prior = prior_start(model, self.sites, self.loc, args, kwargs)
         wanted = None if conditional == "auto" and chosen.draws_all else conditional
         options: Any = {"conditional": wanted, "num_inducing": num_inducing}
-        self._plan, self._why_not = plan_or_reason(model, self.sites, prior, args, kwargs, **options)
-        layout = None if self._plan is None else self._plan.layout
-        init_loc = None if init_loc_fn is None else self.init_loc()
+        plan, self._why_not = plan_or_reason(model, self.sites, prior, args, kwargs, **options)
+        layout = None if plan is None else plan.layout
         whitening = whitened(prior, layout, init_loc=init_loc, whiten=whiten)
-        self.register_buffer("loc", whitening.loc)
-        self.register_buffer("scale", whitening.scale)
+        self.loc, self.scale = whitening.loc, whitening.scale
         start = family_start(model, whitening, layout, self.target_shapes, init_loc is not None, init_scale)
-        self._set_parts(built_family(chosen, start), num_proposals)
+        self._set_parts(plan, built_family(chosen, start), num_proposals)
 
     # ------------------------------------------------------------------ what there is
 

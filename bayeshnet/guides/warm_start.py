@@ -103,12 +103,11 @@ def _values(guide: Guide, source: Source, sites: Sequence[LatentSite], num_sampl
         return _without_buffers(guide, dict(zip(own_names, kept_params(net), strict=True)))
     if not callable(source) or isinstance(source, type):
         raise ArgumentTypeError(f"source: is {kind_of(source)}; pass a network, a dict of tensors by name, or a guide.")
-    trace: Any = guide.prototype_trace
-    inputs = nodes_of(trace)["_INPUT"]
+    args, kwargs = guide.example_arguments()
     names = tuple(site.name for site in sites)
     predictive = Predictive(source, num_samples=num_samples, return_sites=names)
     with one_thread("start_from"):
-        found: Mapping[str, Tensor] = predictive(*inputs["args"], **inputs["kwargs"])
+        found: Mapping[str, Tensor] = predictive(*args, **kwargs)
     shapes = _shapes(guide)
     return {name: v.reshape((num_samples, *shapes[name])) for name, v in found.items() if name in shapes}
 

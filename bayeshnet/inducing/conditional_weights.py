@@ -90,7 +90,7 @@ class ConditionalWeights(FlatDistribution):
         layout: Where everything lies in the vector of all latents.
         loc: Prior mean of all latents ``[D]``.
         scale: Prior standard deviation ``[D]``.
-        log_precision: From latents that are no weights ``[S, rest]`` the logarithm ``[S]`` of a factor of the
+        log_precision: From latents that are not weights ``[S, rest]`` the logarithm ``[S]`` of a factor of the
             pseudo-targets' precisions, for observation noise that is inferred.
         prior_scale: Prior standard deviations ``[n]`` of the unconditional latents in whitened coordinates, where they
             are other than 1; for resampling.
@@ -129,8 +129,12 @@ class ConditionalWeights(FlatDistribution):
         **renamed: Any,
     ) -> None:
         if renamed:
-            both = {"unconditional": unconditional, "tempering_exponent": tempering_exponent}
-            new = _with_new_names(renamed, [key for key, value in both.items() if value is not None])
+            both = {
+                "unconditional": unconditional is not None,
+                "num_proposals": num_proposals != 1,
+                "tempering_exponent": tempering_exponent is not None,
+            }
+            new = _with_new_names(renamed, [name for name, given in both.items() if given])
             unconditional = new.get("unconditional", unconditional)
             num_proposals = new.get("num_proposals", num_proposals)
             tempering_exponent = new.get("tempering_exponent", tempering_exponent)
@@ -303,14 +307,14 @@ class ConditionalWeights(FlatDistribution):
     def _divide(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Undo :meth:`_join`, for values of any origin."""
         layout = self.layout
-        whitened = ((latents - self.loc) / self.scale).split(layout.sizes, dim=-1)
-        unconditional = torch.cat([part for i, part in enumerate(whitened) if i not in layout.conditional], dim=-1)
+        all_whitened = (latents - self.loc) / self.scale
+        whitened = all_whitened.split(layout.sizes, dim=-1)
         values: list[Tensor] = []
         for weight, bias in layout.layers:
             matrix = whitened[weight].reshape(-1, *layout.shapes[weight])
             joint = matrix if bias is None else torch.cat([matrix, whitened[bias].unsqueeze(-1)], dim=-1)
             values.append(joint.transpose(1, 2))
-        return unconditional, values
+        return layout.unconditional(all_whitened), values
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from bayeshnet.deprecation import warn_renamed
 
 __all__ = ["FlatLayout"]
@@ -54,6 +57,10 @@ class FlatLayout:
         object.__setattr__(self, "conditional", conditional)
         object.__setattr__(self, "unconditional_sizes", tuple(s for i, s in enumerate(sizes) if i not in conditional))
         object.__setattr__(self, "unconditional_spans", tuple(spans))
+
+    def unconditional(self, flat: Tensor) -> Tensor:
+        """Return the entries of vectors of all latents ``[*, D]`` that are not drawn conditionally ``[*, n]``."""
+        return torch.cat([flat[..., begin:end] for begin, end in self.unconditional_spans], dim=-1)
 
     @property
     def body_sizes(self) -> list[int]:

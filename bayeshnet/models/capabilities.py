@@ -51,6 +51,12 @@ __all__ = [
 ]
 
 
+# What is used together: a model with a part of it is treated as one without. Methods end with brackets.
+_OF_ROWS = ("check_observations()", "dataset_size")
+_OF_PREDICTIONS = ("conditional()", "conditional_of()", "latent_shapes")
+_OF_NETWORKS = ("weight_priors()", "net", "likelihood", "flat")
+
+
 def plate_nesting(model: Any) -> float:
     """How many plates of the model are inside each other; infinity if that is to be found out.
 
@@ -132,12 +138,6 @@ def is_predictive(model: Any) -> TypeGuard[BayesianModel]:
         False
     """
     return _has(model, _OF_PREDICTIONS)
-
-
-# What is used together: a model with a part of it is treated as one without. Methods end with brackets.
-_OF_ROWS = ("check_observations()", "dataset_size")
-_OF_PREDICTIONS = ("conditional()", "conditional_of()", "latent_shapes")
-_OF_NETWORKS = ("weight_priors()", "net", "likelihood", "flat")
 
 
 def _has(model: Any, names: tuple[str, ...]) -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "constrained",
     "emit_normal_sites",
     "emit_sites",
+    "latent_nodes",
     "latent_sites",
     "nodes_of",
     "plain_support",
@@ -251,6 +252,21 @@ def nodes_of(trace: Trace) -> dict[str, Any]:
     return dict(trace.nodes)
 
 
+def latent_nodes(trace: Trace) -> dict[str, Any]:
+    """Return the messages of the latents of a trace by name: sample sites that are neither observed nor subsamples.
+
+    Example:
+        >>> trace = poutine.trace(lambda: pyro.sample("z", dist.Normal(0.0, 1.0))).get_trace()
+        >>> list(latent_nodes(trace))
+        ['z']
+    """
+    return {
+        name: site
+        for name, site in nodes_of(trace).items()
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+    }
+
+
 def latent_sites(trace: Trace) -> list[LatentSite]:
     """Return the latent sites of a model's trace.
 
@@ -263,9 +279,7 @@ def latent_sites(trace: Trace) -> list[LatentSite]:
         [('z', False)]
     """
     sites: list[LatentSite] = []
-    for name, site in nodes_of(trace).items():
-        if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
-            continue
+    for name, site in latent_nodes(trace).items():
         fn, value = site["fn"], site["value"]
         if fn.support is not None and fn.support.is_discrete:
             raise ArgumentError(

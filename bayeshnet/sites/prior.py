@@ -10,14 +10,13 @@ from typing import Any, cast
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from bayeshnet.errors import BayeshnetError, BayeshnetWarning
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.kept_state import KeptBuffers
-from bayeshnet.sites.latents import LatentSite, nodes_of
+from bayeshnet.sites.latents import LatentSite, latent_nodes, nodes_of
 from bayeshnet.sites.one_thread import one_thread
 
 __all__ = ["PriorStart", "prior_start"]
@@ -132,15 +131,10 @@ def _first_traces(
 
 def _same_latents(one: Trace, other: Trace) -> bool:
     """Return whether two traces have the same latents with the same values."""
-    first, second = (
-        {
-            name: site["value"]
-            for name, site in nodes_of(trace).items()
-            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-        }
-        for trace in (one, other)
+    first, second = latent_nodes(one), latent_nodes(other)
+    return first.keys() == second.keys() and all(
+        torch.equal(site["value"], second[name]["value"]) for name, site in first.items()
     )
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def _constant_normal(traces: Sequence[Trace], site: LatentSite) -> tuple[Tensor, Tensor] | None:

@@ -15,7 +15,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from bayeshnet.errors import ArgumentError, UsageError
-from bayeshnet.sites.latents import nodes_of
+from bayeshnet.sites.latents import latent_nodes, nodes_of
 
 __all__ = ["PairedTraces", "require_same_latents"]
 
@@ -235,14 +235,7 @@ def _require_all_rows(model_trace: Trace) -> None:
 
 def _latents(guide_trace: Trace, model_trace: Trace, *, partial: bool) -> dict[str, Any]:
     """Return the guide's sites that the model takes its latents from, by name."""
-    in_guide, in_model = (
-        {
-            name: site
-            for name, site in nodes_of(trace).items()
-            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-        }
-        for trace in (guide_trace, model_trace)
-    )
+    in_guide, in_model = latent_nodes(guide_trace), latent_nodes(model_trace)
     own = [name for name, site in in_guide.items() if name in in_model or not site["infer"].get("is_auxiliary")]
     require_same_latents(list(in_model), own, partial=partial)
     return {name: in_guide[name] for name in in_model if name in in_guide}

@@ -1,8 +1,4 @@
-"""Entry points times bad inputs: each gets a sentence of this package, none a raw error of torch or Pyro.
-
-Before, all of these were raw: "mat1 and mat2 must have the same dtype", "linear(): argument 'input' must be Tensor, not
-list", "forward() takes from 2 to 3 positional arguments but 4 were given", "to satisfy the constraint Real()", ...
-"""
+"""Entry points times bad inputs: each gets a sentence of this package, none a raw error of torch or Pyro."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_an_improper_prior_starts_at_the_prototype():
     with pytest.raises(NotImplementedError):
         poutine.trace(model).get_trace()
     guide = AutoHypernet(model, example=(), init_loc_fn=lambda site: value.exp())
-    torch.testing.assert_close(guide.init_loc(), value)
+    torch.testing.assert_close(guide._init_loc(), value)
     torch.testing.assert_close(guide.scale, torch.ones(2))
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayeshnet import AutoHypernet, FlatElbo, fit, likelihoods
@@ -22,9 +21,9 @@ from bayeshnet.errors import (
     UsageError,
 )
 from bayeshnet.infer import flat_then_cosine
-from bayeshnet.models import BayesianModel, emit_param_sites
+from bayeshnet.models import BayesianModel
 from bayeshnet.training.history import loss_slope
-from tests.problems import Y, bnn, normal_model
+from tests.problems import Decaying, Y, bnn, normal_model
 
 
 @pytest.mark.parametrize("data", [(Y,), {"y": Y}, Y, [(Y,)], [Y], [{"y": Y}]], ids=repr)
@@ -137,21 +136,8 @@ def test_the_bound_of_a_guide_is_checked(bound, kind):
 def test_decay_of_a_group():
     """Parameters without a gradient shrink by 1 - lr * decay at each step, with any optimiser."""
 
-    class Guide(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.loc = nn.Parameter(torch.zeros(()))
-            self.idle = nn.Parameter(torch.tensor([2.0, -1.0]))
-
-        def forward(self, y):
-            emit_param_sites("guide", self)
-            pyro.sample("mu", dist.Normal(self.loc + 0.0 * self.idle.sum(), 0.1))
-
-        def param_groups(self, lr):
-            return [{"params": [self.loc], "lr": lr}, {"params": [self.idle], "lr": 0.5 * lr, "decay": 3.0}]
-
     for optimizer in (None, torch.optim.SGD):
-        guide = Guide()
+        guide = Decaying()
         fit(
             normal_model,
             guide,

@@ -10,13 +10,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
-from torch import nn
 from torch.optim import lr_scheduler
 
 from bayeshnet import AutoHypernet, fit
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.models import emit_param_sites
-from tests.problems import Y, normal_model
+from tests.problems import Decaying, Y, normal_model
 
 STEPS, LR = 6, 0.08
 
@@ -92,21 +90,8 @@ def test_a_scheduler_of_the_optimiser_that_is_used():
 
 
 def test_groups_keep_their_proportions_and_decay_follows_them():
-    class Guide(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.loc = nn.Parameter(torch.zeros(()))
-            self.idle = nn.Parameter(torch.tensor([2.0, -1.0]))
-
-        def forward(self, y):
-            emit_param_sites("guide", self)
-            pyro.sample("mu", dist.Normal(self.loc + 0.0 * self.idle.sum(), 0.1))
-
-        def param_groups(self, lr):
-            return [{"params": [self.loc], "lr": lr}, {"params": [self.idle], "lr": 0.5 * lr, "decay": 3.0}]
-
     for optimizer in (None, torch.optim.SGD):
-        guide = Guide()
+        guide = Decaying()
         schedule = functools.partial(lr_scheduler.ExponentialLR, gamma=0.5)
         fit(normal_model, guide, (Y,), 4, lr=0.01, lr_schedule=schedule, optimizer=optimizer, progress=False)
         expected = math.prod(1.0 - 0.005 * 0.5**step * 3.0 for step in range(4))
