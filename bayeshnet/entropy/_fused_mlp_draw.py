@@ -1,9 +1,10 @@
 r"""A draw of a tanh MLP with shared noise and the log-determinant of its map, with their gradient in closed form.
 
-Gain, as the time of the general form over that of this one, 601 weights, one thread, three runs of ``python
-benchmarks/svi_step.py --fused`` (medians of 5 or 15 alternating pairs) on a machine under heavy load: draw, density and
-backward pass alone (one run) 1.35 for 1 sample and 1.11 for 16; a whole training step 1.10 to 1.24 for 1 sample, and
-0.92 to 1.03 for 16, no gain that this shows; 100 predictions 0.87 to 1.19, likewise.
+Measured gain, the time of the general form over that of this one, 601 weights, one thread, ``python
+benchmarks/svi_step.py --fused`` (medians of 5 or 15 alternating pairs): draw, density and backward pass alone 1.52 for
+1 sample and 1.28 for 16 on an idle machine (1.35 and 1.11 on a loaded one); a whole training step 1.10 to 1.24 for 1
+sample. For 16 samples a step is between 0.90 and 1.03 and 100 predictions between 0.85 and 1.19: no gain that this
+shows. What else needs it are path gradients, which are mixed in this backward pass.
 
 For ``w = h(z_{1:n}) + \sigma z`` with tanh layers, what :class:`~bayeshnet.entropy.ChangeOfVariables` computes in one
 pass for the draw and another for its density is done in one here, in fewer operations. With :math:`h_0 = z_{1:n}`,
