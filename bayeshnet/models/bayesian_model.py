@@ -14,12 +14,12 @@ from torch import Size, Tensor, nn
 
 from bayeshnet.checks import kind_of, require_count, require_trainable
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
-from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.module_mainnet import frozen_hint, functional_copy
 from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.models import priors
 from bayeshnet.models._repr import model_repr
-from bayeshnet.models.data_checks import check_parameters, check_rows, nan_error
+from bayeshnet.models.batch_norm import BatchNormMode, BatchNormStatistics
+from bayeshnet.models.data_checks import check_parameters, check_rows, nan_error, num_rows
 from bayeshnet.models.learned_scales import LearnedScales
 from bayeshnet.models.likelihoods import Likelihood
 from bayeshnet.models.param_sites import emit_param_sites
@@ -85,6 +85,8 @@ class BayesianModel(nn.Module):
         *,
         dataset_size: int | None = None,
         flat: bool = False,
+        batch_norm: BatchNormMode = "draws",
+        reference_rows: int = 256,
     ) -> None:
         super().__init__()
         require_trainable("BayesianModel")
@@ -103,6 +105,7 @@ class BayesianModel(nn.Module):
         dtype = torch.get_default_dtype() if example is None else example.dtype
         check_parameters(net)
         self.net = functional_copy(net)
+        self.batch_norm = BatchNormStatistics(self.net, batch_norm, reference_rows)
         self.prior = prior
         self.likelihood = likelihood
         self.dataset_size = dataset_size
@@ -198,7 +201,7 @@ class BayesianModel(nn.Module):
         """
         self._check_input(x)
         draws, params = self.sample_latents()
-        f, lead = self.evaluate(x, draws)
+        f, lead = self.evaluate(x, draws, reference=y is None)
         if f.dim() == len(lead):
             raise ArgumentError("net: returns a single number; a likelihood needs one output per row, [B, ...].")
         rows = f.shape[len(lead)]
@@ -223,7 +226,9 @@ class BayesianModel(nn.Module):
         draws = {name: pyro.sample(name, fn) for name, fn in self.weight_priors().items()}
         return draws, self.likelihood.sample_params()
 
-    def evaluate(self, x: Any, weights: Mapping[str, Tensor]) -> tuple[Tensor, Size]:
+    def evaluate(
+        self, x: Any, weights: Mapping[str, Tensor], *, reference: bool = False, any_rows: bool = False
+    ) -> tuple[Tensor, Size]:
         """Run the network for draws of its weight sites.
 
         Args:
@@ -247,7 +252,15 @@ class BayesianModel(nn.Module):
         for value, dims in zip(values, event_dims, strict=True):
             event = value.shape[value.dim() - dims :]
             stacked.append(value.expand(lead + event).reshape((num, *event)))
-        f = batched_forward(self.net, stacked[0] if self.flat else stacked, x)
+        f = self.batch_norm.evaluated(
+            self.net,
+            stacked[0] if self.flat else stacked,
+            x,
+            statistics=[part.expand(*lead, *part.shape[-2:]).flatten(0, -3) for part in self.batch_norm.given(weights).values()],
+            rows=num_rows(x),
+            reference=reference,
+            any_rows=any_rows,
+        )
         if not isinstance(f, Tensor):
             raise ArgumentTypeError(
                 f"net: returns {kind_of(f)}; a likelihood needs one tensor. Wrap the network in a module that "
@@ -285,7 +298,8 @@ class BayesianModel(nn.Module):
                     f"draws: those of {name!r} have dtype {value.dtype}, the network's weights {self._like.dtype}; "
                     f"convert them, value.to({self._like.dtype})."
                 )
-        f, _ = self.evaluate(x, weights)
+        weights |= {name: part.unsqueeze(1) for name, part in self.batch_norm.given(draws).items()}
+        f, _ = self.evaluate(x, weights, reference=True)
         if f.dim() < 2:
             raise ArgumentError("net: returns a single number; a likelihood needs one output per row, [B, ...].")
         if isinstance(x, Tensor) and x.dim() == 1:
@@ -318,10 +332,18 @@ class BayesianModel(nn.Module):
         self._check_input(x)
         weights = {name: self._like.new_zeros(fn.event_shape) for name, fn in self.weight_priors().items()}
         few = x[:2] if isinstance(x, Tensor) and x.dim() > 1 else x
-        f, lead = self.evaluate(few, weights)
+        f, lead = self.evaluate(few, weights, any_rows=True)
         if few is not x and f.dim() > 0 and len(few) and len(f) == len(few):  # the others have the same shape
             f = f[:1].expand(len(x), *f.shape[1:])
         self.likelihood.fit_target(y, f.shape[len(lead) :])
+
+    @property
+    def rows_to_show(self) -> int:
+        return self.batch_norm.num_rows if self.batch_norm.wants_rows else 1
+
+    def prepare(self, x: Any, y: Tensor | None = None, *, example: bool = False) -> None:
+        if self.batch_norm.wants_rows and not self.batch_norm.chosen and not (example and self.batch_norm.rows_kept):
+            self.batch_norm.set_rows(x)
 
     # ------------------------------------------------------------------ parts
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_parameters", "check_positive_support", "check_rows", "nan_error"]
+__all__ = ["check_parameters", "check_positive_support", "check_rows", "nan_error", "num_rows"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -131,3 +131,14 @@ def check_positive_support(prior: torch.distributions.Distribution, argument: st
         f"{argument}: its prior {prior} is not restricted to positive numbers, or discrete; use dist.Gamma, "
         "dist.HalfNormal, dist.LogNormal, ..."
     )
+
+
+def num_rows(x: Any) -> int:
+    """Number of rows of inputs: the first dimension of the first tensor among them; 0 if there is none.
+
+    Example:
+        >>> num_rows(torch.zeros(7, 3)), num_rows((torch.zeros(5, 2), None)), num_rows(None)
+        (7, 5, 0)
+    """
+    parts = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple | list) else (x,)
+    return next((len(part) for part in parts if isinstance(part, Tensor) and part.dim()), 0)
