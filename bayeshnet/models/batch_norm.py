@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -29,6 +29,10 @@ BatchNormMode: TypeAlias = Literal["draws", "batch", "running"]
 # the evaluation that it is made for.
 _DRAWS_AT_ONCE = 32
 _PREFIX = "batch_norm."
+
+
+def _as_they_are(x: Any) -> Any:
+    return x
 
 
 class BatchNormStatistics(nn.Module):
@@ -185,7 +189,15 @@ class BatchNormStatistics(nn.Module):
             )
         return not any(training.values())
 
-    def of_draws(self, net: nn.Module, weights: Tensor | Sequence[Tensor], x: Any, *, rows: int) -> dict[str, Tensor]:
+    def of_draws(
+        self,
+        net: nn.Module,
+        weights: Tensor | Sequence[Tensor],
+        x: Any,
+        *,
+        rows: int,
+        units: Callable[[Any], Any] = _as_they_are,
+    ) -> dict[str, Tensor]:
         """Statistics of each draw on the reference rows: mean and variance ``[S, 2, C]`` by the number of the call.
 
         Args:
@@ -193,6 +205,7 @@ class BatchNormStatistics(nn.Module):
             weights: Draws of its weights, as :func:`~bayeshnet.mnets.batched_forward` takes them.
             x: Inputs that the network is evaluated for, for arguments that do not have rows.
             rows: Their number, which bounds how many draws are taken at once.
+            units: From inputs to those of the network.
 
         Raises:
             UsageError: If there are no reference rows.
@@ -207,7 +220,7 @@ class BatchNormStatistics(nn.Module):
         tensors = self._listed(net, weights)
         chunk = max(_DRAWS_AT_ONCE, math.ceil(len(tensors[0]) * rows / kept))
         recorded = RecordedStatistics(net, self._modules_of(net))
-        found = batched_forward(recorded, tensors, self._inputs(x), chunk_size=min(chunk, len(tensors[0])))
+        found = batched_forward(recorded, tensors, units(self._inputs(x)), chunk_size=min(chunk, len(tensors[0])))
         return {f"{_PREFIX}{i}": part for i, part in enumerate(found)}
 
     @staticmethod
@@ -223,6 +236,7 @@ class BatchNormStatistics(nn.Module):
         *,
         statistics: Sequence[Tensor] = (),
         rows: int,
+        units: Callable[[Any], Any] = _as_they_are,
         reference: bool = False,
         any_rows: bool = False,
     ) -> Any:
@@ -234,17 +248,30 @@ class BatchNormStatistics(nn.Module):
             x: Inputs.
             statistics: Those of each draw; they are computed where they are needed and not given.
             rows: Number of rows of ``x``.
+            units: From inputs to those of the network.
             reference: Use the reference rows in training mode too, if there are any: the rows are no training batch.
             any_rows: Normalise by the batch if there are no reference rows: only the shape of the output matters.
         """
         redirects = self.redirects(net) or (reference and self.wants_rows and self.rows_kept > 0)
         if not redirects and not statistics:
-            return batched_forward(net, weights, x)
+            return batched_forward(net, weights, units(x))
         if not statistics and (self.mode == "batch" or (any_rows and not self.rows_kept)):
-            return batched_forward(NormalisedByBatch(net, self._modules_of(net)), self._listed(net, weights), x)
-        statistics = list(statistics) or list(self.of_draws(net, weights, x, rows=rows).values())
+            return self.by_batch(net, weights, units(x))
+        statistics = list(statistics) or list(self.of_draws(net, weights, x, rows=rows, units=units).values())
         given = NormalisedByGiven(net, self._modules_of(net), [part.shape[1:] for part in statistics])
-        return batched_forward(given, [*self._listed(net, weights), *statistics], x)
+        return batched_forward(given, [*self._listed(net, weights), *statistics], units(x))
+
+    def by_batch(self, net: nn.Module, weights: Tensor | Sequence[Tensor], x: Any) -> Any:
+        """Outputs ``[S, B, ...]`` of the network, in evaluation mode, with the statistics of these rows.
+
+        Args:
+            net: The network.
+            weights: Draws of its weights.
+            x: Inputs, in the units of the network.
+        """
+        if self.mode == "running" or not self.layers:
+            return batched_forward(net, weights, x)
+        return batched_forward(NormalisedByBatch(net, self._modules_of(net)), self._listed(net, weights), x)
 
     @staticmethod
     def _listed(net: Any, weights: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -23,7 +23,9 @@ from bayeshnet.models.data_checks import check_parameters, check_rows, nan_error
 from bayeshnet.models.learned_scales import LearnedScales
 from bayeshnet.models.likelihoods import Likelihood
 from bayeshnet.models.param_sites import emit_param_sites
+from bayeshnet.models.prepared import PreparedByData
 from bayeshnet.models.prior_rules import prior_rule, usable_prior
+from bayeshnet.models.units import Units, standardization_from
 from bayeshnet.models.weight_normal import WeightNormal
 
 __all__ = ["BayesianModel"]
@@ -31,7 +33,7 @@ __all__ = ["BayesianModel"]
 PriorLike: TypeAlias = "priors.Prior | TorchDistributionMixin | Callable[..., TorchDistributionMixin]"
 
 
-class BayesianModel(nn.Module):
+class BayesianModel(PreparedByData, nn.Module):
     """A Bayesian neural network as a Pyro model: ``w ~ prior``, ``y ~ likelihood(net(x; w))``.
 
     Calling it runs the Pyro program, so that every Pyro algorithm accepts it: ``SVI``, ``NUTS``, ``Predictive`` (also
@@ -87,6 +89,7 @@ class BayesianModel(nn.Module):
         flat: bool = False,
         batch_norm: BatchNormMode = "draws",
         reference_rows: int = 256,
+        standardize: Any = None,
     ) -> None:
         super().__init__()
         require_trainable("BayesianModel")
@@ -118,6 +121,9 @@ class BayesianModel(nn.Module):
         self._most_rows = 0
         self._squeeze_output = False
         self._indices: Tensor | None = None
+        self.units = Units(
+            standardization_from(standardize, targets=likelihood.standardizes_targets), device=self._like.device
+        )
         likelihood.check_dtype(dtype)
         for argument, named in prior.named_parameters().items() if isinstance(prior, priors.Prior) else ():
             unknown = [name for name in named if name not in self._names]
@@ -131,6 +137,11 @@ class BayesianModel(nn.Module):
 
     def __repr__(self) -> str:
         return model_repr(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights."""
+        return self._like.dtype
 
     # ------------------------------------------------------------------ what is latent
 
@@ -211,7 +222,7 @@ class BayesianModel(nn.Module):
             self._squeeze_output = self.likelihood.fit_target(y, f.shape[len(lead) :])
         if self._squeeze_output:
             f = f.squeeze(-1)
-        conditional = self.likelihood.conditional(f, params, batch_dims=len(lead) + 1)
+        conditional = self.units.observed(self.likelihood.conditional(f, params, batch_dims=len(lead) + 1), f.dtype)
         with self._data_plate(rows, observed=y is not None):
             return pyro.sample("obs", conditional, obs=y)
 
@@ -256,8 +267,11 @@ class BayesianModel(nn.Module):
             self.net,
             stacked[0] if self.flat else stacked,
             x,
-            statistics=[part.expand(*lead, *part.shape[-2:]).flatten(0, -3) for part in self.batch_norm.given(weights).values()],
+            statistics=[
+                part.expand(*lead, *part.shape[-2:]).flatten(0, -3) for part in self.batch_norm.given(weights).values()
+            ],
             rows=num_rows(x),
+            units=self.standardized_inputs,
             reference=reference,
             any_rows=any_rows,
         )
@@ -309,11 +323,11 @@ class BayesianModel(nn.Module):
             raise nan_error(x, draws, f)
         if self._squeeze_output:
             f = f.squeeze(-1)
-        return f, self.likelihood.conditional_of(f, draws)
+        return f, self.conditional_of(f, draws)
 
     def conditional_of(self, f: Tensor, draws: Mapping[str, Tensor]) -> TorchDistributionMixin:
         """The distribution of observations given outputs ``f [S, B, ...]`` and draws of the likelihood's latents."""
-        return self.likelihood.conditional_of(f, draws)
+        return self.units.observed(self.likelihood.conditional_of(f, draws), f.dtype)
 
     @torch.no_grad()
     def check_observations(self, x: Any, y: Tensor) -> None:
@@ -336,14 +350,6 @@ class BayesianModel(nn.Module):
         if few is not x and f.dim() > 0 and len(few) and len(f) == len(few):  # the others have the same shape
             f = f[:1].expand(len(x), *f.shape[1:])
         self.likelihood.fit_target(y, f.shape[len(lead) :])
-
-    @property
-    def rows_to_show(self) -> int:
-        return self.batch_norm.num_rows if self.batch_norm.wants_rows else 1
-
-    def prepare(self, x: Any, y: Tensor | None = None, *, example: bool = False) -> None:
-        if self.batch_norm.wants_rows and not self.batch_norm.chosen and not (example and self.batch_norm.rows_kept):
-            self.batch_norm.set_rows(x)
 
     # ------------------------------------------------------------------ parts
 
@@ -380,6 +386,8 @@ class BayesianModel(nn.Module):
                     f"x: is {kind_of(part)}; pass a tensor, torch.as_tensor(x, dtype={self._like.dtype})."
                 )
         first = x[0] if isinstance(x, tuple) and x else x
+        if self.units.takes_any_float(0):
+            return
         if isinstance(first, Tensor) and first.is_floating_point() and first.dtype != self._like.dtype:
             raise ArgumentTypeError(
                 f"x: has dtype {first.dtype}, the network's weights have {self._like.dtype}; convert one of them, e.g. "

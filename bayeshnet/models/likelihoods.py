@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -40,6 +40,9 @@ class Likelihood(nn.Module, ABC):
         >>> Poisson().conditional(torch.zeros(7, 1), {}, batch_dims=1).mean[0]
         tensor([1.])
     """
+
+    standardizes_targets: ClassVar[bool] = False
+    """Whether it is of a location and a scale, so that ``BayesianModel(..., standardize=...)`` rescales the targets."""
 
     def priors(self) -> Mapping[str, TorchDistributionMixin]:
         """Priors of the latent parameters by name; they become the Pyro sites ``likelihood.NAME``."""
@@ -164,6 +167,8 @@ class Normal(Likelihood):
         >>> likelihood.conditional(f, {"scale": torch.tensor(0.5)}, batch_dims=1).event_shape
         torch.Size([3])
     """
+
+    standardizes_targets: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from torch.distributions.utils import _sum_rightmost as sum_rightmost  # pyright: ignore[reportPrivateUsage] - no public name
 
 from bayeshnet.errors import ArgumentError
+from bayeshnet.formatting import span
 
 __all__ = ["Rescaled", "rescaled"]
 
@@ -93,6 +94,9 @@ class Rescaled(TorchDistribution):
         super().__init__(self.base.batch_shape, self.base.event_shape, validate_args=False)
         self._validate_args = bool(self._validate_args if validate_args is None else validate_args)
 
+    def __repr__(self) -> str:
+        return f"Rescaled({self.base}, loc={span(self.loc)}, scale={span(self.scale)})"
+
     @property
     def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - a property of the base here
         """Whether draws are differentiable: those of the base."""
@@ -141,12 +145,12 @@ class Rescaled(TorchDistribution):
         """The variance of each entry."""
         return self.scale.square() * self.base.variance
 
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # pyright: ignore[reportCallInDefaultInitializer] - that of torch  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:  # pyright: ignore[reportCallInDefaultInitializer] - that of torch
         """Draws, without gradients."""
         with torch.no_grad():
             return self._outer(self.base.sample(sample_shape))
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # pyright: ignore[reportCallInDefaultInitializer] - that of torch  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # pyright: ignore[reportCallInDefaultInitializer] - that of torch
         """Draws, differentiable with respect to the parameters of the base."""
         return self._outer(self.base.rsample(sample_shape))
 
