@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.mnets.batched import batched_forward
+from bayeshnet.models.data_checks import num_rows
 from bayeshnet.models.batch_norm_nets import (
     NormalisedByBatch,
     NormalisedByGiven,
@@ -195,7 +196,6 @@ class BatchNormStatistics(nn.Module):
         weights: Tensor | Sequence[Tensor],
         x: Any,
         *,
-        rows: int,
         units: Callable[[Any], Any] = _as_they_are,
     ) -> dict[str, Tensor]:
         """Statistics of each draw on the reference rows: mean and variance ``[S, 2, C]`` by the number of the call.
@@ -203,8 +203,8 @@ class BatchNormStatistics(nn.Module):
         Args:
             net: The network.
             weights: Draws of its weights, as :func:`~bayeshnet.mnets.batched_forward` takes them.
-            x: Inputs that the network is evaluated for, for arguments that do not have rows.
-            rows: Their number, which bounds how many draws are taken at once.
+            x: Inputs that the network is evaluated for: arguments that do not have rows are taken from them, and their
+                number of rows bounds how many draws are taken at once.
             units: From inputs to those of the network.
 
         Raises:
@@ -218,7 +218,7 @@ class BatchNormStatistics(nn.Module):
                 "it), or pass BayesianModel(..., batch_norm='batch')."
             )
         tensors = self._listed(net, weights)
-        chunk = max(_DRAWS_AT_ONCE, math.ceil(len(tensors[0]) * rows / kept))
+        chunk = max(_DRAWS_AT_ONCE, math.ceil(len(tensors[0]) * num_rows(x) / kept))
         recorded = RecordedStatistics(net, self._modules_of(net))
         found = batched_forward(recorded, tensors, units(self._inputs(x)), chunk_size=min(chunk, len(tensors[0])))
         return {f"{_PREFIX}{i}": part for i, part in enumerate(found)}
@@ -234,8 +234,7 @@ class BatchNormStatistics(nn.Module):
         weights: Tensor | Sequence[Tensor],
         x: Any,
         *,
-        statistics: Sequence[Tensor] = (),
-        rows: int,
+        statistics: Mapping[str, Tensor] | None = None,
         units: Callable[[Any], Any] = _as_they_are,
         reference: bool = False,
         any_rows: bool = False,
@@ -246,20 +245,20 @@ class BatchNormStatistics(nn.Module):
             net: The network.
             weights: Draws of its weights.
             x: Inputs.
-            statistics: Those of each draw; they are computed where they are needed and not given.
-            rows: Number of rows of ``x``.
+            statistics: Those of each draw ``[S, 2, C]``; they are computed where they are needed and not given.
             units: From inputs to those of the network.
             reference: Use the reference rows in training mode too, if there are any: the rows are no training batch.
             any_rows: Normalise by the batch if there are no reference rows: only the shape of the output matters.
         """
+        given = list(statistics.values()) if statistics else []
         redirects = self.redirects(net) or (reference and self.wants_rows and self.rows_kept > 0)
-        if not redirects and not statistics:
+        if not redirects and not given:
             return batched_forward(net, weights, units(x))
-        if not statistics and (self.mode == "batch" or (any_rows and not self.rows_kept)):
+        if not given and (self.mode == "batch" or (any_rows and not self.rows_kept)):
             return self.by_batch(net, weights, units(x))
-        statistics = list(statistics) or list(self.of_draws(net, weights, x, rows=rows, units=units).values())
-        given = NormalisedByGiven(net, self._modules_of(net), [part.shape[1:] for part in statistics])
-        return batched_forward(given, [*self._listed(net, weights), *statistics], units(x))
+        given = given or list(self.of_draws(net, weights, x, units=units).values())
+        around = NormalisedByGiven(net, self._modules_of(net), [part.shape[1:] for part in given])
+        return batched_forward(around, [*self._listed(net, weights), *given], units(x))
 
     def by_batch(self, net: nn.Module, weights: Tensor | Sequence[Tensor], x: Any) -> Any:
         """Outputs ``[S, B, ...]`` of the network, in evaluation mode, with the statistics of these rows.

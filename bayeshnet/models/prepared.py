@@ -57,7 +57,7 @@ class PreparedByData:
             x: Inputs ``[B, ...]``, or a tuple of the network's arguments.
         """
         model = cast("BayesianModel", self)
-        return model.units.inputs(x, dtype=model.dtype)
+        return model.units.inputs(x, dtype=model._like.dtype)
 
     def set_reference_rows(self, x: Any) -> None:
         """Choose the rows on which the statistics of batch norm are taken for each draw of the weights.
@@ -118,7 +118,5 @@ class PreparedByData:
         if not norm.wants_rows or not norm.rows_kept or norm.given(draws):
             return dict(draws)
         weights = [draws["weights"] if model.flat else draws[name] for name in model.weight_priors()]
-        found = norm.of_draws(
-            model.net, weights[0] if model.flat else weights, x, rows=num_rows(x), units=model.standardized_inputs
-        )
+        found = norm.of_draws(model.net, weights[0] if model.flat else weights, x, units=model.standardized_inputs)
         return {**draws, **found}

@@ -142,6 +142,11 @@ class Units(nn.Module):
         found = self._statistics("targets")
         return y if found is None else (y - found[0]) / found[1]
 
+    def of_rows(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is given with each row in the units inside of the model: ``noise`` is, as the targets are."""
+        scale = self.target_scale
+        return {name: v / scale if name == "noise" and scale is not None else v for name, v in given.items()}
+
     def observed(self, conditional: TorchDistributionMixin, dtype: torch.dtype) -> TorchDistributionMixin:
         """The distribution of targets in their own units, of that inside of the model.
 
