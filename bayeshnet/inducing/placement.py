@@ -74,7 +74,8 @@ def starting_points(model: BayesianModel, x: Tensor, y: Tensor, num: int, rows: 
         rows: Number of rows of all data.
 
     Returns:
-        Pseudo-inputs ``[m, ...]``, in the units of the network, pseudo-targets ``[m, out]`` and the logarithm of their precisions ``[m]``.
+        Pseudo-inputs ``[m, ...]``, pseudo-targets ``[m, out]`` and the logarithm of their precisions ``[m]``, in the
+            units of the network.
 
     Example:
         >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))

@@ -67,8 +67,8 @@ def input_error(net: Any, weights: Any, x: Any, error: BaseException) -> Argumen
     if "more than 1 value per channel" in str(error):  # torch's batch norm in training mode
         return ArgumentError(
             f"x: has {_sizes(parts)}, a single value per channel where a batch norm of the network takes its "
-            "statistics from the batch; pass at least two rows, DataLoader(..., drop_last=True), or use nn.GroupNorm or "
-            "nn.LayerNorm."
+            "statistics from the batch; pass at least two rows, DataLoader(..., drop_last=True), or use nn.GroupNorm "
+            "or nn.LayerNorm."
         )
     dtype = _dtype_of(weights)
     failed = _failed_layer(net, error)

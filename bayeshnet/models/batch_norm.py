@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.mnets.batched import batched_forward
-from bayeshnet.models.data_checks import num_rows
 from bayeshnet.models.batch_norm_nets import (
     NormalisedByBatch,
     NormalisedByGiven,
@@ -20,6 +19,7 @@ from bayeshnet.models.batch_norm_nets import (
     norm_layers,
     without_running_statistics,
 )
+from bayeshnet.models.data_checks import num_rows
 
 __all__ = ["BatchNormMode", "BatchNormStatistics"]
 

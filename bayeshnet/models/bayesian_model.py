@@ -238,6 +238,10 @@ class BayesianModel(PreparedByData, nn.Module):
         draws = {name: pyro.sample(name, fn) for name, fn in self.weight_priors().items()}
         return draws, self.likelihood.sample_params()
 
+    def standardized_inputs(self, x: Any) -> Any:
+        """Inputs ``[B, ...]``, or a tuple of the network's arguments, in the units and dtype of the network."""
+        return self.units.inputs(x, dtype=self._like.dtype)
+
     def evaluate(
         self, x: Any, weights: Mapping[str, Tensor], *, reference: bool = False, any_rows: bool = False
     ) -> tuple[Tensor, Size]:
@@ -245,8 +249,8 @@ class BayesianModel(PreparedByData, nn.Module):
 
         Args:
             x: Inputs as for :meth:`forward`.
-            weights: A value per weight site, each ``[*samples, *shape]`` with the same or broadcastable ``samples``; and
-                statistics of their batch norm, as :meth:`with_statistics` returns them.
+            weights: A value per weight site, each ``[*samples, *shape]`` with the same or broadcastable ``samples``;
+                and statistics of their batch norm, as :meth:`with_statistics` returns them.
             reference: Use the reference rows of batch norm in training mode, too.
             any_rows: Do without reference rows where there are none: only the shape of the outputs matters.
 

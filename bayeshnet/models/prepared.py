@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor
 
 from bayeshnet.errors import UsageError
@@ -22,13 +21,14 @@ class PreparedByData:
     """The part of :class:`~bayeshnet.BayesianModel` that looks at data before a fit.
 
     Example:
+        >>> from torch import nn
         >>> from bayeshnet import BayesianModel, likelihoods
-        >>> isinstance(BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1)), PreparedByData)
+        >>> isinstance(BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1)), PreparedByData)
         True
     """
 
     def prepare(self, x: Any, y: Any = None, *, example: bool = False) -> None:
-        """Look at data before training: keep reference rows for batch norm, and warn of units that the prior is not for.
+        """Look at data before training: keep reference rows for batch norm, warn of units that no prior is made for.
 
         Guides call it with their example, and :func:`~bayeshnet.fit` with rows of the data. Rows from
         :meth:`set_reference_rows` stay.
@@ -49,15 +49,6 @@ class PreparedByData:
         """Number of rows that :meth:`prepare` wants of data in batches."""
         norm = cast("BayesianModel", self).batch_norm
         return norm.num_rows if norm.wants_rows else 1
-
-    def standardized_inputs(self, x: Any) -> Any:
-        """Inputs in the units of the network, and of its dtype.
-
-        Args:
-            x: Inputs ``[B, ...]``, or a tuple of the network's arguments.
-        """
-        model = cast("BayesianModel", self)
-        return model.units.inputs(x, dtype=model._like.dtype)
 
     def set_reference_rows(self, x: Any) -> None:
         """Choose the rows on which the statistics of batch norm are taken for each draw of the weights.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -71,7 +71,7 @@ class Rescaled(TorchDistribution):
         (tensor([250000., 250000., 250000.]), tensor([40000., 40000., 40000.]))
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleMethodOverride] - a property in torch
 
     def __init__(
         self,

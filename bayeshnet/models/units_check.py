@@ -142,8 +142,8 @@ def _of_targets(model: BayesianModel, x: Any, y: Any) -> str | None:
     given = "the statistics of standardize= are of other data" if model.units.target_scale is not None else _FIX
     return (
         f"y: has mean {mean:.4g} and standard deviation {std:.3g}{which}, and the prior predictive has mean "
-        f"{float(typical[worst]):.3g} and standard deviation {float(reach[worst]):.3g}: {how}, the posterior will be poor. "
-        f"{given}; prior and noise are then in units of the targets' standard deviation."
+        f"{float(typical[worst]):.3g} and standard deviation {float(reach[worst]):.3g}: {how}, the posterior will be "
+        f"poor. {given}; prior and noise are then in units of the targets' standard deviation."
     )
 
 
