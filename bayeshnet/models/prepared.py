@@ -42,7 +42,7 @@ class PreparedByData:
         norm = model.batch_norm
         if norm.wants_rows and not norm.chosen and not (example and norm.rows_kept) and num_rows(x):
             norm.set_rows(x)
-        check_units(model, x, y, stacklevel=6)
+        check_units(model, x, y)
 
     @property
     def rows_to_show(self) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.errors import UnitsWarning
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _DRAWS, _ROWS, _ROWS_OF_INPUTS = 16, 16, 4096
 _FIX = "Pass BayesianModel(..., standardize=(x_train, y_train)), or standardise them yourself"
 
 
-def check_units(model: BayesianModel, x: Any, y: Any, *, stacklevel: int = 2) -> None:
+def check_units(model: BayesianModel, x: Any, y: Any) -> None:
     """Warn of inputs far from unit scale, and of targets that the prior predictive does not reach.
 
     It draws from the prior; the caller keeps the random numbers and the mode of the network.
@@ -34,7 +35,6 @@ def check_units(model: BayesianModel, x: Any, y: Any, *, stacklevel: int = 2) ->
         model: The model.
         x: Inputs.
         y: Targets; those that are no real numbers are not looked at.
-        stacklevel: That of the warnings.
 
     Example:
         >>> from bayeshnet import BayesianModel, likelihoods
@@ -48,7 +48,7 @@ def check_units(model: BayesianModel, x: Any, y: Any, *, stacklevel: int = 2) ->
         messages.append(_of_targets(model, x, y))
     for message in messages:
         if message is not None:
-            warnings.warn(message, UnitsWarning, stacklevel=stacklevel + 1)
+            warnings.warn(message, UnitsWarning, stacklevel=stacklevel_of_user())
 
 
 def _begins_with_norm(net: nn.Module) -> bool:
