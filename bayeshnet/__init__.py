@@ -5,7 +5,15 @@ from __future__ import annotations
 from bayeshnet import distributions as distributions
 from bayeshnet import entropy, families, hnets, init, mnets
 from bayeshnet import infer as infer  # as distributions: the places of version 0.1
-from bayeshnet.evaluation import Prediction, diagnose, importance_sample, log_evidence, predict
+from bayeshnet.evaluation import (
+    Prediction,
+    PredictionSummary,
+    diagnose,
+    importance_sample,
+    log_evidence,
+    predict,
+    predict_summary,
+)
 from bayeshnet.families import ImplicitWeights
 from bayeshnet.guides import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal, start_from
 from bayeshnet.hnets import HMLP, HPerturbWrapper
@@ -29,6 +37,7 @@ __all__ = [
     "ImplicitWeights",
     "ModuleMainNet",
     "Prediction",
+    "PredictionSummary",
     "batched_forward",
     "diagnose",
     "entropy",
@@ -44,6 +53,7 @@ __all__ = [
     "log_evidence",
     "mnets",
     "predict",
+    "predict_summary",
     "priors",
     "save",
     "start_from",
