@@ -9,10 +9,12 @@ from bayeshnet.evaluation import (
     Prediction,
     PredictionSummary,
     diagnose,
+    freeze,
     importance_sample,
     log_evidence,
     predict,
     predict_summary,
+    sample_networks,
 )
 from bayeshnet.families import ImplicitWeights
 from bayeshnet.guides import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal, start_from
@@ -44,6 +46,7 @@ __all__ = [
     "families",
     "fit",
     "flipout",
+    "freeze",
     "hnets",
     "importance_sample",
     "init",
@@ -55,6 +58,7 @@ __all__ = [
     "predict",
     "predict_summary",
     "priors",
+    "sample_networks",
     "save",
     "start_from",
 ]

@@ -173,7 +173,10 @@ def _rebuilt(name: str, fns: list[Any], batch: Size) -> Any:
         )
     params = {
         param: _stacked(
-            [getattr(each, param) for each in fns], [each.batch_shape for each in fns], batch, constraints[param].event_dim
+            [getattr(each, param) for each in fns],
+            [each.batch_shape for each in fns],
+            batch,
+            constraints[param].event_dim,
         )
         for param in names
     }

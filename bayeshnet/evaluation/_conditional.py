@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributions import (
-    Bernoulli,
     Categorical,
     Distribution,
     Independent,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
-from bayeshnet.sites.quantiles import sample_quantiles
+from bayeshnet.sites.quantiles import in_order, sample_quantiles
 
 __all__ = ["class_quantiles", "draw_quantiles", "mixture_cdf", "mixture_quantiles"]
 
-_MOST_STEPS = 100
-_EVERY = 3  # steps in which the bracket has to become half as wide
+_MOST_STEPS = 200
 
 
 def mixture_cdf(base: Any, value: Tensor) -> Tensor | None:
@@ -50,26 +52,50 @@ def mixture_quantiles(base: Any, samples: Tensor, levels: Tensor) -> Tensor | No
     if mixture_cdf(base, samples[0]) is None or base.log_prob(samples[0]).shape != samples.shape:
         return None
     starts = sample_quantiles(samples, levels)
-    low, high = samples.aminmax(dim=0)
-    # Beyond the range of few samples, or of samples that are all the same, the ends are looked for.
-    width = torch.maximum(high - low, 1e-3 * torch.maximum(high.abs(), low.abs())).clamp(min=1e-30)
-    below, above = _bounds(base.support)
     found: list[Tensor] = []
+    with torch.no_grad():
+        both = _cdf_and_density(base)
+        low, high = samples.aminmax(dim=0)
+        below, above = both(low)[0], both(high)[0]
     for level, start in zip(levels.tolist(), starts, strict=True):
         with torch.no_grad():
-            ends = _widened(base, level, low, width, below, -1), _widened(base, level, high, width, above, 1)
-            x = _solved(base, level, start, *ends)
-        cdf = base.cdf(x).mean(0) if torch.is_grad_enabled() else x
-        if cdf.requires_grad:  # one more step of Newton's method, whose derivative is that of the quantile
-            x = x - (cdf - level) / base.log_prob(x).exp().mean(0).detach()
+            ends = low, high
+            if not bool(((below < level) & (above >= level)).all()):
+                ends = _bracket(base, level, low, high)
+            x = _solved(both, level, start, *ends)
+        if torch.is_grad_enabled():
+            cdf = base.cdf(x).mean(0)
+            if cdf.requires_grad:  # one more step of Newton's method, whose derivative is that of the quantile
+                x = x - (cdf - level) / base.log_prob(x).exp().mean(0).detach()
         found.append(x)
     return torch.stack(found)
+
+
+def _cdf_and_density(base: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Distribution function and density of the mixture; those of Gaussians are written out, at half the time."""
+    if not isinstance(base, Normal) or type(base).cdf is not Normal.cdf:
+        return lambda x: (base.cdf(x).mean(0), base.log_prob(x).exp().mean(0))
+    loc, precision = base.loc, base.scale.reciprocal()
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        z = (x - loc).mul_(precision)
+        cdf = torch.special.ndtr(z).mean(0)
+        return cdf, z.square_().mul_(-0.5).exp_().mul_(precision).mean(0) / math.sqrt(2 * math.pi)
+
+    return both
 
 
 def _bounds(support: Any) -> tuple[Any, Any]:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+
+
+def _bracket(base: Any, level: float, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends that have the quantile between them, where it is beyond the range of the samples."""
+    width = torch.maximum(high - low, 1e-3 * torch.maximum(high.abs(), low.abs())).clamp(min=1e-30)
+    below, above = _bounds(base.support)
+    return _widened(base, level, low, width, below, -1), _widened(base, level, high, width, above, 1)
 
 
 def _widened(base: Any, level: float, end: Tensor, width: Tensor, bound: Any, sign: int) -> Tensor:
@@ -88,21 +114,24 @@ def _widened(base: Any, level: float, end: Tensor, width: Tensor, bound: Any, si
     return end
 
 
-def _solved(base: Any, level: float, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _solved(
+    both: Callable[[Tensor], tuple[Tensor, Tensor]], level: float, x: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
     x = torch.minimum(torch.maximum(x, low), high)
-    tolerance = 4 * torch.finfo(x.dtype).eps * torch.maximum(high - low, torch.maximum(high.abs(), low.abs()))
-    width = high - low
-    for step in range(_MOST_STEPS):
-        cdf = base.cdf(x).mean(0)
+    eps, width = torch.finfo(x.dtype).eps, high - low
+    # The error after a step of Newton's method is about the square of the step.
+    enough, narrow = 0.1 * math.sqrt(eps) * width, 4 * eps * torch.maximum(high.abs(), low.abs()) + eps * width
+    done, last = torch.zeros_like(x, dtype=torch.bool), width
+    for _ in range(_MOST_STEPS):
+        cdf, density = both(x)
         reached = cdf >= level
-        high, low = torch.where(reached, x, high), torch.where(reached, low, x)
-        newton = x - (cdf - level) / base.log_prob(x).exp().mean(0)
-        usable = (newton >= low) & (newton <= high)  # not so where it is NaN
-        if step % _EVERY == _EVERY - 1:
-            usable, width = usable & (high - low <= 0.5 * width), high - low
-        moved = torch.where(usable, newton, low + 0.5 * (high - low))
-        done = ((moved - x).abs() <= tolerance) | (high - low <= tolerance)
-        x = moved
+        high, low = torch.where(reached & ~done, x, high), torch.where(reached | done, low, x)
+        newton = x - (cdf - level) / density
+        # Not so where it is NaN, or goes back and forth, at a jump for instance.
+        usable = (newton >= low) & (newton <= high) & ((newton - x).abs() <= 0.5 * last)
+        moved = torch.where(done, x, torch.where(usable, newton, low + 0.5 * (high - low)))
+        last = (moved - x).abs()
+        x, done = moved, done | (usable & (last <= enough)) | (high - low <= narrow)
         if bool(done.all()):
             break
     return x
@@ -135,7 +164,7 @@ def draw_quantiles(samples: Tensor, levels: Tensor) -> Tensor:
         tensor([[1.],
                 [3.]])
     """
-    ordered = samples.sort(dim=0).values
+    ordered = in_order(samples)
     num = len(samples)
     places = (levels.double() * num - 1e-9).ceil().long().clamp(1, num) - 1
     return ordered[places.to(ordered.device)]

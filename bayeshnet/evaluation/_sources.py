@@ -17,7 +17,16 @@ from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.arguments import require_model_and_guide
 from bayeshnet.sites.one_thread import one_thread
 
-__all__ = ["Parts", "Source", "check_source", "checked_draws", "draws_of", "ensemble_draws", "like_of", "posterior_draws"]
+__all__ = [
+    "Parts",
+    "Source",
+    "check_source",
+    "checked_draws",
+    "draws_of",
+    "ensemble_draws",
+    "like_of",
+    "posterior_draws",
+]
 
 Source: TypeAlias = "Callable[..., Any] | Mapping[str, Tensor] | Sequence[nn.Module]"
 """A fitted guide, draws ``[S, *shape]`` by site, Pyro's ``MCMC`` after its run, or a list of trained networks."""

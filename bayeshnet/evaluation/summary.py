@@ -148,9 +148,7 @@ class PredictionSummary:
         return self.quantiles[places[0]], self.quantiles[places[1]]
 
 
-def parts_of(
-    pred: Prediction, levels: Tensor | None, y: Tensor | None, *, functions: bool
-) -> dict[str, Tensor]:
+def parts_of(pred: Prediction, levels: Tensor | None, y: Tensor | None, *, functions: bool) -> dict[str, Tensor]:
     """The parts of a prediction at some rows, each computed once.
 
     Args:
