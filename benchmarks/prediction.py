@@ -2,8 +2,8 @@
 
 A 10-50-1 network with inferred noise, and a guide that is not fitted (its draws cost the same). Two measurements:
 
-* ``peak_gb``: by how much ``predict_summary`` of all rows, by 1000 networks, lets the resident memory of a fresh process
-  grow; everything kept would be .4 GB for outputs and as much again for each of several tensors of that size.
+* ``peak_gb``: by how much ``predict_summary`` of all rows, by 1000 networks, lets the resident memory of a fresh
+  process grow; everything kept would be .4 GB for outputs and as much again for each of several tensors of that size.
 * ``time_ratio``: its processor time per row and network, over that of ``predict`` for 2,000 rows in one call with
   the same numbers taken from it afterwards: mean, standard deviation and its parts, three quantiles. Both get draws
   that are made already: the time that a guide takes for 1000 of them does not depend on the rows. ``call_ratio`` is
@@ -97,16 +97,9 @@ def main() -> None:
     table: list[dict[str, Any]] = []
     for name, num, times in cases:
         own, wall = (median(time[i] for time in times) for i in range(2))
-        table.append(
-            {
-                "case": name,
-                "rows": num,
-                "cpu s": own,
-                "wall s": wall,
-                "ns per row and network": 1e9 * own / num / NETWORKS,
-            }
-        )
-    per_row = [row["ns per row and network"] for row in table]
+        each = 1e9 * own / num / NETWORKS
+        table.append({"case": name, "rows": num, "cpu s": own, "wall s": wall, "ns / row / network": each})
+    per_row = [row["ns / row / network"] for row in table]
     summary = {
         "peak_gb": peak_gb,
         "time_ratio": per_row[0] / per_row[1],

@@ -117,8 +117,8 @@ def _draws(
         shape = site["value"].shape
         if value[0].numel() != shape.numel() or value[0].shape[value[0].dim() - len(shape) :] != shape:
             raise ArgumentError(
-                f"guide: its draws of {name!r} have shape {tuple(value.shape)}; pass {['S', *shape]}, of several chains "
-                "those of get_samples() without group_by_chain."
+                f"guide: its draws of {name!r} have shape {tuple(value.shape)}; pass {['S', *shape]}, of several "
+                "chains those of get_samples() without group_by_chain."
             )
         found[name] = value.reshape((len(value), *shape))
     if not found:
@@ -171,13 +171,9 @@ def _rebuilt(name: str, fns: list[Any], batch: Size) -> Any:
             f"sites: the distribution of {name!r}, {type(fn).__name__}, cannot be put together for all draws; put the "
             "site into the model's plates, and use parallel=True."
         )
+    batches = [each.batch_shape for each in fns]
     params = {
-        param: _stacked(
-            [getattr(each, param) for each in fns],
-            [each.batch_shape for each in fns],
-            batch,
-            constraints[param].event_dim,
-        )
+        param: _stacked([getattr(each, param) for each in fns], batches, batch, constraints[param].event_dim)
         for param in names
     }
     return type(fn)(**params)

@@ -75,8 +75,8 @@ class Rows:
         self._whole = isinstance(data, Tensor | tuple | Mapping) or hasattr(data, "__array__")
         if not self._whole and (not isinstance(data, Iterable) or isinstance(data, str | bytes)):
             raise ArgumentTypeError(
-                f"data: is {kind_of(data)}; pass inputs [B, ...], a tuple of the network's arguments, or an iterable of "
-                "batches such as a DataLoader."
+                f"data: is {kind_of(data)}; pass inputs [B, ...], a tuple of the network's arguments, or an iterable "
+                "of batches such as a DataLoader."
             )
         if not self._whole and isinstance(targets, Tensor):
             raise ArgumentTypeError(

@@ -61,9 +61,9 @@ def seeded(seed: int, place: int, device: torch.device | None = None) -> Yields[
         True
     """
     number = (seed + place) % _SEEDS
-    on_gpu = device is not None and device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+    gpu = device if device is not None and device.type == "cuda" else None
+    with torch.random.fork_rng(devices=[] if gpu is None else [gpu]):
         torch.set_rng_state(torch.Generator().manual_seed(number).get_state())
-        if on_gpu:
-            torch.cuda.set_rng_state(torch.Generator(device).manual_seed(number).get_state(), device)
+        if gpu is not None:
+            torch.cuda.set_rng_state(torch.Generator(gpu).manual_seed(number).get_state(), gpu)
         yield

@@ -17,16 +17,7 @@ from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.arguments import require_model_and_guide
 from bayeshnet.sites.one_thread import one_thread
 
-__all__ = [
-    "Parts",
-    "Source",
-    "check_source",
-    "checked_draws",
-    "draws_of",
-    "ensemble_draws",
-    "like_of",
-    "posterior_draws",
-]
+__all__ = ["Parts", "Source", "check_source", "draws_of", "ensemble_draws", "like_of", "posterior_draws"]
 
 Source: TypeAlias = "Callable[..., Any] | Mapping[str, Tensor] | Sequence[nn.Module]"
 """A fitted guide, draws ``[S, *shape]`` by site, Pyro's ``MCMC`` after its run, or a list of trained networks."""
@@ -241,9 +232,8 @@ class Parts:
             return {name: value for name, value in self._all.items() if name.startswith("likelihood.")}
         if not any(name.startswith("likelihood.") for name in self._model.latent_shapes):
             return {}
-        found: list[dict[str, Tensor]] = []
-        for i in range(len(self.spans)):
-            found.append({name: value for name, value in self(i).items() if name.startswith("likelihood.")})
+        parts = [self(i) for i in range(len(self.spans))]
+        found = [{name: part[name] for name in part if name.startswith("likelihood.")} for part in parts]
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
@@ -303,7 +293,7 @@ def check_source(model: Any, guide: Any) -> None:
         return
     if not callable(guide):
         raise ArgumentTypeError(
-            f"guide: is {kind_of(guide)}; pass a fitted guide, or draws [S, *shape] by site in a dict, Pyro's MCMC after "
-            "its run, or a list of trained networks."
+            f"guide: is {kind_of(guide)}; pass a fitted guide, or draws [S, *shape] by site in a dict, Pyro's MCMC "
+            "after its run, or a list of trained networks."
         )
     require_model_and_guide(model, guide)

@@ -52,8 +52,8 @@ def predict_summary(
 ) -> PredictionSummary:
     """Predict any number of rows by any number of networks, and keep a few numbers for each row.
 
-    The same S networks are used for all rows: where their weights do not fit into memory, they are drawn again, from the
-    same seeds, for each block of rows. All parts are exact functions of the S networks, as those of
+    The same S networks are used for all rows: where their weights do not fit into memory, they are drawn again, from
+    the same seeds, for each block of rows. All parts are exact functions of the S networks, as those of
     :class:`~bayeshnet.Prediction` are, and with generators of the same seed both functions give the same numbers.
     The model is in evaluation mode for the call.
 

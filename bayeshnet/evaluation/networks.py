@@ -82,8 +82,9 @@ def freeze(
         k: Number of networks; of draws that are there already, the first ones.
         model: The Bayesian network; by default the one that the guide was built for.
         output: What the module returns: ``"functions"``, the mean of an observation under each network
-            ``[k, B, ...]``, for labels class probabilities; ``"mean"``, the mean of those ``[B, ...]``; or ``"network"``, the
-            outputs of each network as the likelihood takes them, standardised if the model standardises targets.
+            ``[k, B, ...]``, for labels class probabilities; ``"mean"``, the mean of those ``[B, ...]``; or
+            ``"network"``, the outputs of each network as the likelihood takes them, standardised if the model
+            standardises targets.
         generator: Where random numbers come from; the global one without.
 
     Returns:
@@ -97,7 +98,8 @@ def freeze(
     Example:
         >>> from bayeshnet import AutoHypernet, BayesianModel, likelihoods
         >>> x, y = torch.randn(8, 2), torch.randn(8)
-        >>> guide = AutoHypernet(BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.5)), example=(x, y))
+        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.5))
+        >>> guide = AutoHypernet(model, example=(x, y))
         >>> module = freeze(guide, 20)
         >>> module(x).shape
         torch.Size([20, 8])

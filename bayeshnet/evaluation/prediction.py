@@ -40,8 +40,8 @@ class Prediction:
     """The predictive distribution at B inputs, by S sampled networks.
 
     It is the mixture of the distributions of an observation under each network, ``p(y) = mean_s p(y | f_s)``, and
-    everything follows from those, whatever the network's outputs mean: the mean ``E[y] = mean_s E[y | f_s]``, the law of
-    total variance ``Var[y] = mean_s Var[y | f_s] + Var_s E[y | f_s]``, and quantiles from ``mean_s F(y | f_s)``.
+    everything follows from those, whatever the network's outputs mean: the mean ``E[y] = mean_s E[y | f_s]``, the law
+    of total variance ``Var[y] = mean_s Var[y | f_s] + Var_s E[y | f_s]``, and quantiles from ``mean_s F(y | f_s)``.
 
     Labels without an order (``Categorical``) have no mean: there, ``functions`` and ``mean`` are class probabilities,
     ``epistemic`` and ``aleatoric`` parts of the entropy in nats. Bernoulli observations and counts are numbers.
@@ -118,7 +118,7 @@ class Prediction:
 
     @property
     def mean(self) -> Tensor:
-        """Predictive mean ``[B, ...]``, ``P(y = 1)`` of a Bernoulli; for labels the class probabilities ``[B, ..., C]``.
+        """Predictive mean ``[B, ...]``, ``P(y = 1)`` of a Bernoulli; for labels class probabilities ``[B, ..., C]``.
 
         Raises:
             UsageError: If it does not exist.
@@ -246,10 +246,9 @@ class Prediction:
             tensor([[-1.9600],
                     [ 1.9600]])
         """
-        single = not isinstance(levels, Sequence) and not (isinstance(levels, Tensor) and levels.dim())
-        checked = checked_levels("levels", [checked_level("levels", levels)] if single else levels)
-        found = self._quantiles(checked.detach().cpu())
-        return found[0] if single else found
+        if isinstance(levels, Sequence) or (isinstance(levels, Tensor) and levels.dim()):
+            return self._quantiles(checked_levels("levels", levels).detach().cpu())
+        return self._quantiles(torch.tensor([checked_level("levels", levels)], dtype=torch.double))[0]
 
     def _quantiles(self, levels: Tensor) -> Tensor:
         if is_nominal(self.conditional):

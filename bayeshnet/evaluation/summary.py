@@ -49,7 +49,8 @@ class PredictionSummary:
         likelihood: Name of the distribution of observations.
 
     Example:
-        >>> summary = PredictionSummary(10, (0.05, 0.95), {"mean": torch.zeros(3), "quantiles": torch.zeros(2, 3)}, "Normal")
+        >>> parts = {"mean": torch.zeros(3), "quantiles": torch.zeros(2, 3)}
+        >>> summary = PredictionSummary(10, (0.05, 0.95), parts, "Normal")
         >>> summary.mean, summary.interval(0.9)[0].shape
         (tensor([0., 0., 0.]), torch.Size([3]))
         >>> summary.log_prob

@@ -56,8 +56,8 @@ def plain_copy(net: Any, weights: Sequence[Tensor]) -> nn.Module:
     inner = [part for part in net.modules() if isinstance(part, MainNetInterface) and part is not net]
     if not isinstance(net, MainNet) or inner or net.context_mod_layers is not None:
         raise UsageError(
-            f"net: {type(net).__name__} is a main network that cannot be given back its weights (a class written for the "
-            "reference, networks inside it, or context modulation); pass draws of its weights to batched_forward."
+            f"net: {type(net).__name__} is a main network that cannot be given back its weights (a class written for "
+            "the reference, networks inside it, or context modulation); pass draws of its weights to batched_forward."
         )
     made = copy.deepcopy(net)
     made._records = tuple(replace(record, internal=True) for record in made.param_table)
