@@ -49,7 +49,7 @@ def check_noise(
     corrected = weighted is not None and weighted.smoothed.reliable
     if isinstance(x, Tensor):
         x, y = some_rows(x, _RESIDUAL_ROWS), some_rows(y, _RESIDUAL_ROWS)
-    f = predict(model, draws, x).draws.double()
+    f = predict(model, draws, x).functions.double()
     if weighted is not None and corrected:
         mean = torch.tensordot(weighted.smoothed.normalised.to(f.device), f, dims=1)
     else:
