@@ -64,6 +64,7 @@ class Trainer:
         self.make_optimizer = make_optimizer or _adam
         self.optimizer: torch.optim.Optimizer | None = None
         self.params: dict[int, Tensor] = {}
+        self.waves: list[list[Tensor]] = []  # those of the first step, and those of each later one that had new ones
         # A guide without hooks of its own has nobody else to see to the decay of its groups.
         self._decays: list[GroupDecay] | None = None if hasattr(guide, "begin_fit") else []
         self._buffers = KeptBuffers(model, guide)
@@ -100,9 +101,9 @@ class Trainer:
 
     def _step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, float]:
         rng_state = torch.get_rng_state()  # to repeat the step if it fails, for a message that names the site
-        if step % _COPY_EVERY == 0 and self.params:
+        if self.params and (step % _COPY_EVERY == 0 or not self._copies):
             self._copy(step)
-        with ParamCapture(known=step > 0) as capture:
+        with ParamCapture(known=bool(self.params)) as capture:
             try:
                 value = float(self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs))
             except DensityError as error:
@@ -117,7 +118,7 @@ class Trainer:
         if not math.isfinite(value):
             self._refuse_loss(step, value, args, kwargs, rng_state, new)
         if new:
-            self._take_in(new, step)
+            self.take_in(new, step)
             self._copy(step)
         if self.optimizer is None:
             raise UsageError("model, guide: neither has a parameter, so there is nothing to optimise.")
@@ -162,8 +163,9 @@ class Trainer:
         if self.clip_norm is not None:
             clip_grads_with_norm_(params, self.clip_norm, norm)
 
-    def _take_in(self, params: list[Tensor], step: int) -> None:
+    def take_in(self, params: list[Tensor], step: int) -> None:
         """Optimise these parameters too: all of them at the first step, rarely one that appears later."""
+        self.waves.append(params)
         if self.optimizer is not None:
             self.rates.refuse_new(list(self._named(params)), step)
         wanted = {id(p) for p in params}
