@@ -12,7 +12,7 @@ from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.mnets import ModuleMainNet, batched_forward
 from bayeshnet.mnets.mlp import MLP
 from bayeshnet.models import BayesianModel, flipout, likelihoods, local_reparameterisation, priors
-from bayeshnet.training import FlatElbo, History, fit, load, save
+from bayeshnet.training import EarlyStopping, FlatElbo, History, Validation, fit, load, save
 
 __version__ = "0.2.0"
 
@@ -23,12 +23,14 @@ __all__ = [
     "AutoHypernetDelta",
     "AutoHypernetNormal",
     "BayesianModel",
+    "EarlyStopping",
     "FlatElbo",
     "HPerturbWrapper",
     "History",
     "ImplicitWeights",
     "ModuleMainNet",
     "Prediction",
+    "Validation",
     "batched_forward",
     "diagnose",
     "entropy",

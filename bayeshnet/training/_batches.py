@@ -20,6 +20,7 @@ from torch.utils.data import (
 )
 
 from bayeshnet.checks import kind_of
+from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, DatasetSizeWarning
 from bayeshnet.models.capabilities import has_rows
 from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
@@ -128,7 +129,7 @@ class Batches:
             if at.taken == 0:
                 raise ArgumentError("data: is an empty iterable; pass at least one batch.")
             if at.passes == 0:
-                self.check_counted_size(whole=True, stacklevel=4)
+                self.check_counted_size(whole=True)
             at.passes, at.taken, self._pass = at.passes + 1, 0, None
         at.taken += 1
         arguments = call_arguments(batch, "data")
@@ -196,12 +197,11 @@ class Batches:
 
     # ------------------------------------------------------------------ the size of the data set
 
-    def check_known_size(self, *, steps: int, stacklevel: int) -> None:
+    def check_known_size(self, *, steps: int) -> None:
         """Warn before the first step, where the number of rows is known without going through the data.
 
         Args:
             steps: Number of steps to come. A single one may be a part of a loop over batches outside.
-            stacklevel: That of the warning, as seen from the caller.
         """
         if not self._at.count:
             return
@@ -211,7 +211,7 @@ class Batches:
         self._at.count = False
         one = rows is not None and rows.per_batch == rows.total
         if rows is not None and not (one and steps == 1):
-            self._compare(rows, stacklevel=stacklevel + 1)
+            self._compare(rows)
 
     def _known_rows(self) -> _Rows | None:
         """What is known of the rows without going through the data."""
@@ -222,12 +222,11 @@ class Batches:
             return _rows_of_batches([data] if self._single else data)
         return _rows_of_loader(data) if isinstance(data, DataLoader) else None
 
-    def check_counted_size(self, *, whole: bool, stacklevel: int) -> None:
+    def check_counted_size(self, *, whole: bool) -> None:
         """Warn after the first pass through the data, or after the last step.
 
         Args:
             whole: Whether all rows were counted.
-            stacklevel: That of the warning, as seen from the caller.
         """
         size = None if self._model is None else self._model.dataset_size
         at = self._at
@@ -243,9 +242,9 @@ class Batches:
             accepted.append((dataset, dataset))
         if not whole and size is not None and size > at.seen:
             return  # the others may come later
-        self._compare(_Rows(at.seen, tuple(accepted), at.largest, exact=False), stacklevel=stacklevel + 1)
+        self._compare(_Rows(at.seen, tuple(accepted), at.largest, exact=False))
 
-    def _compare(self, rows: _Rows, *, stacklevel: int) -> None:
+    def _compare(self, rows: _Rows) -> None:
         size = None if self._model is None else self._model.dataset_size
         more = "" if rows.exact else " or more"
         if size is None and rows.per_batch < rows.total:
@@ -270,7 +269,7 @@ class Batches:
                 f"posterior is too {'narrow' if size > rows.total else 'wide'}. Pass BayesianModel(..., "
                 f"dataset_size={rows.total if rows.exact else '<rows of the whole data set>'})."
             )
-        warnings.warn(message, DatasetSizeWarning, stacklevel=stacklevel + 1)
+        warnings.warn(message, DatasetSizeWarning, stacklevel=stacklevel_of_user())
 
 
 def _num_rows(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,16 +43,17 @@ class Minibatches:
     """
 
     def __init__(self, data: Any, *, rows: int, batch_size: int) -> None:
-        self._data = data
+        self.whole = data
         self.rows = rows
-        self.batch_size = -(-rows // -(-rows // batch_size))
+        self._batches = math.ceil(rows / batch_size)
+        self.batch_size = math.ceil(rows / self._batches)
 
     def __len__(self) -> int:
-        return -(-self.rows // self.batch_size)
+        return self._batches
 
     def __iter__(self) -> Iterator[Any]:
-        for chosen in torch.randperm(self.rows).tensor_split(len(self)):
-            yield self._taken(self._data, chosen)
+        for chosen in torch.randperm(self.rows).tensor_split(self._batches):
+            yield self._taken(self.whole, chosen)
 
     def _taken(self, value: Any, chosen: Tensor) -> Any:
         if isinstance(value, Tensor):
@@ -59,7 +61,8 @@ class Minibatches:
         if isinstance(value, Mapping):
             return {key: self._taken(part, chosen) for key, part in value.items()}
         if isinstance(value, tuple | list):
-            return type(value)(self._taken(part, chosen) for part in value)
+            parts = [self._taken(part, chosen) for part in value]
+            return parts if isinstance(value, list) else tuple(parts)
         return value
 
 

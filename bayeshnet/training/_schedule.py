@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from bayeshnet.checks import kind_of, shown
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, UsageError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, CheckpointError, UsageError
 
 __all__ = ["SCHEDULE", "LearningRates", "Schedule", "flat_then_cosine", "makes_scheduler"]
 
@@ -138,10 +138,23 @@ class LearningRates:
                 "made for all steps of the fit."
             ) from error
 
-    @property
-    def scheduler(self) -> LRScheduler | None:
-        """The scheduler of torch, once it is known that there is one."""
-        return self._scheduler
+    def state(self) -> dict[str, Any] | None:
+        """The state of the scheduler of torch, if there is one; a function of the step has none."""
+        return None if self._scheduler is None else self._scheduler.state_dict()
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Give the scheduler the state of :meth:`state`, after :meth:`begin` has made it.
+
+        Raises:
+            CheckpointError: If there is one here and none there, or the other way round.
+        """
+        if (self._scheduler is None) != (state is None):
+            raise CheckpointError(
+                "checkpoint: lr_schedule is a function of the step, and a scheduler of torch in the file, or the other "
+                "way round; pass that of the fit."
+            )
+        if self._scheduler is not None and state is not None:
+            self._scheduler.load_state_dict(state)
 
     def refuse_new(self, names: list[str], step: int) -> None:
         """Raise if parameters appear that the scheduler does not know.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import torch_item
@@ -51,14 +51,16 @@ class Terms:
             def noted(*args: Any) -> tuple[Trace, Trace]:
                 model_trace, guide_trace = run(*args)
                 nodes: dict[str, Any] = model_trace.nodes
-                observed = [site for site in nodes.values() if site["type"] == "sample" and site["is_observed"]]
-                self._sums += [torch_item(site["log_prob_sum"]) for site in observed]
+                sites = [site for site in nodes.values() if site["type"] == "sample" and site["is_observed"]]
+                self._sums += [cast("float", torch_item(site["log_prob_sum"])) for site in sites]
                 return model_trace, guide_trace
 
             self.elbo._get_trace = noted
 
-    def take(self) -> float:
-        """Return the mean log-likelihood over the particles since the last call."""
+    def take(self) -> float | None:
+        """Return the mean log-likelihood over the particles since the last call; None if the ELBO does not tell."""
+        if not self.knows:
+            return None
         total = sum(self._sums) / self.elbo.num_particles
         self._sums.clear()
         return total

@@ -24,6 +24,9 @@ class History:
     Attributes:
         losses: The loss of each step, an estimate of minus the ELBO in nats.
         lrs: The learning rate of each step, that of the first parameter group.
+        seconds: Wall-clock time of the steps.
+        stopped: Why it ended: ``"steps"`` (all were done), ``"flat"`` or ``"validation"`` (by the stopping rule, of the
+            losses or of the held-out rows), ``"callback"`` or ``"interrupted"`` (by Ctrl-C).
         log_likelihood: The part of each step's ELBO that the observations have, in nats: the sum over all observed
             sites, scaled and weighted as it counts in the loss. Empty for an ELBO that does not tell, see :func:`fit`.
         kl: The other part: ``losses = kl - log_likelihood``, the (estimated) divergence of the guide from the prior.
@@ -31,9 +34,6 @@ class History:
             evaluated; see :class:`~bayeshnet.Validation`.
         validation_steps: The step after which each of them was.
         best_step: The step whose state was restored in the end; None unless the stopping rule keeps the best one.
-        seconds: Wall-clock time of the steps.
-        stopped: Why it ended: ``"steps"`` (all were done), ``"flat"`` or ``"validation"`` (by the stopping rule, of the
-            losses or of the held-out rows), ``"callback"`` or ``"interrupted"`` (by Ctrl-C).
         rows: Number of rows of the data; None where it is not known.
         batch_size: Rows of the largest batch; None where it is not known.
         resumed_from: Number of steps that were read from a file, the last time that the fit went on; None if it began.
@@ -48,13 +48,13 @@ class History:
 
     losses: list[float] = field(default_factory=list[float])
     lrs: list[float] = field(default_factory=list[float])
+    seconds: float = 0.0
+    stopped: StopReason = "steps"
     log_likelihood: list[float] = field(default_factory=list[float])
     kl: list[float] = field(default_factory=list[float])
     validation: list[float] = field(default_factory=list[float])
     validation_steps: list[int] = field(default_factory=list[int])
     best_step: int | None = None
-    seconds: float = 0.0
-    stopped: StopReason = "steps"
     rows: int | None = None
     batch_size: int | None = None
     resumed_from: int | None = None
