@@ -111,9 +111,7 @@ def result(name: str, path: Path | None, *, seed: int = 0, callbacks: list[Any] 
         for key, value in part.state_dict().items()
     }
     learned |= {key: value.detach().clone() for key, value in pyro.get_param_store().items()}
-    series = {
-        key: value for key, value in vars(history).items() if key not in ("seconds", "resumed_from")
-    }
+    series = {key: value for key, value in vars(history).items() if key not in ("seconds", "resumed_from")}
     generators = [data.generator, data.sampler.generator] if isinstance(data, DataLoader) else []
     states = [torch.get_rng_state(), *(g.get_state() for g in generators if g is not None)]
     return {"history": series, "learned": learned, "random": states, "resumed_from": history.resumed_from}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 
 import pytest
-import torch
 
 from bayeshnet.errors import ConvergenceWarning
-from tests.training.resumed_fits import CASES, STEPS, assert_same, killed_until_done, result
+from tests.training.resumed_fits import CASES, assert_same, killed_until_done, result
 
 
 @pytest.fixture(autouse=True)
