@@ -16,7 +16,7 @@ from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.guides.base import with_model
 from bayeshnet.models.capabilities import is_predictive
-from bayeshnet.sites.arguments import call_arguments, inputs_and_targets, require_targets
+from bayeshnet.sites.arguments import call_arguments, require_targets
 from bayeshnet.sites.latents import nodes_of
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.training._random import RandomStates, generators_of, own_stream
@@ -24,6 +24,7 @@ from bayeshnet.training._random import RandomStates, generators_of, own_stream
 __all__ = ["Validation"]
 
 _ROWS = 2_000  # evaluated at once
+_OF_ROWS = ("x", "y", "weight", "noise", "exposure")  # the arguments of a BayesianModel, in their order
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,8 @@ class Validation:
 
     It is what :func:`~bayeshnet.predict` would be scored by at that step: model and guide are in evaluation mode, and
     draws are those of ``guide.sample_posterior``. All looks of a fit use the same random numbers, so that they differ
-    by the guide alone, and the random numbers of the fit are what they would be without it. Of a model other than a
+    by the guide alone, and the random numbers of the fit are what they would be without it. Weights of rows weigh the
+    mean; targets that are left out count 0. Of a model other than a
     :class:`~bayeshnet.BayesianModel`, rows are the entries of its observed sites, which are evaluated draw by draw.
 
     Args:
@@ -50,17 +52,14 @@ class Validation:
         ArgumentTypeError: If an argument is of another type.
 
     Example:
-        >>> from bayeshnet import AutoHypernet, BayesianModel, EarlyStopping, fit, likelihoods
+        >>> from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods
         >>> x = torch.linspace(-1.0, 1.0, 20).unsqueeze(-1)
         >>> y = x.squeeze(-1)
         >>> model = BayesianModel(torch.nn.Linear(1, 1), likelihood=likelihoods.Normal(scale=0.1))
         >>> guide = AutoHypernet(model, example=(x[::2], y[::2]))
         >>> held_out = Validation((x[1::2], y[1::2]), every=10)
-        >>> history = fit(
-        ...     model, guide, (x[::2], y[::2]), 30, validation=held_out, stop=EarlyStopping(patience=5, restore=False),
-        ...     progress=False
-        ... )  # doctest: +SKIP
-        >>> history.validation_steps  # doctest: +SKIP
+        >>> history = fit(model, guide, (x[::2], y[::2]), 30, validation=held_out, progress=False)
+        >>> history.validation_steps
         [9, 19, 29]
     """
 
@@ -92,15 +91,16 @@ class Validation:
         Raises:
             ArgumentError: If there are no rows, or the model does not accept them.
         """
-        total, rows = 0.0, 0
+        total, rows = 0.0, 0.0
         with own_stream(start, generators_of(self.data)), torch.no_grad(), evaluating(model, guide):
             draws = self._draws(model, guide)
             for batch in [self.data] if isinstance(self.data, Tensor | Mapping | tuple) else self.data:
                 args, kwargs = call_arguments(batch, "validation")
                 require_targets(model, args, kwargs, "validation")
-                for log_probs in self._log_probs(model, guide, draws, args, kwargs):
+                for log_probs, weight in self._log_probs(model, guide, draws, args, kwargs):
                     of_rows = log_probs.double().logsumexp(0) - math.log(len(log_probs))
-                    total, rows = total - float(of_rows.sum()), rows + of_rows.numel()
+                    total -= float((of_rows if weight is None else of_rows * weight).sum())
+                    rows += of_rows.numel() if weight is None else float(weight.sum())
         if not rows:
             raise ArgumentError("validation: has no rows; pass one or more.")
         return total / rows
@@ -119,17 +119,24 @@ class Validation:
 
     def _log_probs(
         self, model: Any, guide: Any, draws: dict[str, Tensor] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Iterator[Tensor]:
-        """Log densities ``[S, ...]`` of the observations given each draw, some rows at a time."""
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Log densities ``[S, ...]`` of the observations given each draw, and weights of the rows, some at a time."""
         if draws is None:
-            yield torch.stack([_one_draw(model, guide, args, kwargs) for _ in range(self.num_samples)])
+            yield torch.stack([_one_draw(model, guide, args, kwargs) for _ in range(self.num_samples)]), None
             return
-        x, y = inputs_and_targets(args, kwargs)
-        for chosen in torch.arange(len(y)).split(_ROWS):
-            part = slice(int(chosen[0]), int(chosen[-1]) + 1)
+        given = {**dict(zip(_OF_ROWS, args, strict=False)), **kwargs}
+        x, y, weight = (given.pop(name, None) for name in ("x", "y", "weight"))
+        observed = getattr(model, "observed", None)
+        for start in range(0, len(y), _ROWS):
+            part = slice(start, start + _ROWS)
             inputs = tuple(_rows(value, part, len(y)) for value in x) if isinstance(x, tuple) else x[part]
-            log_probs = model.conditional(inputs, draws)[1].log_prob(y[part])
-            yield log_probs.expand(self.num_samples, *log_probs.shape[1:])
+            others = {name: _rows(value, part, len(y)) for name, value in given.items()}
+            conditional = model.conditional(inputs, draws, **others)[1]
+            targets = y[part].reshape(-1, *conditional.event_shape)
+            if observed is not None:  # targets that are left out, and weights of classes, are as in training
+                conditional, targets = observed(conditional, targets)
+            log_probs = conditional.log_prob(targets)
+            yield log_probs.expand(self.num_samples, *log_probs.shape[1:]), None if weight is None else weight[part]
 
 
 def _rows(value: Any, part: slice, rows: int) -> Any:

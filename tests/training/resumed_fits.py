@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,14 +97,23 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def result(name: str, path: Path | None, *, seed: int = 0, callbacks: list[Any] | None = None, **options: Any) -> Any:
+def result(
+    name: str,
+    path: Path | None,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    every: int = 3,
+    callbacks: list[Any] | None = None,
+    **options: Any,
+) -> Any:
     """Run a fit; return all that has to be the same: the history, what was learned, random numbers to come."""
     pyro.clear_param_store()
     torch.manual_seed(seed)
     model, guide, data, given = CASES[name]()
     if path is not None:
-        options |= {"checkpoint": path, "every": 3}
-    history = fit(model, guide, data, STEPS, callbacks=callbacks or [], progress=False, **{**given, **options})
+        options |= {"checkpoint": path, "every": every}
+    history = fit(model, guide, data, steps, callbacks=callbacks or [], progress=False, **{**given, **options})
     learned = {
         f"{i}.{key}": value.detach().clone()
         for i, part in enumerate((model, guide))
@@ -126,27 +136,48 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 class Kill:
-    """A callback that kills its own process, without a chance to clean up, after some steps."""
+    """A callback that kills its own process, without a chance to clean up, some steps and seconds later.
 
-    def __init__(self, after: int) -> None:
-        self.left = after
+    Args:
+        after: Number of steps.
+        seconds: Time from then on; by then the process may be anywhere in the next step, or writing.
+    """
+
+    def __init__(self, after: int, seconds: float = 0.0) -> None:
+        self.left, self.seconds = after, seconds
 
     def __call__(self, step: int, history: Any) -> None:
         self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.left == 0 and self.seconds == 0.0:
+            self._kill()
+        elif self.left == 0:
+            threading.Timer(self.seconds, self._kill).start()
+
+    def _kill(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_until_done(name: str, path: Path, steps: list[int], seed: int = 0) -> tuple[Any, int]:
-    """Run a fit in processes that are killed after so many of their steps, until one ends; its result and the kills."""
-    for i, after in enumerate([*steps, 10**9]):
+def killed_until_done(name: str, path: Path, kills: list[Kill], **options: Any) -> tuple[Any, int]:
+    """Run a fit in processes that are killed one after the other, until one ends.
+
+    Args:
+        name: Name of the fit.
+        path: Its file.
+        kills: The callback of each process; there is a last one that is not killed.
+        options: Those of :func:`result`.
+
+    Returns:
+        The result, and the number of processes that were killed.
+    """
+    killed = 0
+    for i, kill in enumerate([*kills, None]):
         answer = path.with_suffix(".pt")
         child = os.fork()
-        if child == 0:  # with other random numbers each time: they must not matter
+        if child == 0:  # with other random numbers each time but the first: they must not matter
             code = 1
             try:
-                done = result(name, path, seed=seed + i, callbacks=[Kill(after)])
-                torch.save(done, answer)
+                callbacks = [] if kill is None else [kill]
+                torch.save(result(name, path, seed=i, callbacks=callbacks, **options), answer)
                 code = 0
             except BaseException as error:
                 sys.stderr.write(f"{type(error).__name__}: {error}\n")
@@ -155,7 +186,8 @@ def killed_until_done(name: str, path: Path, steps: list[int], seed: int = 0) ->
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             assert os.WTERMSIG(status) == signal.SIGKILL
+            killed += 1
             continue
         assert os.WEXITSTATUS(status) == 0
-        return torch.load(answer, weights_only=False), i
+        return torch.load(answer, weights_only=False), killed
     raise AssertionError("the last process was to end")
