@@ -124,6 +124,8 @@ class BayesianModel(nn.Module):
         likelihood.check_dtype(dtype)
         refuse_unknown_names(prior, self.net)
         self.learned_scales = learned_scales(prior, self.net, self._like)
+        if isinstance(prior, PosteriorPrior):
+            prior.to(self._like)
         self.weight_priors()  # an unusable prior is an error here, not at the first step
 
     def __repr__(self) -> str:

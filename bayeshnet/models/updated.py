@@ -19,7 +19,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import biject_to
 
 from bayeshnet.checks import kind_of, require_count
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.models.weight_normal import WeightNormal
 
 if TYPE_CHECKING:
@@ -45,42 +45,50 @@ class PosteriorPrior(nn.Module):
     and that of the transformation to their support. The moments are buffers: they move and are saved with the model.
 
     Args:
-        loc: Mean m ``[D]``, that of the W weights first.
+        num_latents: Number D of latents, the W weights first.
         sites: Name and prior of each latent of the likelihood, for its support and shape.
-        scale_tril: L ``[D, D]``; or
-        factor: F ``[D, r]``, and
-        diag: d ``[D]``.
+        rank: Number r of columns of F; None for the form with L.
         origin: Where the moments come from, for the ``repr``.
 
+    Attributes:
+        loc: Mean m ``[D]``.
+        scale_tril: L ``[D, D]``, lower triangular; or
+        factor: F ``[D, r]``, and
+        diag: d ``[D]``.
+
     Example:
-        >>> prior = PosteriorPrior(torch.zeros(3), {}, scale_tril=torch.eye(3), origin="three draws")
+        >>> prior = PosteriorPrior(3, {}, origin="three draws")
         >>> prior
         PosteriorPrior(3 latents, three draws)
-        >>> prior.weights().event_shape
-        torch.Size([3])
+        >>> prior.weights().mean
+        tensor([0., 0., 0.])
     """
 
     def __init__(
-        self,
-        loc: Tensor,
-        sites: Mapping[str, TorchDistributionMixin],
-        *,
-        scale_tril: Tensor | None = None,
-        factor: Tensor | None = None,
-        diag: Tensor | None = None,
-        origin: str = "",
+        self, num_latents: int, sites: Mapping[str, Any], *, rank: int | None = None, origin: str = "nothing yet"
     ) -> None:
         super().__init__()
-        for name, value in (("loc", loc), ("scale_tril", scale_tril), ("factor", factor), ("diag", diag)):
-            self.register_buffer(name, value)
+        full = rank is None
+        self.register_buffer("loc", torch.zeros(num_latents))
+        self.register_buffer("scale_tril", torch.eye(num_latents) if full else None)
+        self.register_buffer("factor", None if full else torch.zeros(num_latents, rank or 0))
+        self.register_buffer("diag", None if full else torch.ones(num_latents))
         self.loc: Tensor
         self.scale_tril: Tensor | None
         self.factor: Tensor | None
         self.diag: Tensor | None
-        self.origin = origin
+        self.num_latents, self.rank, self.origin = num_latents, rank, origin
         self._sites = dict(sites)
         self._sizes = [_unconstrained_shape(fn).numel() for fn in sites.values()]
-        self.num_weights = len(loc) - sum(self._sizes)
+        self.num_weights = num_latents - sum(self._sizes)
+
+    def distribution(self, name: str, record: Any, *, like: Tensor) -> TorchDistributionMixin:
+        """There is no prior of one parameter alone; a model asks for :meth:`weights`.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(f"prior: {self!r} has no distribution of {name!r} alone; it is that of BayesianModel.updated.")
 
     def __repr__(self) -> str:
         also = "".join(f", with likelihood.{name}" for name in self._sites)
@@ -109,7 +117,7 @@ class PosteriorPrior(nn.Module):
             end = place + size
             loc = mean[..., place:end] + residuals @ tril[place:end, :place].T
             own = tril[place:end, place:end]
-            transform: Any = biject_to(cast("Any", prior).support)
+            transform: Any = biject_to(prior.support)
             shape = _unconstrained_shape(prior)
             if shape:
                 base: Any = cast("Any", dist.MultivariateNormal)(loc, scale_tril=own, validate_args=False)
@@ -171,9 +179,12 @@ def updated(
     like = cast("Any", next(iter(model.weight_priors().values()))).mean
     with torch.no_grad():
         moments, origin = _moments(model, guide, num_samples)
-        moments = {name: value.detach().to(like) for name, value in moments.items()}
+        rank = moments["factor"].shape[1] if "factor" in moments else None
+        prior = PosteriorPrior(len(moments["loc"]), own_priors, rank=rank, origin=origin).to(like)
+        for name, value in moments.items():
+            setattr(prior, name, value.detach().to(like))
     new = copy.deepcopy(model)
-    new.prior = PosteriorPrior(moments.pop("loc"), own_priors, origin=origin, **moments)
+    new.prior = prior
     new.flat, new.learned_scales, new.dataset_size = True, None, dataset_size
     return new
 
@@ -218,9 +229,10 @@ def _gaussian(model: BayesianModel, guide: Any, size: int) -> dict[str, Tensor] 
         return None
     if isinstance(base, torch.distributions.Normal):
         return _independent(base.loc, base.scale)
-    if not hasattr(fn, "covariance_matrix") or size > _FULL:
+    covariance: Tensor | None = getattr(fn, "covariance_matrix", None)
+    if covariance is None or size > _FULL:
         return None
-    return {"loc": fn.mean.double(), "scale_tril": _factor(fn.covariance_matrix.double())}
+    return {"loc": fn.mean.double(), "scale_tril": _factor(covariance.double())}
 
 
 def _independent_sites(model: BayesianModel, guide: Any) -> dict[str, Tensor] | None:
