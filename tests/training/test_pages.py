@@ -35,7 +35,7 @@ def test_training(tmp_path, monkeypatch, capsys):
     assert names["history"].best_step in names["history"].validation_steps
     printed = capsys.readouterr().out
     assert "batch=100 of 500 rows" in printed
-    assert "PosteriorPrior(81 latents, moments of 2000 draws)" in printed
+    assert "PosteriorPrior(81 latents, moments of 500 draws)" in printed
 
 
 def test_resuming(tmp_path, monkeypatch):
