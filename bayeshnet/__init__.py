@@ -22,7 +22,7 @@ from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.mnets import ModuleMainNet, batched_forward
 from bayeshnet.mnets.mlp import MLP
 from bayeshnet.models import BayesianModel, flipout, likelihoods, local_reparameterisation, priors
-from bayeshnet.training import FlatElbo, History, fit, load, save
+from bayeshnet.training import EarlyStopping, FlatElbo, History, Validation, fit, load, save
 
 __version__ = "0.2.0"
 
@@ -33,6 +33,7 @@ __all__ = [
     "AutoHypernetDelta",
     "AutoHypernetNormal",
     "BayesianModel",
+    "EarlyStopping",
     "FlatElbo",
     "HPerturbWrapper",
     "History",
@@ -40,6 +41,7 @@ __all__ = [
     "ModuleMainNet",
     "Prediction",
     "PredictionSummary",
+    "Validation",
     "batched_forward",
     "diagnose",
     "entropy",

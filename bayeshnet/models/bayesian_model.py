@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import pyro
@@ -24,6 +25,7 @@ from bayeshnet.models.prepared import PreparedByData
 from bayeshnet.models.prior_rules import prior_rule
 from bayeshnet.models.target_shapes import checked_shape, drops_dimension, fitted_targets
 from bayeshnet.models.units import Units, standardization_from
+from bayeshnet.models.updated import PosteriorPrior, updated
 from bayeshnet.models.weight_sites import (
     build_priors,
     learned_scales,
@@ -130,6 +132,8 @@ class BayesianModel(PreparedByData, nn.Module):
         likelihood.check_dtype(dtype)
         refuse_unknown_names(prior, self.net)
         self.learned_scales = learned_scales(prior, self.net, self._like)
+        if isinstance(prior, PosteriorPrior):
+            prior.to(self._like)
         self.weight_priors()  # an unusable prior is an error here, not at the first step
 
     def __repr__(self) -> str:
@@ -139,6 +143,8 @@ class BayesianModel(PreparedByData, nn.Module):
 
     def weight_priors(self) -> dict[str, TorchDistributionMixin]:
         """The prior of every weight site, by site name; with the learned scales as they are now."""
+        if isinstance(self.prior, PosteriorPrior):
+            return {"weights": self.prior.weights()}
         key = (self._like.dtype, self._like.device)
         if self._prior_cache is None or self._prior_cache[0] != key:
             learned = self.learned_scales
@@ -236,6 +242,8 @@ class BayesianModel(PreparedByData, nn.Module):
         if self.learned_scales is not None:
             emit_param_sites("prior", self.learned_scales)
         draws = {name: pyro.sample(name, fn) for name, fn in self.weight_priors().items()}
+        if isinstance(self.prior, PosteriorPrior):
+            return draws, self.likelihood.sample_params(partial(self.prior.sample_likelihood, draws["weights"]))
         return draws, self.likelihood.sample_params()
 
     def standardized_inputs(self, x: Any) -> Any:
@@ -354,6 +362,41 @@ class BayesianModel(PreparedByData, nn.Module):
         if few is not x and len(few) and len(f) == len(few):  # the others have the same shape
             f = f[:1].expand(len(x), *f.shape[1:])
         fitted_targets(self.likelihood, y, f.shape[len(lead) :], self.target_shape)
+
+    def updated(
+        self,
+        guide: Callable[..., Any] | Mapping[str, Tensor],
+        *,
+        dataset_size: int | None = None,
+        num_samples: int | None = None,
+    ) -> BayesianModel:
+        """A model for the next data, whose prior is the posterior of the data so far.
+
+        All latents have their joint posterior as their prior, the likelihood's too, in unconstrained coordinates: of a
+        guide that is a Gaussian there (``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal``, ``AutoNormal``,
+        a family ``"mean_field"`` without conditional layers) that Gaussian itself, so that exact posteriors stay exact;
+        of any other, a hypernetwork or conditional layers, the Gaussian with the mean and all covariances of its draws
+        (above 2,000 latents the 100 directions with the largest ones, and all variances). Curvature and modes are lost
+        there. The new model has one site for all weights, and no conditional layers where they are correlated. What is
+        learned as a parameter (``learn=True``) goes on from its value.
+
+        Args:
+            guide: A fitted guide; or draws ``[S, *shape]`` by site, from NUTS for instance.
+            dataset_size: Number of rows of the next data, as for a new model.
+            num_samples: Number of draws; by default 20 for each latent, 2,000 to 20,000.
+
+        Raises:
+            ArgumentError: If the guide is a point, or lacks latents of this model.
+            ArgumentTypeError: If it is neither a guide nor draws.
+
+        Example:
+            >>> from bayeshnet import AutoHypernet, likelihoods
+            >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+            >>> guide = AutoHypernet(model, example=(torch.randn(5, 2), torch.randn(5)))
+            >>> model.updated(guide).prior
+            PosteriorPrior(3 latents, moments of 2000 draws)
+        """
+        return updated(self, guide, dataset_size=dataset_size, num_samples=num_samples)
 
     # ------------------------------------------------------------------ parts
 

@@ -113,13 +113,15 @@ def detach_trace(trace: Trace) -> None:
         node.update({key: _detached(node[key]) for key in ("fn", "value") if key in node})
 
 
-def _detached(value: Any) -> Any:
+def _detached(value: Any, made: dict[int, Any] | None = None) -> Any:
+    made = {} if made is None else made  # a transformation and its inverse know each other
     if isinstance(value, Tensor):
         return value.detach() if value.grad_fn is not None else value
     if type(value) in (list, tuple):
-        return type(value)(map(_detached, value))
+        return type(value)(_detached(part, made) for part in value)
     if not isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
         return value
-    made = copy.copy(value)
-    vars(made).update({key: _detached(part) for key, part in vars(value).items()})
-    return made
+    if id(value) not in made:
+        made[id(value)] = copy.copy(value)
+        vars(made[id(value)]).update({key: _detached(part, made) for key, part in vars(value).items()})
+    return made[id(value)]

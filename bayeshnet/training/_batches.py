@@ -20,11 +20,16 @@ from torch.utils.data import (
 )
 
 from bayeshnet.checks import kind_of
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, DatasetSizeWarning
+from bayeshnet.deprecation import stacklevel_of_user
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, DatasetSizeWarning
 from bayeshnet.models.capabilities import has_rows
 from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
+from bayeshnet.training._minibatches import Minibatches
+from bayeshnet.training._random import RandomStates, generators_of
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "Position"]
+
+_END: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,31 @@ class _Rows:
     accepted: tuple[tuple[int, int], ...]
     per_batch: int
     exact: bool = True
+
+
+@dataclass(slots=True)
+class Position:
+    """A place in the data, and what was counted on the way.
+
+    Attributes:
+        passes: Passes that were completed.
+        taken: Batches of the present one that were used.
+        count: Whether rows are still counted.
+        seen: Rows that were.
+        num: Batches that were.
+        largest: Rows of the largest of them.
+
+    Example:
+        >>> Position(passes=2, taken=3).taken
+        3
+    """
+
+    passes: int = 0
+    taken: int = 0
+    count: bool = False
+    seen: int = 0
+    num: int = 0
+    largest: int = 0
 
 
 class Batches:
@@ -76,78 +106,145 @@ class Batches:
             )
         self._data: Any = data
         self._model = model if has_rows(model) else None
-        self._count = self._model is not None
-        self._seen = self._num = self._largest = 0
+        self._arguments = call_arguments(data, "data") if self._single else None
+        self._pass: Iterator[Any] | None = None
+        self._random: RandomStates | None = None  # those at the start of the pass
+        self._generators = generators_of(data)
+        self._at = Position(count=self._model is not None)
 
-    def __iter__(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-        if self._single:
-            arguments = call_arguments(self._data, "data")
-            while True:
-                yield arguments
-        first = True
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self._arguments is not None:
+            return self._arguments
+        at = self._at
         while True:
-            empty = True
-            for batch in self._data:
-                empty = False
-                arguments = call_arguments(batch, "data")
-                if self._count:
-                    rows = _num_rows(arguments)
-                    self._seen, self._num, self._largest = self._seen + rows, self._num + 1, max(self._largest, rows)
-                yield arguments
-            if empty:
+            if self._pass is None:
+                self._random = RandomStates.now(self._generators)
+                self._pass = iter(self._data)
+            batch = next(self._pass, _END)
+            if batch is not _END:
+                break
+            if at.taken == 0:
                 raise ArgumentError("data: is an empty iterable; pass at least one batch.")
-            if first:
-                first = False
-                self.check_counted_size(whole=True, stacklevel=4)
+            if at.passes == 0:
+                self.check_counted_size(whole=True)
+            at.passes, at.taken, self._pass = at.passes + 1, 0, None
+        at.taken += 1
+        arguments = call_arguments(batch, "data")
+        if at.count:
+            rows = _num_rows(arguments)
+            at.seen, at.num, at.largest = at.seen + rows, at.num + 1, max(at.largest, rows)
+        return arguments
+
+    # ------------------------------------------------------------------ the place in the data
+
+    def position(self) -> tuple[Position, RandomStates | None]:
+        """Return how far the data were gone through, and the random states at the start of the pass."""
+        return self._at, self._random
+
+    def go_to(self, position: Position, random: RandomStates | None) -> None:
+        """Go to a position in the data, by going through the batches before it in their pass.
+
+        Random numbers are used up for that: set their states afterwards to those of the position.
+
+        Args:
+            position: What :meth:`position` returned, for the same data.
+            random: The random states at the start of its pass; None if none was begun.
+
+        Raises:
+            CheckpointError: If the data have fewer batches.
+        """
+        self._at, self._random, self._pass = position, random, None
+        if random is None:
+            return
+        random.restore(self._generators)
+        self._pass = iter(self._data)
+        for taken in range(position.taken):
+            if next(self._pass, _END) is _END:
+                raise CheckpointError(
+                    f"data: end after {taken} batches, and {position.taken} of a pass were used before the file was "
+                    "written; pass the data of that fit."
+                )
+
+    def random_states(self) -> RandomStates:
+        """Return the random states as they are now, those of the data's own generators among them."""
+        return RandomStates.now(self._generators)
+
+    def restore_random_states(self, states: RandomStates) -> None:
+        """Set all random states to those of :meth:`random_states`."""
+        states.restore(self._generators)
+
+    # ------------------------------------------------------------------ how many there are
+
+    @property
+    def per_pass(self) -> int | None:
+        """Number of batches of a pass; None if it is not known."""
+        if self._single:
+            return 1
+        try:
+            return len(self._data)
+        except (TypeError, NotImplementedError):  # a loader of a stream has the method, and no length
+            return None
+
+    def rows(self) -> tuple[int | None, int | None]:
+        """Number of rows, and those of the largest batch, where they are known without going through the data."""
+        if self._model is None:
+            return None, None
+        found = self._known_rows()
+        return (None, None) if found is None else (found.total, found.per_batch)
 
     # ------------------------------------------------------------------ the size of the data set
 
-    def check_known_size(self, *, steps: int, stacklevel: int) -> None:
+    def check_known_size(self, *, steps: int) -> None:
         """Warn before the first step, where the number of rows is known without going through the data.
 
         Args:
             steps: Number of steps to come. A single one may be a part of a loop over batches outside.
-            stacklevel: That of the warning, as seen from the caller.
         """
-        if not self._count:
+        if not self._at.count:
             return
-        data, rows = self._data, None
-        if self._single:
-            rows = _rows_of_batches([data])
-        elif isinstance(data, list):
-            rows = _rows_of_batches(data)
-        elif isinstance(data, DataLoader):
-            rows = _rows_of_loader(data)
+        rows = self._known_rows()
         if rows is None and not self._single:
             return
-        self._count = False
+        self._at.count = False
         one = rows is not None and rows.per_batch == rows.total
         if rows is not None and not (one and steps == 1):
-            self._compare(rows, stacklevel=stacklevel + 1)
+            self._compare(rows)
 
-    def check_counted_size(self, *, whole: bool, stacklevel: int) -> None:
+    def _known_rows(self) -> _Rows | None:
+        """What is known of the rows without going through the data."""
+        data = self._data
+        if isinstance(data, Minibatches):
+            return _Rows(data.rows, ((data.rows, data.rows),), data.batch_size)
+        if self._single or isinstance(data, list):
+            return _rows_of_batches([data] if self._single else data)
+        return _rows_of_loader(data) if isinstance(data, DataLoader) else None
+
+    def check_counted_size(self, *, whole: bool) -> None:
         """Warn after the first pass through the data, or after the last step.
 
         Args:
             whole: Whether all rows were counted.
-            stacklevel: That of the warning, as seen from the caller.
         """
         size = None if self._model is None else self._model.dataset_size
-        if not self._count or self._num < 2:
+        at = self._at
+        if not at.count or at.num < 2:
             # A single batch may be a part of a loop over batches outside, or a part of the data as a whole.
-            self._count = self._count and not whole
+            at.count = at.count and not whole
             return
-        self._count = False
+        at.count = False
         # Rows may have been left out to keep batches equal; batches of random sizes hold more or fewer than there are.
-        accepted = [(self._seen, self._seen + self._largest - 1)]
+        accepted = [(at.seen, at.seen + at.largest - 1)]
         dataset = _length_of_dataset(self._data)
         if dataset is not None:
             accepted.append((dataset, dataset))
-        if not whole and size is not None and size > self._seen:
+        if not whole and size is not None and size > at.seen:
             return  # the others may come later
-        self._compare(_Rows(self._seen, tuple(accepted), self._largest, exact=False), stacklevel=stacklevel + 1)
+        self._compare(_Rows(at.seen, tuple(accepted), at.largest, exact=False))
 
-    def _compare(self, rows: _Rows, *, stacklevel: int) -> None:
+    def _compare(self, rows: _Rows) -> None:
         size = None if self._model is None else self._model.dataset_size
         more = "" if rows.exact else " or more"
         if size is None and rows.per_batch < rows.total:
@@ -172,7 +269,7 @@ class Batches:
                 f"posterior is too {'narrow' if size > rows.total else 'wide'}. Pass BayesianModel(..., "
                 f"dataset_size={rows.total if rows.exact else '<rows of the whole data set>'})."
             )
-        warnings.warn(message, DatasetSizeWarning, stacklevel=stacklevel + 1)
+        warnings.warn(message, DatasetSizeWarning, stacklevel=stacklevel_of_user())
 
 
 def _num_rows(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:

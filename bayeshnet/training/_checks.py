@@ -16,7 +16,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from bayeshnet.checks import kind_of, require_count, require_positive
-from bayeshnet.errors import ArgumentTypeError, BayeshnetError, VectorisationWarning
+from bayeshnet.deprecation import stacklevel_of_user
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, VectorisationWarning
 from bayeshnet.models.capabilities import latents_of
 from bayeshnet.sites.arguments import refuse_second_data, require_model_and_guide
 from bayeshnet.sites.kept_state import restored
@@ -35,6 +36,7 @@ _LOGGER = logging.getLogger(__name__)
 def check_options(
     *,
     steps: Any,
+    epochs: Any,
     num_particles: Any,
     lr: Any,
     clip_norm: Any,
@@ -42,32 +44,37 @@ def check_options(
     optimizer: Any,
     lr_schedule: Any,
     stop: Any,
+    validation: Any,
 ) -> None:
     """Raise unless the options of a fit are in range and of the right type.
 
     Args:
-        steps: An integer, 1 or more.
-        num_particles: The same.
+        steps: An integer, 1 or more, or None.
+        epochs: The same.
+        num_particles: An integer, 1 or more.
         lr: A positive number.
         clip_norm: The same, or None.
         callbacks: A list of functions.
         optimizer: A function from parameter groups to an optimiser of torch, or None.
         lr_schedule: A function, a scheduler of torch, a class of them or a partial of one, or None.
         stop: A function from the losses to True or False, or None.
+        validation: Held-out rows, or None.
 
     Raises:
         ArgumentTypeError: If an option is of another type.
-        ArgumentError: If a number is out of range.
+        ArgumentError: If a number is out of range, or a rule for held-out rows is given without any.
 
     Example:
         >>> known = {"num_particles": 1, "lr": 0.1, "clip_norm": None, "callbacks": [], "optimizer": None}
-        >>> check_options(steps=0, lr_schedule=None, stop=None, **known)
+        >>> check_options(steps=0, epochs=None, lr_schedule=None, stop=None, validation=None, **known)
         Traceback (most recent call last):
         ...
         bayeshnet.errors.ArgumentError: steps: is 0; pass a whole number, 1 or more.
     """
     refuse_second_data("steps", steps)
-    require_count("steps", steps)
+    for name, count in (("steps", steps), ("epochs", epochs)):
+        if count is not None:
+            require_count(name, count)
     require_count("num_particles", num_particles)
     require_positive("lr", lr)
     if clip_norm is not None and clip_norm != math.inf:  # infinity bounds nothing
@@ -79,6 +86,8 @@ def check_options(
         _require_function(f"callbacks[{i}]", callback, "a function (step, history)")
     if stop is not None:
         _require_function("stop", stop, _STOP, or_none=True)
+    if getattr(stop, "watches", "losses") == "validation" and validation is None:
+        raise ArgumentError(f"stop: is {stop!r}, which goes by held-out rows; pass validation=(x, y), too.")
     if not (lr_schedule is None or isinstance(lr_schedule, LRScheduler) or makes_scheduler(lr_schedule)):
         _require_function("lr_schedule", lr_schedule, SCHEDULE, or_none=True)
     if optimizer is not None and (_is_pyros(optimizer) or not callable(optimizer)):
@@ -197,7 +206,7 @@ def checked_elbo(
         f"in turn, which takes about {num} times as long. Let all sites broadcast over a dimension to the left of "
         "the plates, or pass num_particles=1 for cheaper steps.",
         VectorisationWarning,
-        stacklevel=4,
+        stacklevel=stacklevel_of_user(),
     )
     return Trace_ELBO(num_particles=num)
 

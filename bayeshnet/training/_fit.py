@@ -3,75 +3,60 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBO
 from tqdm.auto import tqdm
 
-from bayeshnet.errors import ArgumentError, BayeshnetError, ConvergenceWarning, DatasetSizeWarning, UsageError
-from bayeshnet.models.capabilities import plate_nesting, vectorises
-from bayeshnet.sites.arguments import call_error, require_targets
+from bayeshnet.deprecation import stacklevel_of_user
+from bayeshnet.errors import ArgumentError, ConvergenceWarning, UsageError
+from bayeshnet.models.capabilities import plate_nesting
 from bayeshnet.sites.one_thread import one_thread
 from bayeshnet.sites.shown_data import show_data
 from bayeshnet.training._batches import Batches
-from bayeshnet.training._checks import check_loss, check_options, check_pair, checked_elbo
-from bayeshnet.training._schedule import Schedule
+from bayeshnet.training._checks import check_loss, check_options, check_pair
+from bayeshnet.training._loop import Loop
+from bayeshnet.training._minibatches import batched, number_of_steps
+from bayeshnet.training._resume import FitFile, checked_file
+from bayeshnet.training._same_fit import describe_fit
+from bayeshnet.training._schedule import Schedule, flat_then_cosine
 from bayeshnet.training._trainer import Trainer
-from bayeshnet.training.history import FlatElbo, History
+from bayeshnet.training.history import History
+from bayeshnet.training.stopping import EarlyStopping, FlatElbo
+from bayeshnet.training.validation import Validation
 
-__all__ = ["fit", "flat_then_cosine"]
+__all__ = ["fit"]
 
 Callback: TypeAlias = Callable[[int, History], "bool | None"]
 
-
-def flat_then_cosine(steps: int, *, flat: float = 0.4, final: float = 0.02) -> Callable[[int], float]:
-    """Return a schedule: a factor of 1 for a share of the steps, then a cosine down to ``final``.
-
-    Args:
-        steps: Number of steps.
-        flat: Share of the steps with a factor of 1.
-        final: Factor of the last step.
-
-    Returns:
-        A function from the step to the factor, for ``lr_schedule`` of :func:`fit`.
-
-    Example:
-        >>> schedule = flat_then_cosine(1000)
-        >>> schedule(0), schedule(399), round(schedule(999), 3)
-        (1.0, 1.0, 0.02)
-    """
-
-    def factor(step: int) -> float:
-        start = flat * steps
-        if step < start or steps <= 1:
-            return 1.0
-        progress = min(1.0, (step - start) / max(1.0, steps - 1 - start))
-        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-    return factor
+_LOOK_EVERY = 100  # steps between looks at held-out rows, where an epoch is not what is counted
 
 
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     data: Any,
-    steps: int = 3000,
+    steps: int | None = None,
     *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
     lr: float = 0.01,
     lr_schedule: Schedule | None = None,
     num_particles: int = 16,
     loss: ELBO | None = None,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
     clip_norm: float | None = None,
-    stop: FlatElbo | Callable[[list[float]], bool] | None = None,
+    stop: FlatElbo | EarlyStopping | Callable[[list[float]], bool] | None = None,
+    validation: Any = None,
     callbacks: Sequence[Callback] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int | None = None,
     progress: bool = True,
 ) -> History:
     """Fit a guide to a model by stochastic variational inference.
@@ -90,13 +75,22 @@ def fit(
     the fit, and the history so far is returned. Pyro keeps its effect handlers in one stack for all
     threads: while a thread is in ``fit``, others cannot call it, nor ``predict``; run two fits in two processes.
 
+    With ``checkpoint=path`` the fit is written to a file while it runs: what was learned, the optimiser, schedule,
+    random states, place in the data and history. The same call goes on from that file, if it is there, and ends with
+    the numbers of a fit that was never interrupted (on the CPU to the bit, see the page on saving); of a fit that has
+    ended it gives the end. The file of another model, guide, data set or other arguments is refused.
+
     Args:
         model: A Pyro model.
         guide: Its guide: one of this package, one of Pyro's, or any other.
         data: The arguments of the model at each step: a tuple ``(x, y)``, a dict or one tensor; or an iterable of such
             batches, a ``DataLoader`` for instance, which is repeated as often as needed. A warning says so where the
             ``dataset_size`` of a :class:`~bayeshnet.BayesianModel` is missing or not that of the data.
-        steps: Number of steps.
+        steps: Number of steps; by default 3,000, or those of 20 passes through the data if these are more.
+        epochs: Number of passes through the data, instead of ``steps``.
+        batch_size: Rows of a batch, for the data of a :class:`~bayeshnet.BayesianModel` that are given as a whole: each
+            pass takes them in a new random order. By default all rows up to 10,000; of more 1,000, if the model's
+            ``dataset_size`` is their number, and all of them otherwise. The history says what was used.
         lr: Learning rate of Adam. A guide with ``param_groups(lr)`` divides it among its parameters; the
             ``decay`` of a group is the strength of decoupled weight decay, as in AdamW, with any optimiser (a guide
             that has ``begin_fit`` sees to that itself, as those of this package do).
@@ -115,13 +109,22 @@ def fit(
             hypernetwork has as many noise inputs as latents, which is where it folds most easily.
         stop: Ends the fit early; :class:`~bayeshnet.infer.FlatElbo` does when the ELBO no longer rises. The learning
             rate is then constant by default, since a falling one flattens everything.
-        callbacks: Called as ``callback(step, history)`` after each step; True ends the fit.
+            :class:`~bayeshnet.EarlyStopping` does when held-out rows are predicted no better.
+        validation: Held-out rows, in the forms of ``data``, or a :class:`~bayeshnet.Validation` of them: how well they
+            are predicted is noted in ``history.validation``, every epoch or every 100 steps.
+        callbacks: Called as ``callback(step, history)`` after each step; True ends the fit. See
+            :class:`~bayeshnet.training.CsvLogger` and :class:`~bayeshnet.training.TensorBoardLogger`.
+        checkpoint: File to write to and to go on from.
+        every: Number of steps from one write to the next, 500 by default.
         progress: Show a progress bar.
 
     Returns:
-        The history of losses.
+        The history of losses, with the parts of likelihood and divergence where ``loss`` is a ``Trace_ELBO``,
+        ``TraceGraph_ELBO`` or ``TraceMeanField_ELBO`` of Pyro.
 
     Raises:
+        CheckpointError: If the file is damaged, or that of another fit.
+        OSError: If the file cannot be written.
         NonFiniteLossError: If the loss or a gradient becomes NaN or infinite; the message names the site and the step,
             and the parameters are those before it.
         UsageError: If there is nothing to optimise, another thread is in a fit, parameters appear that a scheduler does
@@ -146,6 +149,7 @@ def fit(
     clip_norm = getattr(guide, "clip_norm", None) if clip_norm is None else clip_norm
     check_options(
         steps=steps,
+        epochs=epochs,
         num_particles=num_particles,
         lr=lr,
         clip_norm=clip_norm,
@@ -153,6 +157,7 @@ def fit(
         optimizer=optimizer,
         lr_schedule=lr_schedule,
         stop=stop,
+        validation=validation,
     )
     if loss is not None:
         check_loss(loss)
@@ -163,24 +168,62 @@ def fit(
     elbo: Any = loss or Trace_ELBO(
         num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=plate_nesting(model)
     )
-    if lr_schedule is None:
-        lr_schedule = (lambda _: 1.0) if stop is not None else flat_then_cosine(steps)
     if torch.is_inference_mode_enabled():
         raise UsageError("fit: is called in torch.inference_mode, which takes no gradients; leave it for the fit.")
-    batches = Batches(data, model)
-    history = History()
+    used = batched(data, model, batch_size)
+    batches = Batches(used, model)
+    total = number_of_steps(steps, epochs, batches.per_pass)
+    looks = None
+    if validation is not None:
+        rows = validation if isinstance(validation, Validation) else Validation(validation)
+        looks = rows, rows.every or (_LOOK_EVERY if epochs is None else total // epochs)
+    file = None
+    if (written := checked_file(checkpoint, every)) is not None:
+        options = {"lr": lr, "lr_schedule": lr_schedule, "optimizer": optimizer, "clip_norm": clip_norm, "stop": stop}
+        options |= {"steps": total, "loss": type(elbo), "num_particles": getattr(elbo, "num_particles", None)}
+        file = FitFile(*written, describe_fit(model, guide, used, looks, options))
+    if lr_schedule is None:
+        lr_schedule = (lambda _: 1.0) if stop is not None else flat_then_cosine(total)
+    rules: dict[str, Any] = {
+        "stop": stop,
+        "callbacks": callbacks,
+        "validation": looks,
+        "file": file,
+    }
     # Gradients are taken even if the caller has switched them off, as for evaluation.
-    with one_thread("fit"), torch.enable_grad(), contextlib.ExitStack() as unfinished:
-        batches.check_known_size(steps=steps, stacklevel=2)
+    with one_thread("fit"), torch.enable_grad():
+        batches.check_known_size(steps=total)
         trainer = Trainer(model, guide, elbo, lr, lr_schedule, optimizer, clip_norm)
-        bar = tqdm(total=steps, disable=not progress, desc="fit", unit="step")
+        num_rows, per_batch = batches.rows()
+        history = History(rows=num_rows, batch_size=per_batch)
+        _run(Loop(trainer, batches, history, total, check_elbo=loss is None, **rules), data, progress)
+    return history
+
+
+def _run(loop: Loop, data: Any, progress: bool) -> None:
+    """Make the steps that are not done yet, between the hooks of the guide."""
+    trainer, history, file = loop.trainer, loop.history, loop.file
+    model, guide = trainer.model, trainer.guide
+    saved = file if file is not None and file.read() else None
+    if saved is not None and saved.finished:
+        saved.return_to_end(loop, data)
+        return
+    with contextlib.ExitStack() as unfinished:
+        bar = tqdm(total=loop.steps, disable=not progress, desc="fit", unit="step")
         began = time.perf_counter()
         unfinished.callback(_hook(guide, "cancel_fit"))
         try:
             with one_thread("fit"):  # once more, for Pyro's stacks: an interrupt ends here
+                if saved is not None:  # before the hooks, which may go by what was learned; they may also change it
+                    saved.fill(model, guide, data, strict=False)
                 show_data(model, data)
                 _hook(guide, "begin_fit")(model, data)
-                _train(trainer, batches, history, steps, bar, stop, callbacks, check_elbo=loss is None)
+                if saved is not None:
+                    saved.fill(model, guide, data)
+                    saved.go_on(loop)
+                    began -= history.seconds
+                    bar.update(len(history))
+                loop.run(bar)
         except KeyboardInterrupt:
             history.stopped = "interrupted"
         finally:
@@ -188,72 +231,26 @@ def fit(
             bar.close()
             trainer.close()
         if len(history) == 0:  # interrupted before the first step
-            return history
+            return
+        loop.restore_best()
         trainer.finish(len(history))
-        batches.check_counted_size(whole=False, stacklevel=2)
-        if stop is not None and history.stopped == "steps":
+        loop.batches.check_counted_size(whole=False)
+        if loop.stop is not None and history.stopped == "steps":
             warnings.warn(
-                f"The fit used all {steps} steps before its stopping rule was met; the ELBO may still rise. Raise "
+                f"The fit used all {loop.steps} steps before its stopping rule was met; "
+                f"{'the ELBO may still rise' if history.best_step is None else 'its best state was restored'}. Raise "
                 "steps, or call fit again to go on.",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=stacklevel_of_user(),
             )
         try:
             with one_thread("fit"):
                 _hook(guide, "end_fit")(model, data)
+                if file is not None and history.stopped != "interrupted":
+                    file.write(loop, finished=True)
             unfinished.pop_all()
         except KeyboardInterrupt:  # of what comes after the steps; they are done, and their history is worth keeping
             history.stopped = "interrupted"
-    return history
-
-
-def _train(
-    trainer: Trainer,
-    batches: Batches,
-    history: History,
-    steps: int,
-    bar: Any,
-    stop: Callable[[list[float]], bool] | None,
-    callbacks: Sequence[Callback],
-    *,
-    check_elbo: bool,
-) -> None:
-    """Make the steps, and note them in the history."""
-    model, stream = trainer.model, iter(batches)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        # Pyro's warning of a NaN loss; an error that says more follows.
-        warnings.filterwarnings("ignore", message="Encountered NaN", category=UserWarning)
-        # The model goes by the sizes of batches alone; the data have been compared with dataset_size.
-        warnings.filterwarnings("ignore", message="A batch of", category=DatasetSizeWarning)
-        for step in range(steps):
-            args, kwargs = next(stream)
-            require_targets(model, args, kwargs, "data")
-            if step == 0 and check_elbo and not vectorises(model):
-                trainer.elbo = checked_elbo(trainer.elbo, model, trainer.guide, args, kwargs)
-            try:
-                value, rate = trainer.step(step, args, kwargs)
-            except BayeshnetError:
-                raise
-            except TypeError as error:
-                if (wrong := call_error(model, args, kwargs, "data")) is None:
-                    raise
-                raise wrong from error
-            if step == 0:
-                # Pyro's checks are worth their time once; they are what a wrong model or guide fails on.
-                stack.enter_context(pyro.validation_enabled(False))
-            history.losses.append(value)
-            history.lrs.append(rate)
-            bar.update()
-            if step % 50 == 0:
-                bar.set_postfix_str(f"-ELBO {value:.4g}", refresh=False)
-            ends = [callback(step, history) for callback in callbacks]  # all are called, even if one ends the fit
-            if any(ends):
-                history.stopped = "callback"
-                return
-            if stop is not None and stop(history.losses):
-                history.stopped = "flat"
-                return
 
 
 def _hook(guide: Any, name: str) -> Callable[..., None]:

@@ -11,9 +11,9 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from bayeshnet.checks import kind_of, shown
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, UsageError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, CheckpointError, UsageError
 
-__all__ = ["SCHEDULE", "LearningRates", "Schedule", "makes_scheduler"]
+__all__ = ["SCHEDULE", "LearningRates", "Schedule", "flat_then_cosine", "makes_scheduler"]
 
 Schedule: TypeAlias = (
     "Callable[[int], float] | Callable[[torch.optim.Optimizer], LRScheduler] | type[LRScheduler] | LRScheduler"
@@ -25,6 +25,33 @@ SCHEDULE = (
     f"{_FROM_OPTIMIZER}"
 )
 """What can be passed as ``lr_schedule``, for messages."""
+
+
+def flat_then_cosine(steps: int, *, flat: float = 0.4, final: float = 0.02) -> Callable[[int], float]:
+    """Return a schedule: a factor of 1 for a share of the steps, then a cosine down to ``final``.
+
+    Args:
+        steps: Number of steps.
+        flat: Share of the steps with a factor of 1.
+        final: Factor of the last step.
+
+    Returns:
+        A function from the step to the factor, for ``lr_schedule`` of :func:`fit`.
+
+    Example:
+        >>> schedule = flat_then_cosine(1000)
+        >>> schedule(0), schedule(399), round(schedule(999), 3)
+        (1.0, 1.0, 0.02)
+    """
+
+    def factor(step: int) -> float:
+        start = flat * steps
+        if step < start or steps <= 1:
+            return 1.0
+        progress = min(1.0, (step - start) / max(1.0, steps - 1 - start))
+        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return factor
 
 
 def makes_scheduler(given: Any) -> bool:
@@ -80,10 +107,7 @@ class LearningRates:
                 another optimiser.
             ArgumentTypeError: If what was given is neither a schedule nor a scheduler, or does not make one.
         """
-        factor = None
-        if not self._begun:
-            factor = self._begin(optimizer, step)
-            self._begun = True
+        factor = None if self._begun else self.begin(optimizer, step)
         if self._scheduler is None:
             value = _checked_factor(self._given(step) if factor is None else factor, step)
             for group in optimizer.param_groups:
@@ -114,6 +138,24 @@ class LearningRates:
                 "made for all steps of the fit."
             ) from error
 
+    def state(self) -> dict[str, Any] | None:
+        """The state of the scheduler of torch, if there is one; a function of the step has none."""
+        return None if self._scheduler is None else self._scheduler.state_dict()
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Give the scheduler the state of :meth:`state`, after :meth:`begin` has made it.
+
+        Raises:
+            CheckpointError: If there is one here and none there, or the other way round.
+        """
+        if (self._scheduler is None) != (state is None):
+            raise CheckpointError(
+                "checkpoint: lr_schedule is a function of the step, and a scheduler of torch in the file, or the other "
+                "way round; pass that of the fit."
+            )
+        if self._scheduler is not None and state is not None:
+            self._scheduler.load_state_dict(state)
+
     def refuse_new(self, names: list[str], step: int) -> None:
         """Raise if parameters appear that the scheduler does not know.
 
@@ -133,8 +175,14 @@ class LearningRates:
 
     # ------------------------------------------------------------------ what is given
 
-    def _begin(self, optimizer: torch.optim.Optimizer, step: int) -> Any:
-        """Find out what was given: note the scheduler, or return the first factor."""
+    def begin(self, optimizer: torch.optim.Optimizer, step: int) -> Any:
+        """Find out what was given: note the scheduler, or return the first factor.
+
+        Args:
+            optimizer: The optimiser.
+            step: Number of the first step.
+        """
+        self._begun = True
         made = self._given
         if makes_scheduler(made):
             made = _scheduler_from(made, optimizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -20,11 +20,26 @@ from bayeshnet.sites.kept_state import KeptBuffers, restored, tensors_of
 from bayeshnet.training._checks import check_optimizer
 from bayeshnet.training._nonfinite import BAD_PARAMETER, UNKNOWN_CAUSE, gradient_cause, non_finite_cause
 from bayeshnet.training._schedule import LearningRates, Schedule
+from bayeshnet.training._terms import Terms
 
-__all__ = ["Trainer"]
+__all__ = ["Step", "Trainer"]
 
 # Steps between copies of the parameters to go back to: an update can overflow though its gradient is finite.
 _COPY_EVERY = 100
+
+
+class Step(NamedTuple):
+    """What a step has come to.
+
+    Attributes:
+        loss: Its loss, in nats.
+        rate: The learning rate of the first parameter group.
+        log_likelihood: The part of the ELBO that the observations have, in nats; None if the ELBO does not tell.
+    """
+
+    loss: float
+    rate: float
+    log_likelihood: float | None
 
 
 class Trainer:
@@ -59,11 +74,13 @@ class Trainer:
         make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None,
         clip_norm: float | None,
     ) -> None:
-        self.model, self.guide, self.elbo = model, guide, elbo
+        self.model, self.guide = model, guide
+        self.use(elbo)
         self.lr, self.rates, self.clip_norm = lr, LearningRates(schedule), clip_norm
         self.make_optimizer = make_optimizer or _adam
         self.optimizer: torch.optim.Optimizer | None = None
         self.params: dict[int, Tensor] = {}
+        self.waves: list[list[Tensor]] = []  # those of the first step, and those of each later one that had new ones
         # A guide without hooks of its own has nobody else to see to the decay of its groups.
         self._decays: list[GroupDecay] | None = None if hasattr(guide, "begin_fit") else []
         self._buffers = KeptBuffers(model, guide)
@@ -73,7 +90,12 @@ class Trainer:
             if isinstance(part, nn.Module):
                 _drop_gradients(part.parameters())
 
-    def step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, float]:
+    def use(self, elbo: Any) -> None:
+        """Use this ELBO from now on."""
+        self._terms = Terms(elbo)
+        self.elbo = self._terms.elbo
+
+    def step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Step:
         """Make a step: loss, gradients, and an update if all of them are finite.
 
         Args:
@@ -82,7 +104,7 @@ class Trainer:
             kwargs: Keyword arguments.
 
         Returns:
-            The loss, and the learning rate of the first parameter group.
+            The loss, the learning rate of the first parameter group, and the log-likelihood.
 
         Raises:
             NonFiniteLossError: If loss or gradients are not finite. Parameters, buffers and the optimiser's state are
@@ -90,19 +112,19 @@ class Trainer:
         """
         self._buffers.keep()
         try:
-            value, rate = self._step(step, args, kwargs)
+            made = self._step(step, args, kwargs)
         except BaseException:
             self._buffers.restore()
             _drop_gradients([*tensors_of(self.model, self.guide), *self.params.values()])
             raise
-        self.rates.advance(value, step)
-        return value, rate
+        self.rates.advance(made.loss, step)
+        return made
 
-    def _step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, float]:
+    def _step(self, step: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Step:
         rng_state = torch.get_rng_state()  # to repeat the step if it fails, for a message that names the site
-        if step % _COPY_EVERY == 0 and self.params:
+        if self.params and (step % _COPY_EVERY == 0 or not self._copies):
             self._copy(step)
-        with ParamCapture(known=step > 0) as capture:
+        with ParamCapture(known=bool(self.params)) as capture:
             try:
                 value = float(self.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs))
             except DensityError as error:
@@ -114,10 +136,11 @@ class Trainer:
                 self._explain(step, error, args, kwargs, rng_state, capture.params.values())
                 raise
         new = [param for key, param in capture.params.items() if key not in self.params]
+        log_likelihood = self._terms.take()
         if not math.isfinite(value):
             self._refuse_loss(step, value, args, kwargs, rng_state, new)
         if new:
-            self._take_in(new, step)
+            self.take_in(new, step)
             self._copy(step)
         if self.optimizer is None:
             raise UsageError("model, guide: neither has a parameter, so there is nothing to optimise.")
@@ -125,7 +148,7 @@ class Trainer:
         rate = self.rates.set(self.optimizer, step)
         self.optimizer.step()
         _drop_gradients(self.params.values())
-        return value, rate
+        return Step(value, rate, log_likelihood)
 
     def finish(self, steps: int) -> None:
         """Raise if the last update has made a parameter NaN or infinite.
@@ -162,8 +185,9 @@ class Trainer:
         if self.clip_norm is not None:
             clip_grads_with_norm_(params, self.clip_norm, norm)
 
-    def _take_in(self, params: list[Tensor], step: int) -> None:
+    def take_in(self, params: list[Tensor], step: int) -> None:
         """Optimise these parameters too: all of them at the first step, rarely one that appears later."""
+        self.waves.append(params)
         if self.optimizer is not None:
             self.rates.refuse_new(list(self._named(params)), step)
         wanted = {id(p) for p in params}

@@ -1,4 +1,4 @@
-"""The record of a fit, and when to stop one."""
+"""The record of a fit."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 
 import torch
 
-from bayeshnet.checks import require_count, require_positive
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError
 from bayeshnet.formatting import number, with_error
 
-__all__ = ["FlatElbo", "History", "loss_slope"]
+__all__ = ["History"]
 
-StopReason = Literal["steps", "flat", "callback", "interrupted"]
+StopReason = Literal["steps", "flat", "validation", "callback", "interrupted"]
 
 
 @dataclass(repr=False)
@@ -25,8 +25,18 @@ class History:
         losses: The loss of each step, an estimate of minus the ELBO in nats.
         lrs: The learning rate of each step, that of the first parameter group.
         seconds: Wall-clock time of the steps.
-        stopped: Why it ended: ``"steps"`` (all were done), ``"flat"`` (the ELBO's slope was within its error),
-            ``"callback"`` or ``"interrupted"`` (by Ctrl-C).
+        stopped: Why it ended: ``"steps"`` (all were done), ``"flat"`` or ``"validation"`` (by the stopping rule, of the
+            losses or of the held-out rows), ``"callback"`` or ``"interrupted"`` (by Ctrl-C).
+        log_likelihood: The part of each step's ELBO that the observations have, in nats: the sum over all observed
+            sites, scaled and weighted as it counts in the loss. Empty for an ELBO that does not tell, see :func:`fit`.
+        kl: The other part: ``losses = kl - log_likelihood``, the (estimated) divergence of the guide from the prior.
+        validation: Minus the mean log predictive density of the held-out rows, in nats per row, each time that it was
+            evaluated; see :class:`~bayeshnet.Validation`.
+        validation_steps: The step after which each of them was.
+        best_step: The step whose state was restored in the end; None unless the stopping rule keeps the best one.
+        rows: Number of rows of the data; None where it is not known.
+        batch_size: Rows of the largest batch; None where it is not known.
+        resumed_from: Number of steps that were read from a file, the last time that the fit went on; None if it began.
 
     Example:
         >>> history = History(losses=[3.0, 2.5, 2.0, 2.5], lrs=[0.01] * 4, seconds=0.25)
@@ -40,15 +50,34 @@ class History:
     lrs: list[float] = field(default_factory=list[float])
     seconds: float = 0.0
     stopped: StopReason = "steps"
+    log_likelihood: list[float] = field(default_factory=list[float])
+    kl: list[float] = field(default_factory=list[float])
+    validation: list[float] = field(default_factory=list[float])
+    validation_steps: list[int] = field(default_factory=list[int])
+    best_step: int | None = None
+    rows: int | None = None
+    batch_size: int | None = None
+    resumed_from: int | None = None
 
     def __len__(self) -> int:
         return len(self.losses)
 
     def __repr__(self) -> str:
         parts = [f"steps={len(self)}"]
+        if self.rows is not None and self.batch_size is not None and self.batch_size < self.rows:
+            parts.append(f"batch={self.batch_size} of {self.rows} rows")
         if self.losses:
             mean, error = self.elbo()
             parts.append(f"elbo={number(mean, digits=4) if math.isnan(error) else with_error(mean, error)}")
+        if self.validation:
+            looked_at = self.validation[-1]
+            if self.best_step in self.validation_steps:
+                looked_at = self.validation[self.validation_steps.index(self.best_step)]
+            parts.append(f"validation={number(looked_at, digits=4)}")
+        if self.best_step is not None:
+            parts.append(f"best_step={self.best_step}")
+        if self.resumed_from is not None:
+            parts.append(f"resumed_from={self.resumed_from}")
         parts += [f"seconds={self.seconds:.1f}", f"stopped={self.stopped!r}"]
         return f"History({', '.join(parts)})"
 
@@ -75,62 +104,3 @@ class History:
             raise ArgumentError("history: is empty, no step was made; pass that of a fit with one step or more.")
         error = float(tail.std() / math.sqrt(tail.numel())) if tail.numel() > 1 else math.nan
         return -float(tail.mean()), error
-
-
-def loss_slope(losses: list[float]) -> tuple[float, float]:
-    """Return the least-squares slope of a series per step, and its standard error.
-
-    Example:
-        >>> loss_slope([3.0, 2.0, 1.0])
-        (-1.0, 0.0)
-    """
-    y = torch.tensor(losses, dtype=torch.double)
-    t = torch.arange(len(losses), dtype=torch.double)
-    t = t - t.mean()
-    spread = t.square().sum()
-    slope = (t * y).sum() / spread
-    residual = y - y.mean() - slope * t
-    error = (residual.square().sum() / (len(losses) - 2) / spread).sqrt() if len(losses) > 2 else torch.tensor(math.inf)
-    return float(slope), float(error)
-
-
-@dataclass(frozen=True)
-class FlatElbo:
-    """Stop when the ELBO no longer rises: its slope over a window is within its standard error.
-
-    Args:
-        window: Number of last steps that the slope is taken over, 10 or more.
-        min_steps: Fewest steps before the fit may end.
-        every: Number of steps from one look to the next.
-        tolerance: Slopes below this many standard errors count as flat.
-
-    Raises:
-        ArgumentError: If a number is too small.
-        ArgumentTypeError: If an argument is not a number.
-
-    Example:
-        >>> stop = FlatElbo(window=10, min_steps=20, every=1)
-        >>> stop
-        FlatElbo(window=10, min_steps=20, every=1, tolerance=1.0)
-        >>> stop([100.0 - step for step in range(30)]), stop([100.0] * 30), stop([100.0] * 10)
-        (False, True, False)
-    """
-
-    window: int = 500
-    min_steps: int = 500
-    every: int = 50
-    tolerance: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_count("window", self.window, least=10)
-        require_count("min_steps", self.min_steps, least=0)
-        require_count("every", self.every)
-        require_positive("tolerance", self.tolerance)
-
-    def __call__(self, losses: list[float]) -> bool:
-        """Return whether the series of losses so far is flat at its end."""
-        steps = len(losses)
-        if steps < max(self.window, self.min_steps) or steps % self.every:
-            return False
-        slope, error = loss_slope(losses[-self.window :])
-        return -slope <= self.tolerance * error

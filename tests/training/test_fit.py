@@ -22,7 +22,7 @@ from bayeshnet.errors import (
 )
 from bayeshnet.infer import flat_then_cosine
 from bayeshnet.models import BayesianModel
-from bayeshnet.training.history import loss_slope
+from bayeshnet.training.stopping import loss_slope
 from tests.problems import Decaying, Y, bnn, normal_model
 
 

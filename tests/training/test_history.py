@@ -10,7 +10,8 @@ from pyro.infer.autoguide import AutoNormal
 
 from bayeshnet import FlatElbo, fit
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.training.history import History, loss_slope
+from bayeshnet.training.history import History
+from bayeshnet.training.stopping import loss_slope
 from tests.problems import Y, normal_model
 
 

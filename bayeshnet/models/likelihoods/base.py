@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -110,10 +110,16 @@ class Likelihood(nn.Module, ABC):
 
     # ------------------------------------------------------------------ what the model calls
 
-    def sample_params(self) -> dict[str, Tensor]:
-        """Draw the latent parameters as Pyro sites and announce the learned ones."""
+    def sample_params(self, draw: Callable[[], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+        """Draw the latent parameters as Pyro sites and announce the learned ones.
+
+        Args:
+            draw: Draws them where they have another prior than that of :meth:`priors`, a posterior for instance.
+        """
         if self._parameters or self._modules:
             emit_param_sites("likelihood", self)
+        if draw is not None:
+            return draw()
         return {name: pyro.sample(f"likelihood.{name}", prior) for name, prior in self.priors().items()}
 
     def conditional_of(
