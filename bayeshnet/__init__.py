@@ -12,7 +12,7 @@ from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.mnets import ModuleMainNet, batched_forward
 from bayeshnet.mnets.mlp import MLP
 from bayeshnet.models import BayesianModel, flipout, likelihoods, local_reparameterisation, priors
-from bayeshnet.training import FlatElbo, History, fit, load, save
+from bayeshnet.training import FlatElbo, History, Posterior, fit, load, load_posterior, save
 
 __version__ = "0.2.0"
 
@@ -28,6 +28,7 @@ __all__ = [
     "History",
     "ImplicitWeights",
     "ModuleMainNet",
+    "Posterior",
     "Prediction",
     "batched_forward",
     "diagnose",
@@ -40,6 +41,7 @@ __all__ = [
     "init",
     "likelihoods",
     "load",
+    "load_posterior",
     "local_reparameterisation",
     "log_evidence",
     "mnets",

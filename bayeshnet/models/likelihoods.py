@@ -16,6 +16,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
 from bayeshnet.checks import kind_of
+from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.formatting import value as printed
 from bayeshnet.models._labels import Labels, refuse_labels
@@ -26,7 +27,7 @@ from bayeshnet.models.param_sites import emit_param_sites
 __all__ = ["Categorical", "Likelihood", "Normal"]
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Configured, nn.Module, ABC):
     """The distribution of ``y`` given outputs ``f`` of the network.
 
     A subclass gives the conditional distribution and, if it has unknown parameters of its own, their priors.
@@ -40,6 +41,8 @@ class Likelihood(nn.Module, ABC):
         >>> Poisson().conditional(torch.zeros(7, 1), {}, batch_dims=1).mean[0]
         tensor([1.])
     """
+
+    configured_as = "likelihood"
 
     def priors(self) -> Mapping[str, TorchDistributionMixin]:
         """Priors of the latent parameters by name; they become the Pyro sites ``likelihood.NAME``."""
@@ -226,6 +229,10 @@ class Normal(Likelihood):
             return f"{self._param}~{printed(self._prior)}"
         how = "learned, now " if isinstance(self.log_scale, nn.Parameter) else ""
         return f"scale={how}{positive(self.log_scale.detach().exp())}"
+
+    def not_compared(self) -> tuple[str, ...]:
+        """The start of what is learned."""
+        return (self._param,) if "log_scale" in self._parameters else ()
 
     def check_dtype(self, dtype: torch.dtype) -> None:
         """See :meth:`Likelihood.check_dtype`; known noise has to be positive and finite in this dtype as well."""
