@@ -44,6 +44,7 @@ __all__ = [
     "SearchWarning",
     "SelfWeightWarning",
     "SpreadWarning",
+    "TargetShapeWarning",
     "UsageError",
     "VectorisationWarning",
 ]
@@ -83,6 +84,10 @@ class BayeshnetWarning(UserWarning):
 
 class DatasetSizeWarning(BayeshnetWarning):
     """The size of the data set was not given, or is not that of the data: the prior counts too much or too little."""
+
+
+class TargetShapeWarning(BayeshnetWarning):
+    """Targets have a last dimension of size 1 that predictions will not have."""
 
 
 class FoldingWarning(BayeshnetWarning):

@@ -43,7 +43,7 @@ class ConditionalPlan:
     Example:
         >>> from bayeshnet import AutoHypernet
         >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
-        >>> guide = AutoHypernet(model, example=(torch.randn(20, 2), torch.randn(20, 1)))
+        >>> guide = AutoHypernet(model, example=(torch.randn(20, 2), torch.randn(20)))
         >>> layout = FlatLayout(((1, 2), (1,)), 0, ((0, 1),))
         >>> ConditionalPlan(guide.inducing, layout, ("weight",), 20, None, True).inducing.num_inducing
         20

@@ -48,8 +48,8 @@ def place_inducing(model: BayesianModel, inducing: InducingLayers, x: Tensor, y:
         >>> from bayeshnet import AutoHypernet
         >>> x = torch.randn(20, 1)
         >>> model = BayesianModel(nn.Linear(1, 1), likelihood=likelihoods.Normal(scale=0.1))
-        >>> guide = AutoHypernet(model, example=(x, x))
-        >>> place_inducing(model, guide.inducing, x + 5.0, x, 20)
+        >>> guide = AutoHypernet(model, example=(x, x[:, 0]))
+        >>> place_inducing(model, guide.inducing, x + 5.0, x[:, 0], 20)
         >>> bool(guide.inducing.inputs.mean() > 3.0)
         True
     """
@@ -78,7 +78,7 @@ def starting_points(model: BayesianModel, x: Tensor, y: Tensor, num: int, rows: 
 
     Example:
         >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
-        >>> [tuple(part.shape) for part in starting_points(model, torch.randn(20, 2), torch.randn(20, 1), 5, 20)]
+        >>> [tuple(part.shape) for part in starting_points(model, torch.randn(20, 2), torch.randn(20), 5, 20)]
         [(5, 2), (5, 1), (5,)]
     """
     chosen = torch.randperm(len(x))[:num]

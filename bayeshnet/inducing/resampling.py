@@ -123,9 +123,9 @@ def score_proposals(
         >>> x = torch.randn(20, 1)
         >>> noise = pyro.distributions.Gamma(6.0, 6.0)
         >>> model = BayesianModel(torch.nn.Linear(1, 1), likelihood=likelihoods.Normal(scale=noise))
-        >>> guide = AutoHypernet(model, example=(x, x))
-        >>> sites = latent_sites(pyro.poutine.trace(model).get_trace(x, x))
-        >>> log_ratio, log_weight = score_proposals(model, guide.get_posterior(), sites, x, x)
+        >>> guide = AutoHypernet(model, example=(x, x[:, 0]))
+        >>> sites = latent_sites(pyro.poutine.trace(model).get_trace(x, x[:, 0]))
+        >>> log_ratio, log_weight = score_proposals(model, guide.get_posterior(), sites, x, x[:, 0])
         >>> log_ratio.shape, log_weight.shape
         (torch.Size([512]), torch.Size([512]))
     """
@@ -157,6 +157,5 @@ def _log_joint(
         change = site.log_jacobian(unconstrained, value)
         if change is not None:
             terms.append(change.double())
-    _, conditional = model.conditional(x, draws)
-    fit = conditional.log_prob(y).double().sum(-1) * (size / len(x))
-    return torch.stack([*terms, fit]).sum(0)
+    terms.append(model.log_likelihood(x, y, draws, size=size))
+    return torch.stack(terms).sum(0)

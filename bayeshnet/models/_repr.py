@@ -53,6 +53,12 @@ def model_repr(model: BayesianModel) -> str:
     ]
     if model.dataset_size is not None:
         lines.append(f"dataset_size={model.dataset_size}")
+    if model.target_shape is not None:
+        lines.append(f"target_shape={model.target_shape}")
+    if model.missing != "refuse":
+        lines.append(f"missing={model.missing!r}")
+    if model.kl_weight != 1.0:
+        lines.append(f"kl_weight={number(model.kl_weight)}")
     if frozen := getattr(net, "frozen_names", ()):
         lines.append(f"frozen={_elided(frozen)}")
     if rows := getattr(net, "fixed_rows", {}):

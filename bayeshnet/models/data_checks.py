@@ -9,9 +9,10 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
+from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_parameters", "check_positive_support", "check_rows", "nan_error"]
+__all__ = ["check_input", "check_output", "check_parameters", "check_positive_support", "check_rows", "nan_error"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -44,6 +45,57 @@ def nan_error(x: Any, draws: Mapping[str, Tensor], f: Tensor) -> ArgumentError:
         f"net: makes NaN (rows {some}) of finite inputs and weights; look for a square root or logarithm of negative "
         "numbers, or a division by 0, in it."
     )
+
+
+def check_input(x: Any, like: Tensor) -> None:
+    """Raise unless inputs are tensors with values, the first one of the weights' dtype if it is of floating point.
+
+    Args:
+        x: Inputs, or a tuple of them.
+        like: A tensor with the dtype of the weights.
+
+    Raises:
+        ArgumentTypeError: If they are not.
+
+    Example:
+        >>> check_input(torch.zeros(3, 2), torch.zeros(()))
+    """
+    for part in x if isinstance(x, tuple) else (x,):
+        if isinstance(part, Tensor) and part.is_meta:
+            raise ArgumentTypeError("x: is on the meta device, it has no values; pass a tensor that has.")
+        if hasattr(part, "__array__") and not isinstance(part, Tensor):
+            raise ArgumentTypeError(f"x: is {kind_of(part)}; pass a tensor, torch.as_tensor(x, dtype={like.dtype}).")
+    first = x[0] if isinstance(x, tuple) and x else x
+    if isinstance(first, Tensor) and first.is_floating_point() and first.dtype != like.dtype:
+        raise ArgumentTypeError(
+            f"x: has dtype {first.dtype}, the network's weights have {like.dtype}; convert one of them, e.g. "
+            f"x.to({like.dtype})."
+        )
+
+
+def check_output(f: Any) -> Tensor:
+    """Return what a network made for S weight samples if it is one tensor of floating-point numbers ``[S, B, ...]``.
+
+    Raises:
+        ArgumentTypeError: If it is none.
+        ArgumentError: If it has no rows.
+
+    Example:
+        >>> check_output(torch.zeros(4, 3, 1)).shape
+        torch.Size([4, 3, 1])
+    """
+    if not isinstance(f, Tensor):
+        raise ArgumentTypeError(
+            f"net: returns {kind_of(f)}; a likelihood needs one tensor. Wrap the network in a module that "
+            "returns the output to be observed."
+        )
+    if not f.is_floating_point():
+        raise ArgumentTypeError(
+            f"net: returns a tensor of {f.dtype}; a likelihood needs floating-point outputs, means or logits."
+        )
+    if f.dim() < 2:
+        raise ArgumentError("net: returns a single number; a likelihood needs one output per row, [B, ...].")
+    return f
 
 
 def check_rows(x: Any, rows: int, *, some: bool = True) -> None:

@@ -110,10 +110,10 @@ class _PerRowModel(BayesianModel):
     _method: ClassVar[Method] = "local"
     _shared: frozenset[str] = frozenset()
 
-    def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Any, y: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         if y is None:  # new observations belong to one network
-            return _view(self, BayesianModel).forward(x)
-        return super().forward(x, y)
+            return _view(self, BayesianModel).forward(x, y, *args, **kwargs)
+        return super().forward(x, y, *args, **kwargs)
 
     def evaluate(self, x: Any, weights: Mapping[str, Tensor]) -> tuple[Tensor, Size]:
         first = x[0] if isinstance(x, tuple) else next(iter(x.values())) if isinstance(x, dict) else x
@@ -127,7 +127,7 @@ class _PerRowModel(BayesianModel):
             try:
                 return twin.evaluate(x, weights)
             except SharedWeightError as error:
-                name = self._names[error.index]
+                name = self.net.param_names[error.index]
                 self._shared |= {name}
                 _LOGGER.info(
                     "The weight %r is used several times or not in a linear layer alone; it is drawn for all rows.",
@@ -136,15 +136,16 @@ class _PerRowModel(BayesianModel):
 
     def _moments(self, weights: Mapping[str, Tensor]) -> list[Moments | None]:
         """Mean and standard deviation of each parameter of the network, None where it is no Gaussian."""
+        names = self.net.param_names
         found = [_gaussian(name, value) for name, value in weights.items()]
         if self.flat:
             flat = found[0]
             if flat is None:
-                return [None] * len(self._names)
-            sizes = [torch.Size(shape).numel() for shape in self._shapes]
-            parts = zip(flat.loc.split(sizes), flat.scale.split(sizes), self._shapes, strict=True)
+                return [None] * len(names)
+            sizes = [torch.Size(shape).numel() for shape in self.net.param_shapes]
+            parts = zip(flat.loc.split(sizes), flat.scale.split(sizes), self.net.param_shapes, strict=True)
             found = [Moments(loc.reshape(shape), scale.reshape(shape)) for loc, scale, shape in parts]
-        return [None if name in self._shared else m for name, m in zip(self._names, found, strict=True)]
+        return [None if name in self._shared else m for name, m in zip(names, found, strict=True)]
 
 
 class _LocalModel(_PerRowModel):

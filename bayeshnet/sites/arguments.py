@@ -101,20 +101,29 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
     """
     if not requires_targets(model):
         return
-    surplus = [key for key in kwargs if key not in ("x", "y")]
-    if len(args) + len(kwargs) > 2 or surplus:
+    known = ("x", "y", "weight", "noise", "exposure")
+    surplus = [key for key in kwargs if key not in known]
+    if len(args) > len(known) or surplus or _is_no_weight(args):
         given = f"the keys {list(kwargs)}" if kwargs else f"{len(args)} parts"
         fix = "{'x': ..., 'y': ...}" if kwargs else "a tuple (x, y), such as batch[:2]"
         raise ArgumentError(
-            f"{argument}: has {given}; the model takes x and y alone. Pass {fix}; where a loader makes the batches, "
-            "give it a data set of such pairs, or a collate_fn that returns one; several inputs of the network are one "
-            "tuple x."
+            f"{argument}: has {given}; the model takes x and y, and weight, noise and exposure of the rows. Pass "
+            f"{fix}; where a loader makes the batches, give it a data set of such pairs, or a collate_fn that returns "
+            "one; several inputs of the network are one tuple x."
         )
     if inputs_and_targets(args, kwargs)[1] is None:
         raise ArgumentError(
             f"{argument}: has no targets, so the observations would be taken for latents; pass a tuple (x, y). A list "
             "is taken for a list of batches."
         )
+
+
+def _is_no_weight(args: Sequence[Any]) -> bool:
+    """Whether a third part of a batch cannot be the weights ``[B]`` of its rows: indices, or a second input."""
+    third = args[2] if len(args) > 2 else None
+    if third is None:
+        return False
+    return not isinstance(third, Tensor) or third.dim() != 1 or not third.is_floating_point()
 
 
 def require_model_and_guide(model: Any, guide: Any) -> None:
@@ -333,11 +342,11 @@ def check_rows(model: BayesianModel, x: Any, y: Tensor, *, finite: bool = True) 
     for name, value in (("x", x), ("y", y)) if finite else ():
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, Tensor) and part.is_floating_point() and part.dim():
-                _refuse_non_finite(name, part)
+                _refuse_non_finite(name, part, gaps=name == "y" and getattr(model, "missing", None) == "ignore")
 
 
-def _refuse_non_finite(name: str, value: Tensor) -> None:
-    bad = ~torch.isfinite(value)
+def _refuse_non_finite(name: str, value: Tensor, *, gaps: bool) -> None:
+    bad = torch.isinf(value) if gaps else ~torch.isfinite(value)
     if bool(bad.any()):
         rows = bad.flatten(1).any(1).nonzero().flatten().tolist() if bad.dim() > 1 else bad.nonzero().flatten().tolist()
         raise ArgumentError(

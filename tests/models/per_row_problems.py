@@ -83,6 +83,7 @@ def problem(name, *, rows=ROWS, spread=0.5, flat=False, dtype=torch.float32, dat
         likelihood=likelihoods.Normal(scale=0.5),
         flat=flat,
         dataset_size=dataset_size,
+        target_shape=y.shape[1:],
     )
     return model, AutoHypernetNormal(model, example=(x, y), init_scale=spread), (x, y)
 
