@@ -79,6 +79,9 @@ def _compared(saved: Any, own: Any, place: str) -> Iterator[Difference]:
     if kind == "tensor":
         if not _same_tensor(saved["value"], own["value"]):
             yield Difference(place, shortly(saved), shortly(own))
+    elif kind == "digest":
+        if saved != own:
+            yield Difference(place, shortly(saved), shortly(own))
     elif kind == "mapping":
         yield from _of_keys(saved.get("items"), own.get("items"), place, ordered=True)
     elif kind == "configured":
@@ -166,10 +169,9 @@ def _functions(saved: Mapping[str, Any], own: Mapping[str, Any], place: str) -> 
         yield Difference(place, shortly(saved), shortly(own))
         return
     yield from _code(saved, own, place)
-    for key in ("of", "defaults", "closure", "globals"):
-        one, other = saved.get(key, {}), own.get(key, {})
-        compare = _compared if key == "of" else _of_keys
-        yield from compare(one, other, place)
+    yield from _compared(saved.get("of", _NOTHING), own.get("of", _NOTHING), place)
+    for key in ("defaults", "closure", "globals"):
+        yield from _of_keys(saved.get(key, {}), own.get(key, {}), place)
 
 
 def _code(saved: Mapping[str, Any], own: Mapping[str, Any], place: str) -> Iterator[Difference]:

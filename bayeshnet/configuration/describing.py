@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,7 +97,7 @@ def _object(value: Any, inner: Callable[[Any], Any]) -> Any:
     if isinstance(value, nn.Module):
         return {"kind": "module", "modules": _tree(value, inner)}
     if isinstance(value, partial):
-        parts = {"function": value.func, "arguments": list(value.args), "keywords": value.keywords}
+        parts = {"function": value.func, "given": list(value.args), "keywords": value.keywords}
         return {"kind": "partial", **{name: inner(part) for name, part in parts.items()}}
     if inspect.isroutine(value):
         return described_function(value, inner)
@@ -129,7 +130,7 @@ def _own_attributes(value: Any, inner: Callable[[Any], Any]) -> dict[str, Any]:
     if value.configured_as in ("guide", "model"):  # which know traces, data and each other
         return {}
     if isinstance(value, nn.Module):
-        children = {name: inner(part) for name, part in value.named_children()}
+        children = {name: inner(part) for name, part in _children(value)}
         return {**_facts(value, inner)["attributes"], **children}
     return {key: _digested(inner(part)) for key, part in vars(value).items() if key not in _MODULE_STATE}
 
@@ -180,12 +181,13 @@ def _parameters(value: Any, inner: Callable[[Any], Any]) -> dict[str, Any]:
     for name in names:
         if name in found or name in ("validate_args", "cache_size", "args", "kwargs"):
             continue
-        try:
-            part = getattr(value, name)
-        except (AttributeError, NotImplementedError):
-            continue
-        if not callable(part) or isinstance(part, torch.distributions.Distribution | Transform):
-            found[name] = inner(part)
+        # Of a masked distribution the mask is hidden, and a method has its name.
+        for attribute in (name, f"_{name}"):
+            with suppress(NotImplementedError, AttributeError):
+                part = getattr(value, attribute)
+                if not callable(part) or isinstance(part, torch.distributions.Distribution | Transform):
+                    found[name] = inner(part)
+                    break
     return found
 
 
@@ -202,11 +204,16 @@ def _tree(module: nn.Module, inner: Callable[[Any], Any]) -> dict[str, Any]:
             return
         found[name] = _facts(part, inner)
         if id(part) not in above:
-            for key, child in part.named_children():
+            for key, child in _children(part):
                 add(child, f"{name}.{key}" if name else key, (*above, id(part)))
 
     add(module, "", ())
     return found
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Submodules at all of their places; ``named_children`` names a module once."""
+    return [(name, part) for name, part in vars(module)["_modules"].items() if part is not None]
 
 
 def _facts(part: nn.Module, inner: Callable[[Any], Any]) -> dict[str, Any]:

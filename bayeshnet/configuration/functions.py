@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import inspect
 import platform
@@ -98,21 +99,21 @@ def code_of_class(cls: type) -> dict[str, str]:
 def _with_version(functions: list[Any]) -> dict[str, str]:
     digest = hashlib.sha256()
     for function in functions:
-        _update(digest, function.__code__, function.__doc__)
+        _update(digest, function.__code__)
     version = f"{platform.python_implementation()} {sys.version_info.major}.{sys.version_info.minor}"
     return {"code": digest.hexdigest()[:16], "python": version}
 
 
-def _update(digest: Any, code: CodeType, doc: str | None) -> None:
-    digest.update(code.co_code)
-    digest.update(repr((code.co_name, code.co_names, code.co_argcount, code.co_kwonlyargcount)).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            _update(digest, constant, None)
-        elif isinstance(constant, frozenset):
-            digest.update(repr(sorted(map(repr, constant))).encode())
-        elif not (isinstance(constant, str) and (constant == doc or constant.count("\n"))):
-            digest.update(repr(constant).encode())
+def _update(digest: Any, code: CodeType) -> None:
+    """Add what the instructions say, and not where constants lie, which a docstring changes."""
+    for instruction in dis.get_instructions(code):
+        value = instruction.arg if instruction.opcode in dis.haslocal else instruction.argval
+        if isinstance(value, CodeType):
+            _update(digest, value)
+            value = None
+        elif isinstance(value, frozenset):
+            value = sorted(map(repr, value))
+        digest.update(f"{instruction.opname} {value!r};".encode())
 
 
 def _names(code: CodeType) -> set[str]:

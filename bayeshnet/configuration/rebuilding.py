@@ -26,6 +26,7 @@ _DISTRIBUTIONS = {
 }
 _TRANSFORMS = {name: vars(transforms)[name] for name in transforms.__all__ if isinstance(vars(transforms)[name], type)}
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+_MOST = 10**6  # an integer that is a size, of which memory is taken
 
 
 class NotRebuiltError(Exception):
@@ -108,7 +109,13 @@ def _made_of(classes: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
         cls = classes.get(description["class"])
         if cls is None:
             raise NotRebuiltError(f"{shortly(description)} is of a class of your own")
-        return cls(**{key: rebuilt(part) for key, part in description["arguments"].items()})
+        arguments = {key: rebuilt(part) for key, part in description["arguments"].items()}
+        if any(isinstance(part, int) and part > _MOST for part in arguments.values()):
+            raise NotRebuiltError(f"{shortly(description)} is of a size that no file can ask for")
+        made = cls(**arguments)
+        for key in {"probs", "logits"} & arguments.keys():  # normalised again, they differ in the last digit
+            vars(made).update({name: arguments[key] for name in (key, "_param") if name in vars(made)})
+        return made
 
     return make
 

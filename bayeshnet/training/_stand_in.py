@@ -42,8 +42,8 @@ def _shapes(value: Any) -> Any:
 def stand_in(model: BayesianModel, shapes: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Make arguments that a guide can be built from, of the shapes of those that it was built from.
 
-    Inputs and weights of rows are 1 everywhere, integers 0. Targets are drawn from the model for weights that are all
-    0, so that they are possible whatever the likelihood is.
+    Inputs, and what else is given with each row, are 1 everywhere, integers 0. Targets are drawn from the model for
+    weights that are all 0, so that they are possible whatever the likelihood is.
 
     Args:
         model: The model.
@@ -61,9 +61,10 @@ def stand_in(model: BayesianModel, shapes: Mapping[str, Any], device: torch.devi
         for name, fn in model.weight_priors().items()
     }
     draws.update({f"likelihood.{name}": fn.sample((1,)) for name, fn in model.likelihood.priors().items()})
-    _, conditional = model.conditional(made["x"], draws)
-    y, like = conditional.sample()[0], _checked("y", shapes["y"])
-    return {**made, "y": y.reshape(len(y), *like[0][1:]).to(like[1])}
+    of_rows = {name: value for name, value in made.items() if name not in ("x", "weight")}
+    _, conditional = model.conditional(made["x"], draws, **of_rows)
+    _, dtype = _checked("y", shapes["y"])
+    return {**made, "y": conditional.sample()[0].to(dtype)}
 
 
 def _made(name: str, part: Any, device: torch.device) -> Any:

@@ -159,7 +159,7 @@ def check_and_fill(found: Mapping[str, tuple[Entry, nn.Module]], number: int, *,
     _report(differing, strict)
     for name, (entry, module) in found.items():
         state = renamed_state(module, entry.tensors) if number == 1 else entry.tensors
-        _check_state(name, _tensors(module, name), state)
+        _check_state(name, module, state)
         states[name] = state
     for name, (_, module) in found.items():
         module.load_state_dict(states[name])
@@ -310,7 +310,16 @@ def stem(path: str | os.PathLike[str]) -> Path:
     return path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
 
 
-def _check_state(name: str, own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+def _check_state(name: str, module: nn.Module, saved: dict[str, Tensor]) -> None:
+    own = _tensors(module, name)
+    # Buffers whose number and shape are themselves a part of the state: the module makes room for them.
+    free = tuple(
+        f"{path}.{key}".lstrip(".")
+        for path, part in module.named_modules()
+        for key in getattr(part, "free_buffers", ())
+    )
+    if free:
+        own, saved = ({k: v for k, v in part.items() if not k.startswith(free)} for part in (own, saved))
     missing, surplus = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
     if missing or surplus:
         raise CheckpointError(
