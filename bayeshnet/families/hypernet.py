@@ -237,9 +237,11 @@ class Hypernet(Family, short_form="hypernet"):
             self.noise.warm_start(mean, std)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """See :meth:`Family.param_groups`: the hypernetwork acts on many latents at once and takes smaller steps.
+        """See :meth:`Family.param_groups`: what acts on many latents at once takes smaller steps.
 
-        Beside noise of blocks all of it does, since it bends noise that has the right place and scale without it, and
+        The default hypernetwork does by its own parametrisation, with any optimiser, and is one group with the rest;
+        of one of the user's own the layers before the output layer's bias and skip are a group with a smaller rate.
+        Beside noise of blocks all of the hypernetwork is, since it bends noise that has the right place and scale without it, and
         its output layer decays: of its thousands of weights each follows the noise of its gradient and adds a little to
         the spread of what is drawn; what the data do not ask for again and again is taken back.
         """
@@ -251,6 +253,8 @@ class Hypernet(Family, short_form="hypernet"):
         else:
             direct: Any = getattr(self.sampler.generator, "direct_params", None)
             generator: Any = self.sampler.generator
+            if getattr(generator, "gains", None) is not None:
+                return each_at([], list(self.parameters()), lr)
             slow = [(_without(generator.internal_params or (), direct() if direct is not None else ()), _RATE, 0.0)]
         known = [param for params, _, _ in slow for param in params]
         return each_at(slow, _without(self.parameters(), known), lr)

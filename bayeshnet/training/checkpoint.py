@@ -132,8 +132,7 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> None:
             )
         prefix = f"{name}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if description["format"] < _FORMAT:
-            state = renamed_state(module, state)
+        state = renamed_state(module, state)
         _check_state(name, _tensors(module, name), state)
         states[name] = state
     for name, module in modules.items():
