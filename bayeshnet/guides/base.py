@@ -47,8 +47,7 @@ def _is_not_latent_or_data(msg: Any) -> bool:
 class Guide(NoiseCoordinates):
     """Base of the guides: built at once from an example, and usable under every ELBO of Pyro.
 
-    Its parameters are in the module, and not in Pyro's parameter store: ``pyro.get_param_store().save`` writes none of
-    them. Use :func:`~bayeshnet.save` or the ``state_dict``.
+    Its parameters are in the module: ``pyro.get_param_store().save`` writes none of them, :func:`~bayeshnet.save` all.
 
     A subclass implements :meth:`get_posterior` and :meth:`move_to`, and :meth:`learned_modules` if it has parameters.
 
@@ -130,6 +129,7 @@ class Guide(NoiseCoordinates):
         detach_trace(trace)
         self.sites = latent_sites(trace)
         self.latent_dim = sum(site.numel for site in self.sites)
+        self._create_plates(*args, **kwargs)  # NeuTraReparam asks for them before the first call
 
     def example_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of the model, positional and by keyword, that the guide was built from."""
