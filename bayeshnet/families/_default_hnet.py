@@ -69,6 +69,7 @@ def default_hnet(
         activation_fn=nn.Tanh(),
         verbose=False,
         linear_skip=True,
+        gains=None if start_scale is None else [*(width**-0.5 for width in (noise_dim, *hidden_layers)), 1 / noise_dim],
     )
     if start_scale is None:
         wrapper = HPerturbWrapper(hnet, sigma_noise=1.0, noise=noise, verbose=False)
@@ -78,7 +79,7 @@ def default_hnet(
     head_weight, head_bias, skip_weight = output_params(wrapper)
     head_weight.zero_()
     head_bias.copy_(start)
-    skip_weight.normal_(0.0, 0.1 / math.sqrt(noise_dim))
+    skip_weight.normal_(0.0, 0.1 * math.sqrt(noise_dim))  # its gain is 1 / n
     # The n first outputs meet the noise twice. Without a linear part there the map from noise to weights starts
     # injective, and the log-determinant in the ELBO keeps it from folding on the way.
     skip_weight[:noise_dim] = 0.0

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions.transforms import Transform
 from typing_extensions import Self
 
 from bayeshnet.checks import kind_of
@@ -157,6 +158,21 @@ class Family(Configured, nn.Module, ABC):
             loc: Offset ``[n]``.
             scale: Positive factor ``[n]``.
         """
+
+    def noise_transform(self, loc: Tensor, scale: Tensor) -> Transform:
+        """Return the bijection from standard normal noise ``[n]`` to ``loc + scale * u``.
+
+        Args:
+            loc: Offset ``[n]``.
+            scale: Positive factor ``[n]``.
+
+        Raises:
+            UsageError: If the family is none.
+        """
+        raise UsageError(
+            f"get_transform: the guide's family, {self.describe()}, is no bijection of as many standard normal numbers "
+            "as there are latents; build the guide with family='mean_field', 'low_rank' or 'hypernet'."
+        )
 
     def warm_start(self, mean: Tensor, std: Tensor) -> None:
         """Move to these means and standard deviations, latent by latent, in place.

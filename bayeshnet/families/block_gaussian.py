@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
+from torch.distributions.transforms import Transform
 
 from bayeshnet.checks import require_count
-from bayeshnet.errors import ArgumentError
+from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.families._blocks import BlockLayout
 from bayeshnet.families.base import Family, Start, assign
 from bayeshnet.families.flat_distribution import FlatDistribution
+from bayeshnet.families.noise_transform import NoiseTransform
 from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["BlockGaussian", "BlockGaussianWeights", "BlockNoise"]
@@ -101,9 +103,7 @@ class BlockGaussianWeights(FlatDistribution):
             drawn = self.noise.rsample(Size((parts * rounds,)))
         else:
             drawn = torch.randn(parts * rounds, self.loc.shape[1], dtype=self.loc.dtype, device=self.loc.device)
-        noise = drawn.unflatten(0, (parts, rounds))
-        mixed = _mixed(self.factors, self.layout, noise)
-        ordered = torch.addcmul(self.loc.unsqueeze(1), self.log_scale.exp().unsqueeze(1), mixed).flatten(0, 1)
+        ordered = self._of_noise(drawn.unflatten(0, (parts, rounds))).flatten(0, 1)
         chosen: Tensor | None = None
         if parts > 1:
             ranks = torch.rand(rounds, parts, device=ordered.device).argsort(1)  # each round in random order
@@ -112,6 +112,15 @@ class BlockGaussianWeights(FlatDistribution):
             ordered = ordered.index_select(0, chosen)
         # Not ordered[:, order]: with its backward pass that takes twice the time.
         return ordered.index_select(1, self.layout.order), _Made(ordered, drawn, chosen, of_noise)
+
+    def _of_noise(self, noise: Tensor) -> Tensor:
+        """The weights of each component ``[C, S, D]``, ordered by unit, that noise ``[C, S, D]`` makes."""
+        mixed = _mixed(self.factors, self.layout, noise)
+        return torch.addcmul(self.loc.unsqueeze(1), self.log_scale.exp().unsqueeze(1), mixed)
+
+    def of_noise(self, noise: Tensor) -> Tensor:
+        """Return the weights ``[S, D]`` that the only component makes of e ``[S, D]``."""
+        return self._of_noise(noise.unsqueeze(0)).squeeze(0).index_select(1, self.layout.order)
 
     def log_prob_of_draw(self, made_of: _Made) -> Tensor:
         """See :meth:`FlatDistribution.log_prob_of_draw`."""
@@ -240,6 +249,20 @@ class BlockGaussian(Family, short_form="block_gaussian"):
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> BlockGaussianWeights:
         """See :meth:`Family.distribution`."""
         return self.noise.distribution(loc, scale)
+
+    def noise_transform(self, loc: Tensor, scale: Tensor) -> Transform:
+        """See :meth:`Family.noise_transform`: of one component alone.
+
+        Raises:
+            UsageError: If there are several.
+        """
+        if self.num_components != 1:
+            raise UsageError(
+                f"get_transform: the guide's family is a mixture of {self.num_components} Gaussians, and no bijection "
+                "of noise; build the guide with family=BlockGaussian(num_components=1)."
+            )
+        made = self.distribution(loc, scale)
+        return NoiseTransform(made.of_noise, lambda noise: made.log_scale.sum().expand(len(noise)))
 
     def warm_start(self, mean: Tensor, std: Tensor) -> None:
         """See :meth:`Family.warm_start`; correlations start anew."""

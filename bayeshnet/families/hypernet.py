@@ -9,18 +9,20 @@ from typing import Any, Literal, TypeAlias
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions.transforms import Transform
 
 from bayeshnet.checks import kind_of, require_count
 from bayeshnet.entropy.change_of_variables import ChangeOfVariables
 from bayeshnet.entropy.linearised import Linearised
 from bayeshnet.entropy.path_gradient import PathGradient
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
-from bayeshnet.entropy.sampler import NoisySampler
+from bayeshnet.entropy.sampler import NoisySampler, percent
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.families._default_hnet import default_hnet, move_hnet, output_params, unbend
 from bayeshnet.families.base import Family, Start, each_at
 from bayeshnet.families.block_gaussian import BlockNoise
 from bayeshnet.families.implicit_weights import ImplicitWeights
+from bayeshnet.families.noise_transform import NoiseTransform
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.mnets.param_table import num_weights
@@ -39,6 +41,7 @@ _WIDE_UP_TO, _WIDE = 4, 0.5
 _FEW = 64
 _NOISE_DIM = 20
 _CLIP_NORM = 10.0
+_FOLD_DRAWS = 256
 # Beside noise of blocks: factor of the learning rate of the hypernetwork, and the decay of its output layer. At fit's
 # rate of 0.01 what no gradient holds up falls to 1/e in 130 steps.
 _RATE, _RATE_BESIDE_BLOCKS, _DECAY = 0.3, 0.05, 15.0
@@ -219,6 +222,38 @@ class Hypernet(Family, short_form="hypernet"):
         # Not validated: it is built at every step, of parts that were checked once.
         return ImplicitWeights(self.sampler, estimator=self.estimator, loc=loc, scale=scale, validate_args=False)
 
+    def noise_transform(self, loc: Tensor, scale: Tensor) -> Transform:
+        """See :meth:`Family.noise_transform`: with shared noise the map is one if it does not fold.
+
+        Where the determinant has the sign opposite to that at noise 0, which only a fold can bring about, the
+        transform's density is 0, so that a chain stays on one side.
+
+        Raises:
+            UsageError: If noise is independent or of blocks, or the map folds at one of 256 draws.
+        """
+        if self.noise is not None or not self.sampler.shared or not isinstance(self.estimator, ChangeOfVariables):
+            return super().noise_transform(loc, scale)
+        sampler, estimator, like = self.sampler, self.estimator, self.sampler.sigma
+        generator = torch.Generator().manual_seed(0)  # the check takes nothing from the caller's stream
+        noise = torch.randn(_FOLD_DRAWS, sampler.latent_dim, generator=generator).to(like)
+        with torch.no_grad():
+            signs = estimator.slogdet(sampler, torch.cat([torch.zeros_like(noise[:1]), noise]))[0]
+        folded = float((signs != signs[0]).double().mean())
+        if folded:
+            raise UsageError(
+                f"get_transform: the hypernetwork folds at {percent(folded)} of its draws, so that it is no bijection "
+                "of noise; train it longer with more particles, or build the guide with family='low_rank'."
+            )
+
+        def log_det(rows: Tensor) -> Tensor:
+            sign, log_abs = estimator.slogdet(sampler, rows[:, : sampler.latent_dim])
+            return torch.where(sign == signs[0], log_abs + scale.log().sum(), -torch.inf)
+
+        def values(rows: Tensor) -> Tensor:
+            return torch.addcmul(loc, scale, sampler.place(rows[:, : sampler.latent_dim], rows).weights)
+
+        return NoiseTransform(values, log_det)
+
     def warm_start(self, mean: Tensor, std: Tensor) -> None:
         """See :meth:`Family.warm_start`.
 
@@ -237,9 +272,11 @@ class Hypernet(Family, short_form="hypernet"):
             self.noise.warm_start(mean, std)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """See :meth:`Family.param_groups`: the hypernetwork acts on many latents at once and takes smaller steps.
+        """See :meth:`Family.param_groups`: what acts on many latents at once takes smaller steps.
 
-        Beside noise of blocks all of it does, since it bends noise that has the right place and scale without it, and
+        The default hypernetwork does by its own parametrisation, with any optimiser, and is one group with the rest;
+        of one of the user's own the layers before the output layer's bias and skip are a group with a smaller rate.
+        Beside noise of blocks all of the hypernetwork is, since it bends noise that has the right place and scale without it, and
         its output layer decays: of its thousands of weights each follows the noise of its gradient and adds a little to
         the spread of what is drawn; what the data do not ask for again and again is taken back.
         """
@@ -251,6 +288,8 @@ class Hypernet(Family, short_form="hypernet"):
         else:
             direct: Any = getattr(self.sampler.generator, "direct_params", None)
             generator: Any = self.sampler.generator
+            if getattr(generator, "gains", None) is not None:
+                return each_at([], list(self.parameters()), lr)
             slow = [(_without(generator.internal_params or (), direct() if direct is not None else ()), _RATE, 0.0)]
         known = [param for params, _, _ in slow for param in params]
         return each_at(slow, _without(self.parameters(), known), lr)

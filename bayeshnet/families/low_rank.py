@@ -6,11 +6,13 @@ import math
 
 import torch
 from torch import Size, Tensor, nn
+from torch.distributions.transforms import Transform
 
 from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, DensityError
 from bayeshnet.families.base import Family, Start, assign
 from bayeshnet.families.flat_distribution import FlatDistribution
+from bayeshnet.families.noise_transform import NoiseTransform
 from bayeshnet.normal_density import log_standard_normal
 
 __all__ = ["LowRank", "MultiplicativeLowRank"]
@@ -70,11 +72,23 @@ class MultiplicativeLowRank(FlatDistribution):
 
     def draw(self, num: int) -> tuple[Tensor, None]:
         """See :meth:`FlatDistribution.draw`."""
-        noise = torch.randn(num, len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
-        noise = noise + (noise @ self.right) @ self.left.T
-        return torch.addcmul(self.loc, noise, self.log_scale.exp()), None
+        return self.of_noise(torch.randn(num, len(self.loc), dtype=self.loc.dtype, device=self.loc.device)), None
 
-    def _log_prob_at(self, rows: Tensor) -> Tensor:
+    def of_noise(self, noise: Tensor) -> Tensor:
+        """Return the weights ``[S, D]`` that standard normal noise ``[S, D]`` makes."""
+        noise = noise + (noise @ self.right) @ self.left.T
+        return torch.addcmul(self.loc, noise, self.log_scale.exp())
+
+    def log_det(self) -> Tensor:
+        """Return the logarithm of the determinant of the map from noise to weights.
+
+        Raises:
+            DensityError: If it is singular or not finite.
+        """
+        return self._core()[1].to(self.loc.dtype) + self.log_scale.sum()
+
+    def _core(self) -> tuple[Tensor, Tensor]:
+        """``I + V^T U`` ``[r, r]`` and the logarithm of its determinant, both in float64."""
         rank = self.left.shape[-1]
         # r x r algebra in float64: the determinant is that of a matrix that may be close to singular.
         left, right = self.left.double(), self.right.double()
@@ -85,6 +99,10 @@ class MultiplicativeLowRank(FlatDistribution):
                 "left, right: I + V^T U is singular or not finite, so the distribution has no density; lower the "
                 "learning rate or start from a smaller left factor."
             )
+        return core, log_det
+
+    def _log_prob_at(self, rows: Tensor) -> Tensor:
+        core, log_det = self._core()
         scaled = (rows - self.loc) * (-self.log_scale).exp()
         inner = torch.linalg.solve(core, (scaled @ self.right).double().unsqueeze(-1)).squeeze(-1)
         noise = scaled - inner.to(scaled.dtype) @ self.left.T
@@ -126,6 +144,11 @@ class LowRank(Family, short_form="low_rank"):
             mean, log_scale = scale * mean, log_scale + scale.log()
         mean = mean if loc is None else loc + mean
         return MultiplicativeLowRank(mean, log_scale, self.left, self.right, validate_args=False)
+
+    def noise_transform(self, loc: Tensor, scale: Tensor) -> Transform:
+        """See :meth:`Family.noise_transform`."""
+        made = self.distribution(loc, scale)
+        return NoiseTransform(made.of_noise, lambda noise: made.log_det().expand(len(noise)))
 
     def warm_start(self, mean: Tensor, std: Tensor) -> None:
         """See :meth:`Family.warm_start`; correlations stay."""

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions.transforms import AffineTransform, Transform
 
 from bayeshnet.families.base import Family, Start, assign, placed
 
@@ -32,6 +33,10 @@ class MeanField(Family, short_form="mean_field"):
         """See :meth:`Family.distribution`."""
         mean, std = placed(self.loc, self.log_scale.exp(), loc, scale)
         return cast("TorchDistribution", dist.Normal(mean, std, validate_args=False).to_event(1))
+
+    def noise_transform(self, loc: Tensor, scale: Tensor) -> Transform:
+        """See :meth:`Family.noise_transform`."""
+        return AffineTransform(*placed(self.loc, self.log_scale.exp(), loc, scale), event_dim=1)
 
     def warm_start(self, mean: Tensor, std: Tensor) -> None:
         """See :meth:`Family.warm_start`."""

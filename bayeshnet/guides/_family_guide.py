@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions.transforms import Transform
 
 from bayeshnet.checks import require_count
 from bayeshnet.deprecation import stacklevel_of_user
@@ -219,6 +220,19 @@ class FamilyGuide(Guide):
             tempering_exponent=self.tempering_exponent,
             validate_args=False,
         )
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Transform:
+        """Return the bijection of the family; see the base class.
+
+        Raises:
+            UsageError: If layers are conditional, or the family is no bijection of noise.
+        """
+        if self._plan is not None or self.family is None:
+            raise UsageError(
+                f"get_transform: the guide draws {', '.join(cast('ConditionalPlan', self._plan).names)} conditionally on inducing points, "
+                "with a choice among proposals, which is no bijection of noise; build it with conditional=None."
+            )
+        return self.family.noise_transform(self.loc, self.scale)
 
     def _prior_scale(self) -> Tensor | None:
         """Prior standard deviations of the family's latents, whitened, if learning has changed them and they matter."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.infer.autoguide import AutoContinuous, AutoGuide
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -18,11 +18,12 @@ from bayeshnet.checks import kind_of, require_count, require_trainable
 from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentTypeError, BayeshnetError
 from bayeshnet.guides._decay import GroupDecay
+from bayeshnet.guides._noise_coordinates import NoiseCoordinates
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.sites.arguments import call_arguments, call_error, nan_data_error, refuse_nan_data, require_targets
-from bayeshnet.sites.latents import LatentSite, constrained, emit_sites, latent_sites, nodes_of
+from bayeshnet.sites.latents import constrained, emit_sites, latent_sites, nodes_of
 from bayeshnet.sites.one_thread import one_thread
-from bayeshnet.sites.prototype import CheckedInit, detach_trace, prior_draw
+from bayeshnet.sites.prototype import CheckedInit, detach_trace, prior_draw, refuse_sampled_layers
 from bayeshnet.sites.quantiles import checked_levels, sample_quantiles
 from bayeshnet.sites.shown_data import show_example
 
@@ -45,8 +46,10 @@ def _is_not_latent_or_data(msg: Any) -> bool:
     return msg["type"] != "sample" or site_is_subsample(msg)
 
 
-class Guide(Configured, AutoContinuous):
+class Guide(Configured, NoiseCoordinates):
     """Base of the guides: built at once from an example, and usable under every ELBO of Pyro.
+
+    Its parameters are in the module: ``pyro.get_param_store().save`` writes none of them, :func:`~bayeshnet.save` all.
 
     A subclass implements :meth:`get_posterior` and :meth:`move_to`, and :meth:`learned_modules` if it has parameters.
 
@@ -63,7 +66,8 @@ class Guide(Configured, AutoContinuous):
 
     Raises:
         ArgumentError: If latents are discrete or absent, or the data hold NaN or infinite values.
-        ArgumentTypeError: If ``model`` or ``init_loc_fn`` cannot be called, or the model not with ``example``.
+        ArgumentTypeError: If ``model`` or ``init_loc_fn`` cannot be called, or the model not with ``example``, or its
+            layers have ``PyroSample`` weights.
         UsageError: Under ``torch.inference_mode()``, in which nothing can be built that learns.
 
     Example:
@@ -92,6 +96,7 @@ class Guide(Configured, AutoContinuous):
             raise ArgumentTypeError(f"model: is {kind_of(model)}; pass a Pyro model, a callable.")
         if isinstance(model, AutoGuide):
             raise ArgumentTypeError(f"model: is a guide ({type(model).__name__}); pass the model itself.")
+        refuse_sampled_layers(model)
         require_trainable(type(self).__name__)
         super().__init__(model, init_loc_fn=prior_draw if init_loc_fn is None else CheckedInit(init_loc_fn))
         self._original: tuple[Callable[..., Any]] | None = (model,)  # in a tuple: no submodule of the guide
@@ -128,8 +133,9 @@ class Guide(Configured, AutoContinuous):
         for name in trace.observation_nodes:
             trace.remove_node(name)
         detach_trace(trace)
-        self.sites: list[LatentSite] = latent_sites(trace)
+        self.sites = latent_sites(trace)
         self.latent_dim = sum(site.numel for site in self.sites)
+        self._create_plates(*args, **kwargs)  # NeuTraReparam asks for them before the first call
 
     def example_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of the model, positional and by keyword, that the guide was built from."""

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions.transforms import AffineTransform, Transform
 from torch.nn import functional as F
 
 from bayeshnet.checks import require_positive
@@ -177,6 +178,10 @@ class AutoHypernetNormal(ExplicitHypernet):
         """Return the distribution over all latents, flattened and unconstrained: a draw is ``[D]``."""
         mean, std = self.moments()
         return dist.Normal(mean, std, validate_args=False).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Transform:
+        """Return the affine map from noise to all latents; see the base class."""
+        return AffineTransform(*self.moments(), event_dim=1)
 
     # ------------------------------------------------------------------ the guide
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayeshnet.checks import shown
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.hnets.arguments import check_activation, check_sizes, no_embeddings, read_target_shapes
 from bayeshnet.hnets.base import HyperNet
 from bayeshnet.hnets.hyperfan import hyperfan_init
@@ -59,9 +59,13 @@ class HMLP(MLPFeatures):
         use_spectral_norm: Divide each weight matrix by its largest singular value.
         use_batch_norm: Normalise the hidden layers over the batch.
         linear_skip: Add a linear map of the input: ``W f_L + b + A x``.
+        gains: A positive factor of each weight matrix, those of the layers and then that of the skip: a parameter V
+            stands for the matrix ``gain * V``, and starts so that the matrix starts as without. An optimiser whose
+            steps do not depend on the scale of gradients, such as Adam, then moves the matrix by ``gain * lr``
+            ("equalised learning rate", Karras et al. 2018, https://arxiv.org/abs/1710.10196). A buffer keeps them.
 
     Raises:
-        ArgumentError: If a size or a rate is out of range, or there is neither kind of input.
+        ArgumentError: If a size, a rate or a gain is out of range, or there is neither kind of input.
 
     Example:
         >>> import torch
@@ -70,6 +74,8 @@ class HMLP(MLPFeatures):
         >>> weight.shape, bias.shape
         (torch.Size([10, 5]), torch.Size([10]))
     """
+
+    gains: Tensor | None
 
     def __init__(
         self,
@@ -88,6 +94,7 @@ class HMLP(MLPFeatures):
         use_batch_norm: bool = False,
         *,
         linear_skip: bool = False,
+        gains: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         target_shapes = read_target_shapes(target_shapes)
@@ -136,6 +143,8 @@ class HMLP(MLPFeatures):
             self._batchnorm_layers = nn.ModuleList([BatchNormLayer(width, affine=False) for width in layers])
         if use_spectral_norm:
             self._normalise([i for i, record in enumerate(records) if record.name == "weight"])
+        matrices = len(self._fc_refs) + linear_skip
+        self.register_buffer("gains", None if gains is None else _checked_gains(gains, matrices))
         self._reset_parameters()
         if verbose:
             uncond = sum(records[ref].numel for ref in self._layout.uncond)
@@ -160,6 +169,52 @@ class HMLP(MLPFeatures):
                 nn.init.uniform_(param, -bound, bound)
             else:
                 nn.init.constant_(param, 1.0 if record.name == "bn_scale" else 0.0)
+        self._divide_by_gains(self._internal_list(), self._layout.internal)
+
+    # ------------------------------------------------------------------ factors of the weight matrices
+
+    @torch.no_grad()
+    def _divide_by_gains(self, tensors: Sequence[Tensor], refs: Sequence[int]) -> None:
+        """Turn weight matrices into the parameters that stand for them, in place."""
+        for ref, tensor in zip(refs, tensors, strict=True) if self.gains is not None else ():
+            if self._layout.records[ref].name == "weight":
+                tensor.div_(self.gains[self._matrix_of(ref)])
+
+    def _matrix_of(self, ref: int) -> int:
+        """Number of a weight matrix by its place in the table, as in ``gains``."""
+        refs = [weight for weight, _ in self._fc_refs]
+        return refs.index(ref) if ref in refs else len(refs)
+
+    def _kernel(self, weights: Sequence[Tensor], ref: int, *, update: bool = True) -> Tensor:
+        kernel = super()._kernel(weights, ref, update=update)
+        return kernel if self.gains is None else kernel * self.gains[self._matrix_of(ref)]
+
+    def adopt_state(self, state: MutableMapping[str, Tensor], prefix: str) -> None:
+        """Let a state dict that was saved without ``gains`` stand for the same matrices, in place.
+
+        Args:
+            state: Tensors by key.
+            prefix: What precedes the keys of this network.
+
+        Example:
+            >>> plain, scaled = (HMLP([[3]], 2, 0, layers=(), gains=gains) for gains in (None, [0.5]))
+            >>> scaled.load_state_dict(plain.state_dict())
+            <All keys matched successfully>
+            >>> z = torch.randn(4, 2)
+            >>> torch.equal(plain(z, ret_format="flattened"), scaled(z, ret_format="flattened"))
+            True
+        """
+        if self.gains is None or f"{prefix}gains" in state:
+            return
+        keys = [f"{prefix}_internal_params.{i}" for i in range(len(self._layout.internal))]
+        if all(key in state for key in keys):
+            state.update({key: state[key].clone() for key in keys})
+            self._divide_by_gains([state[key] for key in keys], self._layout.internal)
+            state[f"{prefix}gains"] = self.gains.to(state[keys[0]])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.adopt_state(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     # ------------------------------------------------------------------ the map
 
@@ -223,8 +278,8 @@ class HMLP(MLPFeatures):
             return None
         layers: list[Tensor | None] = []
         for ref, bias_ref in self._fc_refs:
-            layers += [full[ref], None if bias_ref is None else full[bias_ref]]
-        return [*layers, full[-1] if self._linear_skip else None]
+            layers += [self._kernel(full, ref), None if bias_ref is None else full[bias_ref]]
+        return [*layers, self._kernel(full, len(full) - 1) if self._linear_skip else None]
 
     # ------------------------------------------------------------------ initialisation
 
@@ -232,6 +287,11 @@ class HMLP(MLPFeatures):
 
     def init_parts(self, places: Sequence[Places]) -> list[HeadPart]:
         """See :meth:`bayeshnet.hnets.hyperfan_parts.Initialisable.init_parts`."""
+        if self.gains is not None:
+            raise UsageError(
+                "hnet: is an HMLP with gains, whose parameters are not the weights that hyperfan has formulas for; "
+                "build it without gains, or leave its start as it is."
+            )
         return [HeadPart(self, tuple(places), self.uncond_in_size, self.cond_in_size, self.activation_fn)]
 
     # ------------------------------------------------------------------ interface
@@ -284,3 +344,10 @@ def _check_layers(in_size: int, layers: Sequence[int], dropout_rate: float) -> N
         raise ArgumentTypeError(f"dropout_rate: is {shown(dropout_rate)}; pass a number in [0, 1], or -1 for none.")
     if dropout_rate != -1 and not 0 <= dropout_rate <= 1:
         raise ArgumentError(f"dropout_rate: is {dropout_rate}; pass a number in [0, 1], or -1 for none.")
+
+
+def _checked_gains(gains: Sequence[float], num: int) -> Tensor:
+    values = torch.tensor([float(gain) for gain in gains])
+    if len(values) != num or not bool((torch.isfinite(values) & (values > 0)).all()):
+        raise ArgumentError(f"gains: is {shown(gains)}; pass {num} positive numbers, one for each weight matrix.")
+    return values

@@ -165,26 +165,31 @@ class ConditionalWeights(FlatDistribution):
             drawn = self._propose(num)
             rows = self._join(drawn.parts, drawn.layers.values)
             return rows, _Made(rows.dtype, None, drawn.whitened, drawn.made_of, drawn.layers.log_probs)
-        size = max(1, _CHUNK // (self.inducing.cost * self.num_proposals))
+        size = max(1, _CHUNK // (self.inducing.cost * self._num_weighed()))
         counts = [min(size, num - done) for done in range(0, num, size)] or [0]
         rows, log_q = (torch.cat(column) for column in zip(*map(self._resample, counts), strict=True))
         return rows, _Made(rows.dtype, log_q)
 
     def _resample(self, num: int) -> tuple[Tensor, Tensor]:
         """Draw ``[num, D]``, each resampled from its proposals, with their log q ``[num]``."""
-        several = self.num_proposals > 1 and num > 0
-        drawn = self._propose(num * self.num_proposals, finish=not several)
+        number = self._num_weighed()
+        several = number > 1 and num > 0
+        drawn = self._propose(num * number, finish=not several)
         if not several:
             log_q = self._log_unconditional(drawn.whitened, drawn.made_of)
             return self._join(drawn.parts, drawn.layers.values), log_q + torch.stack(drawn.layers.log_probs).sum(0)
         log_q, log_weight = self._weigh(drawn.whitened, drawn.layers, drawn.made_of)
-        log_weight = log_weight.reshape(num, self.num_proposals)
+        log_weight = log_weight.reshape(num, number)
         choice = torch.multinomial(log_weight.softmax(-1), 1)
-        excess = math.log(self.num_proposals) + log_weight.log_softmax(-1).gather(1, choice).squeeze(1)
-        places = choice.squeeze(1) + self.num_proposals * torch.arange(num, device=choice.device)
+        excess = math.log(number) + log_weight.log_softmax(-1).gather(1, choice).squeeze(1)
+        places = choice.squeeze(1) + number * torch.arange(num, device=choice.device)
         values, log_probs = drawn.layers.finish(places)
         rows = self._join([part[places] for part in drawn.parts], values)
         return rows, torch.stack(log_probs).sum(0) + log_q[places] + excess
+
+    def _num_weighed(self) -> int:
+        """Number of proposals of a draw; 1 where all weigh the same, so that any one of them has the distribution."""
+        return self.num_proposals if self.num_proposals > 1 and bool(self.tempering_exponent != 0) else 1
 
     def _propose(self, num: int, *, finish: bool = True) -> _Proposals:
         """Draw ``num`` independent proposals."""
@@ -253,7 +258,7 @@ class ConditionalWeights(FlatDistribution):
     def _log_prob_at(self, rows: Tensor) -> Tensor:
         whitened, given = self._divide(rows)
         layers = self._condition(len(rows), self._parts(whitened), given)
-        several = not torch.is_grad_enabled() and self.num_proposals > 1
+        several = not torch.is_grad_enabled() and self._num_weighed() > 1
         log_q, log_weight = self._weigh(whitened, layers) if several else (self._log_unconditional(whitened), None)
         log_q = log_q + torch.stack(layers.log_probs).sum(0)
         if log_weight is not None:

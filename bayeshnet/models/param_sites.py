@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
+from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK, effectful  # pyright: ignore[reportPrivateUsage] - has no public name
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
+
+from bayeshnet.errors import UsageError
 
 __all__ = ["ParamCapture", "emit_param_sites"]
 
@@ -47,6 +52,9 @@ def emit_param_sites(prefix: str, module: nn.Module) -> None:
         prefix: Start of the site names.
         module: Its parameters that require a gradient are announced as ``prefix.name``.
 
+    Raises:
+        UsageError: If Pyro is about to compile a step with ``torch.jit``, for which they would have to be in its store.
+
     Example:
         >>> from pyro import poutine
         >>> trace = poutine.trace(lambda: emit_param_sites("net", nn.Linear(2, 1))).get_trace()
@@ -55,12 +63,26 @@ def emit_param_sites(prefix: str, module: nn.Module) -> None:
     """
     if not _PYRO_STACK:
         return
+    if _captures_for_jit():
+        raise UsageError(
+            "loss: is one of Pyro's Jit*_ELBO, which looks for all parameters in Pyro's global store; those of this "
+            "package's guides and models live in their modules, and a compiled step would not see them. Use the ELBO "
+            "without Jit, such as Trace_ELBO(num_particles=16, vectorize_particles=True)."
+        )
     known = any(isinstance(handler, ParamCapture) and handler.known for handler in _PYRO_STACK)
     for name, param in module.named_parameters():
         if param.requires_grad:
             _param_site(f"{prefix}.{name}", param)
             if known:
                 return
+
+
+def _captures_for_jit() -> bool:
+    """Whether Pyro looks for the parameters of what it will compile: a capture of them alone, straight in a block."""
+    return any(
+        isinstance(inner, TraceMessenger) and inner.param_only and isinstance(outer, BlockMessenger)
+        for outer, inner in pairwise(_PYRO_STACK)
+    )
 
 
 def _param_site(name: str, param: nn.Parameter) -> None:

@@ -271,7 +271,7 @@ def latent_sites(trace: Trace) -> list[LatentSite]:
     """Return the latent sites of a model's trace.
 
     Raises:
-        ArgumentError: If a latent is discrete, or there is none.
+        ArgumentError: If a latent is discrete or local to a plate that is subsampled, or there is none.
 
     Example:
         >>> trace = poutine.trace(lambda: pyro.sample("z", dist.LogNormal(0.0, 1.0))).get_trace()
@@ -287,6 +287,14 @@ def latent_sites(trace: Trace) -> list[LatentSite]:
                 "weight posterior. Sum it out in the model, or hide it, guide = AutoHypernet(poutine.block(model, "
                 f"hide=[{name!r}]), ...), and enumerate it with TraceEnum_ELBO."
             )
+        for frame in site["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ArgumentError(
+                    f"model: its latent site {name!r} is local to the plate {frame.name!r}, of which only {frame.size} "
+                    f"of {frame.full_size} rows are in a batch, and the guide has one set of coordinates, which all "
+                    f"batches would share. Leave out subsample and subsample_size, or draw {name!r} outside of the "
+                    "plate."
+                )
         transform = biject_to(plain_support(fn.support))
         unconstrained = transform.inv(value)
         sites.append(

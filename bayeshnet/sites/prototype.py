@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.sites.latents import nodes_of, plain_support
 
-__all__ = ["CheckedInit", "detach_trace", "prior_draw"]
+__all__ = ["CheckedInit", "detach_trace", "prior_draw", "refuse_sampled_layers"]
+
+_CONTAINERS = "torch.nn.modules.container"
 
 
 def prior_draw(site: Any) -> Tensor:
@@ -93,6 +95,36 @@ class CheckedInit:
         if not bool(torch.isfinite(value).all()):
             raise ArgumentError(f"init_loc_fn: gives values for the site {name!r} that are NaN or infinite.")
         return value
+
+
+def refuse_sampled_layers(model: Any) -> None:
+    """Raise if weights of layers are Pyro sites of their own: ``PyroModule[nn.Linear]`` with ``PyroSample`` weights.
+
+    Such layers take one set of weights at a time, where guides and predictions draw many at once.
+
+    Args:
+        model: A model; anything that is no module is accepted.
+
+    Raises:
+        ArgumentTypeError: If a layer of torch has a weight that is a ``PyroSample``.
+
+    Example:
+        >>> from pyro.nn import PyroModule
+        >>> refuse_sampled_layers(PyroModule[torch.nn.Linear](2, 1))
+    """
+    for name, part in model.named_modules() if isinstance(model, nn.Module) else ():
+        sampled = [str(key) for key in vars(part).get("_pyro_samples", ())]
+        if sampled and any(_is_layer(kind) for kind in type(part).__mro__):
+            raise ArgumentTypeError(
+                f"model: its layer {name or type(part).__name__!r} has weights {sampled} that are a PyroSample, and "
+                "such a layer takes one draw at a time; pass BayesianModel(network, prior=..., likelihood=...) with "
+                "the plain network, nn.Linear in place of PyroModule[nn.Linear]. AutoNormal of Pyro takes it as it is."
+            )
+
+
+def _is_layer(kind: type) -> bool:
+    module = kind.__module__
+    return module.startswith("torch.nn.modules.") and module not in ("torch.nn.modules.module", _CONTAINERS)
 
 
 def detach_trace(trace: Trace) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pyro
 import torch
-from pyro.infer import SVI, ReweightedWakeSleep, Trace_ELBO
+from pyro.infer import ELBO, SVI, ReweightedWakeSleep, Trace_ELBO
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -128,6 +128,11 @@ def check_loss(loss: Any) -> None:
         raise ArgumentTypeError(
             "loss: is a ReweightedWakeSleep, which has two losses, and fit minimises one; use pyro.infer.SVI with it, "
             f"or {advice}."
+        )
+    if type(loss).__name__.startswith("Jit") and isinstance(loss, ELBO):
+        raise ArgumentTypeError(
+            f"loss: is a {type(loss).__name__}, which compiles a step for parameters in Pyro's global store, and those "
+            f"of guides and models of this package live in their modules; {advice}."
         )
     if isinstance(loss, SVI) or not callable(getattr(loss, "loss_and_grads", None)):
         raise ArgumentTypeError(f"loss: is {kind_of(loss)}; {advice}.")

@@ -1,4 +1,4 @@
-"""Names of earlier versions in checkpoints: from the keys of a state dict then to those of now."""
+"""Checkpoints of earlier versions: from the keys and values of a state dict then to those of now."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def renamed_class(name: str) -> str:
 
 
 def renamed_state(module: nn.Module, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of an earlier version the keys of now.
+    """Give the tensors of an earlier version the keys of now, and the values where these have changed.
 
     A key is renamed if it belongs to a class with other names now, in the module itself or anywhere in it, and only
-    where the module has the new name and not the old one.
+    where the module has the new name and not the old one. A part with a method ``adopt_state(state, prefix)``, such as
+    :class:`~bayeshnet.hnets.HMLP`, converts what an earlier version had saved of it.
 
     Args:
         module: The module to be filled.
@@ -68,4 +69,8 @@ def renamed_state(module: nn.Module, saved: Mapping[str, Tensor]) -> dict[str, T
                 now = after + key.removeprefix(before)
                 if key not in own and now in own:
                     found[now] = found.pop(key)
+    for path, part in module.named_modules():
+        adopt = getattr(part, "adopt_state", None)
+        if adopt is not None:
+            adopt(found, f"{path}." if path else "")
     return found

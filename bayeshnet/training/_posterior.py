@@ -105,7 +105,7 @@ def load_posterior(
     model_class = _class_of(of_model, "model", BayesianModel)
     options = _options(of_model, "the model", {"prior": prior, "likelihood": likelihood}, skip=("net",))
     model = _built(lambda: model_class(net, **options), "model")
-    check_and_fill({"model": (of_model, model)}, contents.format)
+    check_and_fill({"model": (of_model, model)})
     guide_class = _class_of(entry, "guide", Guide)
     given = {"hnet": hnet} if family is None else {"family": family}
     skip = ("family",) if hnet is not None and "family" in _arguments(entry) else ()
@@ -114,7 +114,7 @@ def load_posterior(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         example = _built(lambda: stand_in(model, entry.example or {}, device), "example")
         guide = _built(lambda: guide_class(model, example=example, **options), "guide")
-    check_and_fill({"guide": (entry, guide)}, contents.format)
+    check_and_fill({"guide": (entry, guide)})
     return Posterior(model, guide)
 
 

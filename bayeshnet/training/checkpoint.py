@@ -135,15 +135,14 @@ def load(path: str | os.PathLike[str], *, strict: bool = True, **modules: nn.Mod
         own, model = _models_of(module), contents.entries[name].model
         if own and id(own[0]) not in known and model in contents.entries and model not in found:
             found[model] = (contents.entries[model], own[0])
-    check_and_fill(found, contents.format, strict=strict)
+    check_and_fill(found, strict=strict)
 
 
-def check_and_fill(found: Mapping[str, tuple[Entry, nn.Module]], number: int, *, strict: bool = True) -> None:
+def check_and_fill(found: Mapping[str, tuple[Entry, nn.Module]], *, strict: bool = True) -> None:
     """Fill modules with what a checkpoint has of them, after all of them were checked.
 
     Args:
         found: What the file has of a module, and the module, by name.
-        number: The format of the file.
         strict: As for :func:`load`.
     """
     states: dict[str, dict[str, Tensor]] = {}
@@ -158,7 +157,7 @@ def check_and_fill(found: Mapping[str, tuple[Entry, nn.Module]], number: int, *,
             differing += differences(entry.configuration, _described(module), name)
     _report(differing, strict)
     for name, (entry, module) in found.items():
-        state = renamed_state(module, entry.tensors) if number == 1 else entry.tensors
+        state = renamed_state(module, entry.tensors)
         _check_state(name, module, state)
         states[name] = state
     for name, (_, module) in found.items():
