@@ -12,7 +12,17 @@ from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.mnets import ModuleMainNet, batched_forward
 from bayeshnet.mnets.mlp import MLP
 from bayeshnet.models import BayesianModel, flipout, likelihoods, local_reparameterisation, priors
-from bayeshnet.training import EarlyStopping, FlatElbo, History, Validation, fit, load, save
+from bayeshnet.training import (
+    EarlyStopping,
+    FlatElbo,
+    History,
+    Posterior,
+    Validation,
+    fit,
+    load,
+    load_posterior,
+    save,
+)
 
 __version__ = "0.2.0"
 
@@ -29,6 +39,7 @@ __all__ = [
     "History",
     "ImplicitWeights",
     "ModuleMainNet",
+    "Posterior",
     "Prediction",
     "Validation",
     "batched_forward",
@@ -42,6 +53,7 @@ __all__ = [
     "init",
     "likelihoods",
     "load",
+    "load_posterior",
     "local_reparameterisation",
     "log_evidence",
     "mnets",

@@ -22,6 +22,7 @@ ROOMS = (
     "checks",
     "formatting",
     "normal_density",
+    "configuration",
     "layers",
     "fans",
     "mnets",

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from bayeshnet.configuration import Configured
 from bayeshnet.entropy.diagnosis import Diagnosis
 from bayeshnet.entropy.no_gradient import refuse_gradient
 from bayeshnet.entropy.sampler import Draw, NoisySampler
@@ -18,7 +19,7 @@ BOUND_THE_GRADIENT = "bound the norm of the gradient (fit(..., clip_norm=1.0))"
 """What helps where a step goes too far, for messages."""
 
 
-class LogDensity(ABC):
+class LogDensity(Configured, ABC):
     """Estimates log q of a sampler's draws.
 
     An estimator is stateless, one object serves any number of samplers, unless its class says otherwise
@@ -36,6 +37,8 @@ class LogDensity(ABC):
         >>> q.log_prob(q.rsample((4,))).shape
         torch.Size([4])
     """
+
+    configured_as = "estimator"
 
     noise: str | None
     """The kind of noise that the estimator applies to, ``"shared"`` or ``"independent"``; None for both."""

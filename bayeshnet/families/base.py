@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from bayeshnet.checks import kind_of
+from bayeshnet.configuration import Configured
 from bayeshnet.deprecation import warn_renamed
 from bayeshnet.entropy.protocol import Diagnosis
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
@@ -78,7 +79,7 @@ class Start:
         return torch.randn_like(self.like)
 
 
-class Family(nn.Module, ABC):
+class Family(Configured, nn.Module, ABC):
     r"""A variational family: its settings, and, once built, the parameters of one of its members.
 
     The constructor takes settings alone. A guide calls :meth:`build` with what it knows of the model and gets a copy
@@ -109,6 +110,8 @@ class Family(nn.Module, ABC):
         >>> len(fit(model, guide, (x, y), steps=3, progress=False))
         3
     """
+
+    configured_as = "family"
 
     def __init_subclass__(cls, *, short_form: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -200,6 +203,10 @@ class Family(nn.Module, ABC):
         hidden = {*_MODULE_STATE, "distribution"}
         own = {key: value for key, value in vars(self).items() if key not in hidden and key[0] != "_"}
         return {k: v for k, v in own.items() if v is not None and not isinstance(v, Tensor | nn.Module)}
+
+    def facts(self) -> Mapping[str, Any]:
+        """See :meth:`~bayeshnet.configuration.Configured.facts`; what was made when it was built, such as a network."""
+        return {name: part for name, part in self.named_children() if isinstance(part, Configured)}
 
     # ------------------------------------------------------------------ what a guide asks for
 

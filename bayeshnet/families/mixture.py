@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -190,6 +190,10 @@ class Mixture(Family, short_form="mixture"):
     def parts(self) -> list[Family]:
         """Return the components, built."""
         return cast("list[Family]", list(self.components))
+
+    def facts(self) -> Mapping[str, Any]:
+        """See :meth:`Family.facts`."""
+        return {} if self._of else {"components": self.parts()}
 
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> MixtureWeights:
         """See :meth:`Family.distribution`."""

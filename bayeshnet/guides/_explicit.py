@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -133,6 +133,18 @@ class ExplicitHypernet(Guide):
     @cond_id.setter
     def cond_id(self, cond_id: int) -> None:
         self._cond_id = _check_cond_id(self.hnet, cond_id)
+
+    def configuration(self) -> Mapping[str, Any]:
+        """See :meth:`~bayeshnet.configuration.Configured.configuration`."""
+        return {**super().configuration(), "cond_id": self._cond_id}
+
+    def facts(self) -> Mapping[str, Any]:
+        """The hypernetwork."""
+        return {"hnet": self.hnet}
+
+    def not_compared(self) -> tuple[str, ...]:
+        """Where it starts, and what made the hypernetwork, which is compared itself."""
+        return ("hnet", "whiten", "init_scale", "mean_var", "rho_var")
 
     def learned_modules(self) -> dict[str, nn.Module]:
         """Return the hypernetwork."""

@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from bayeshnet.checks import kind_of, require_count, require_trainable
+from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentTypeError, BayeshnetError
 from bayeshnet.guides._decay import GroupDecay
 from bayeshnet.models.param_sites import emit_param_sites
@@ -43,7 +44,7 @@ def _is_not_latent_or_data(msg: Any) -> bool:
     return msg["type"] != "sample" or site_is_subsample(msg)
 
 
-class Guide(AutoContinuous):
+class Guide(Configured, AutoContinuous):
     """Base of the guides: built at once from an example, and usable under every ELBO of Pyro.
 
     A subclass implements :meth:`get_posterior` and :meth:`move_to`, and :meth:`learned_modules` if it has parameters.
@@ -75,6 +76,9 @@ class Guide(AutoContinuous):
         >>> [site.name for site in guide.sites], guide()["scale"].shape
         (['scale'], torch.Size([2]))
     """
+
+    configured_as = "guide"
+    unrecorded = frozenset({"model", "example", "init_loc_fn"})
 
     loc: Tensor
     scale: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bayeshnet.entropy.protocol import LogDensity
@@ -114,6 +114,16 @@ class AutoHypernet(OldNames):
         self._set_parts(plan, built_family(chosen, start), num_proposals)
 
     # ------------------------------------------------------------------ what there is
+
+    def configuration(self) -> Mapping[str, Any]:
+        """See :meth:`~bayeshnet.configuration.Configured.configuration`; what was left open as it was chosen."""
+        plan = self._plan
+        return {
+            "family": self.family,
+            "conditional": None if plan is None else list(plan.names),
+            "num_inducing": None if plan is None else plan.inducing.num_inducing,
+            "num_proposals": self.num_proposals,
+        }
 
     @property
     def hnet(self) -> HPerturbWrapper:

@@ -147,6 +147,10 @@ class HPerturbWrapper(HyperNet):
 
     # ------------------------------------------------------------------ the map
 
+    def not_compared(self) -> tuple[str, ...]:
+        """The start of a noise scale that is learned, beside what a network does not compare."""
+        return (*super().not_compared(), *(() if self.log_sigma_noise is None else ("sigma_noise",)))
+
     def _parse_cond_id(self, cond_id: CondId) -> tuple[int, ...]:
         # With a handler an id may mean anything; the wrapped network checks those that it gets.
         return parse_cond_id(cond_id, self._num_known_conds if self._input_handler is None else None)

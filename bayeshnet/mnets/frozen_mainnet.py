@@ -56,6 +56,8 @@ class FrozenMainNet(nn.Module, MainNetInterface):
         True
     """
 
+    unrecorded = frozenset({"frozen"})
+
     def __init__(self, net: Any, frozen: Mapping[int, Tensor]) -> None:
         nn.Module.__init__(self)
         MainNetInterface.__init__(self)
@@ -74,6 +76,10 @@ class FrozenMainNet(nn.Module, MainNetInterface):
         """Names of the weights that are fixed."""
         for i, value in frozen.items():
             self.register_buffer(f"frozen_{i}", value.clone())
+
+    def facts(self) -> Mapping[str, Any]:
+        """The names of the frozen parameters, whose values a file has."""
+        return {"frozen_names": self.frozen_names}
 
     def extra_repr(self) -> str:
         """The names of the frozen parameters."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.mnets.configured_network import ConfiguredNetwork
 from bayeshnet.mnets.output_layer import output_refs
 from bayeshnet.mnets.own_lists import check_shapes, first_set, kept_params, table_from_lists
 from bayeshnet.mnets.param_table import ParamRecord, num_weights, param_names
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["MainNetInterface"]
 
 
-class MainNetInterface(ReferenceMainNet, ABC):
+class MainNetInterface(ReferenceMainNet, ConfiguredNetwork, ABC):
     """What every main network and every hypernetwork offers.
 
     A plain mix-in: a network is ``class MyNet(nn.Module, MainNetInterface)``. A class of this package describes its

@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor, nn
 
 from bayeshnet.checks import kind_of, require_count, require_positive, require_trainable
+from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentTypeError
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.module_mainnet import functional_copy
@@ -37,7 +38,7 @@ __all__ = ["BayesianModel"]
 PriorLike: TypeAlias = "priors.Prior | TorchDistributionMixin | Callable[..., TorchDistributionMixin]"
 
 
-class BayesianModel(nn.Module):
+class BayesianModel(Configured, nn.Module):
     """A Bayesian neural network as a Pyro model: ``w ~ prior``, ``y ~ likelihood(net(x; w))``.
 
     Calling it runs the Pyro program, so that every Pyro algorithm accepts it: ``SVI``, ``NUTS``, ``Predictive`` (also
@@ -77,6 +78,9 @@ class BayesianModel(nn.Module):
         >>> model(torch.randn(5, 2)).shape  # a draw from the prior predictive
         torch.Size([5])
     """
+
+    configured_as = "model"
+    unrecorded = frozenset({"net", "prior", "likelihood"})
 
     # What is known of the model without running it, see bayeshnet.models.capabilities.
     max_plate_nesting: ClassVar[int] = 1
@@ -130,6 +134,19 @@ class BayesianModel(nn.Module):
 
     def __repr__(self) -> str:
         return model_repr(self)
+
+    def configuration(self) -> Mapping[str, Any]:
+        """See :meth:`~bayeshnet.configuration.Configured.configuration`."""
+        parts = {"net": self.net, "prior": self.prior, "likelihood": self.likelihood}
+        return {**parts, **super().configuration()}
+
+    def facts(self) -> Mapping[str, Any]:
+        """See :meth:`~bayeshnet.configuration.Configured.facts`."""
+        return {"dtype": self._like.dtype}
+
+    def not_compared(self) -> tuple[str, ...]:
+        """The size of the data set, which is of training."""
+        return ("dataset_size",)
 
     # ------------------------------------------------------------------ what is latent
 

@@ -13,6 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from bayeshnet.checks import kind_of
+from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.fans import fan_in_and_out
 from bayeshnet.formatting import value as printed
@@ -25,7 +26,7 @@ Scale: TypeAlias = "float | Tensor | str"
 Learn: TypeAlias = "bool | Literal['inputs']"
 
 
-class Prior(ABC):
+class Prior(Configured, ABC):
     """Gives the prior of each parameter tensor of a network.
 
     Subclasses implement :meth:`distribution`; a plain function with its signature serves as well.
@@ -37,6 +38,8 @@ class Prior(ABC):
         >>> Wide().distribution("bias", ParamRecord((2,)), like=torch.zeros(())).stddev
         tensor([10., 10.])
     """
+
+    configured_as = "prior"
 
     @abstractmethod
     def distribution(self, name: str, record: ParamRecord, *, like: Tensor) -> TorchDistributionMixin:

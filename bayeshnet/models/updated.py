@@ -19,6 +19,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import biject_to
 
 from bayeshnet.checks import kind_of, require_count
+from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.models.weight_normal import WeightNormal
 
@@ -34,7 +35,7 @@ _RANK = 100  # directions that are kept of more
 _FEWEST, _MOST = 2_000, 20_000  # draws for moments, 20 for each latent
 
 
-class PosteriorPrior(nn.Module):
+class PosteriorPrior(Configured, nn.Module):
     r"""A Gaussian over all latents of a network's model, in unconstrained coordinates, as the prior of the next data.
 
     All weights are one site with the marginal of the Gaussian, and the latents of the likelihood follow one after the
@@ -64,6 +65,8 @@ class PosteriorPrior(nn.Module):
         tensor([0., 0., 0.])
     """
 
+    configured_as = "prior"
+
     def __init__(
         self, num_latents: int, sites: Mapping[str, Any], *, rank: int | None = None, origin: str = "nothing yet"
     ) -> None:
@@ -81,6 +84,10 @@ class PosteriorPrior(nn.Module):
         self._sites = dict(sites)
         self._sizes = [_unconstrained_shape(fn).numel() for fn in sites.values()]
         self.num_weights = num_latents - sum(self._sizes)
+
+    def not_compared(self) -> tuple[str, ...]:
+        """See :meth:`~bayeshnet.configuration.Configured.not_compared`."""
+        return ("origin",)
 
     def distribution(self, name: str, record: Any, *, like: Tensor) -> TorchDistributionMixin:
         """There is no prior of one parameter alone; a model asks for :meth:`weights`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bayeshnet.training._fit import fit
+from bayeshnet.training._posterior import Posterior, load_posterior
 from bayeshnet.training._schedule import flat_then_cosine
 from bayeshnet.training.checkpoint import load, save
 from bayeshnet.training.history import History
@@ -15,10 +16,12 @@ __all__ = [
     "EarlyStopping",
     "FlatElbo",
     "History",
+    "Posterior",
     "TensorBoardLogger",
     "Validation",
     "fit",
     "flat_then_cosine",
     "load",
+    "load_posterior",
     "save",
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from bayeshnet import (
@@ -22,6 +25,7 @@ from bayeshnet import (
     fit,
     likelihoods,
     load,
+    load_posterior,
     predict,
     priors,
     save,
@@ -56,7 +60,10 @@ def rebuilt(name: str) -> tuple[BayesianModel, Any]:
     net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)).to(DTYPE)
     six = torch.tensor(6.0, dtype=DTYPE)
     model = BayesianModel(
-        net, prior=priors.Normal(scale="fan_in", learn=True), likelihood=likelihoods.Normal(scale=dist.Gamma(six, six))
+        net,
+        prior=priors.Normal(scale="fan_in", learn=True),
+        likelihood=likelihoods.Normal(scale=dist.Gamma(six, six)),
+        target_shape=(1,),
     )
     kind, options = GUIDES[name]
     return model, kind(model, example=(X, TARGETS), **options)
@@ -84,7 +91,7 @@ def test_it_predicts_what_it_did_and_trains_on(name, tmp_path):
     assert any(not torch.equal(value, before[key]) for key, value in guide.state_dict().items())
     # Written again, it is a file of now.
     save(tmp_path / "again", model=model, guide=guide)
-    assert json.loads((tmp_path / "again.json").read_text())["format"] == 2
+    assert os.listdir(tmp_path) == ["again.safetensors"]
     other, second = rebuilt(name)
     load(tmp_path / "again", model=other, guide=second)
     assert torch.equal(means(other, second), means(model, guide))
@@ -134,16 +141,61 @@ def test_keys_are_renamed_where_they_belong():
     assert renamed_state(nn.Linear(1, 1), {"body.x": X}) == {"body.x": X}
 
 
+def old_file(target: Path, number: int, classes: dict[str, str], **modules: nn.Module) -> None:
+    """Write what the versions before wrote: a JSON file beside the tensors."""
+    tensors = {f"{name}.{key}": value for name, part in modules.items() for key, value in part.state_dict().items()}
+    save_file(tensors, target.with_name(f"{target.name}.safetensors"))
+    said = {key: {"shape": list(t.shape), "dtype": str(t.dtype)} for key, t in tensors.items()}
+    description = {"format": number, "torch": "2.0", "modules": classes, "tensors": said}
+    target.with_name(f"{target.name}.json").write_text(json.dumps(description))
+
+
 def test_a_class_with_another_name_now(tmp_path):
     _, guide = rebuilt("mean_field")
-    save(tmp_path / "part", part=guide.family)
-    file = tmp_path / "part.json"
-    description = json.loads(file.read_text())
-    assert description["modules"] == {"part": "MeanField"}
-    file.write_text(json.dumps({**description, "format": 1, "modules": {"part": "MeanFieldBody"}}))
+    old_file(tmp_path / "part", 1, {"part": "MeanFieldBody"}, part=guide.family)
     _, other = rebuilt("mean_field")
     with torch.no_grad():
         guide.family.loc += 1.0
     assert not torch.equal(other.family.loc, guide.family.loc)
     load(tmp_path / "part", part=guide.family)
     assert torch.equal(guide.family.loc, other.family.loc)  # of the same seed
+
+
+def test_files_of_format_2_are_read(tmp_path):
+    model, guide = rebuilt("low_rank")
+    with torch.no_grad():
+        guide.family.loc += 1.0
+    old_file(tmp_path / "run", 2, {"model": "BayesianModel", "guide": "AutoHypernet"}, model=model, guide=guide)
+    other, second = rebuilt("low_rank")
+    load(tmp_path / "run", model=other, guide=second)
+    assert torch.equal(second.family.loc, guide.family.loc)
+    save(tmp_path / "run", model=other, guide=second)
+    assert os.listdir(tmp_path) == ["run.safetensors"]
+    load(tmp_path / "run", guide=rebuilt("low_rank")[1])
+
+
+def test_they_cannot_be_built_from_the_file():
+    with pytest.raises(CheckpointError, match="an earlier version has written it.*use load, then save them again"):
+        load_posterior(FILE, nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "{}", "[]", '{"format": 1, "modules": 3}', '{"format": 2, "modules": {"net": 3}, "tensors": {}}', "\xff"],
+)
+def test_damaged_descriptions(text, tmp_path):
+    shutil.copy(FILE.with_suffix(".safetensors"), tmp_path / "run.safetensors")
+    (tmp_path / "run.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match="is damaged|not a description"):
+        load(tmp_path / "run", net=nn.Linear(1, 1))
+
+
+def test_files_that_do_not_belong_together(tmp_path):
+    net = nn.Linear(2, 2)
+    old_file(tmp_path / "run", 2, {"net": "Linear"}, net=net)
+    save_file({"net.weight": torch.zeros(2, 2)}, tmp_path / "run.safetensors")
+    with pytest.raises(CheckpointError, match="does not have the tensors that .*json describes"):
+        load(tmp_path / "run", net=net)
+    (tmp_path / "run.safetensors").write_bytes(b"\x08\x00")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load(tmp_path / "run", net=net)

@@ -12,13 +12,14 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor, nn
 
+from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models.param_sites import emit_param_sites
 
 __all__ = ["Likelihood"]
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Configured, nn.Module, ABC):
     """The distribution of ``y`` given outputs ``f`` of the network.
 
     A subclass gives the conditional distribution. If the network gives several numbers for each target, it says how
@@ -37,6 +38,8 @@ class Likelihood(nn.Module, ABC):
         >>> Exponential().conditional(torch.zeros(7, 2), {}, batch_dims=1).mean[0]
         tensor([1., 1.])
     """
+
+    configured_as = "likelihood"
 
     outputs_per_target: int = 1
     row_data: tuple[str, ...] = ()
@@ -61,6 +64,10 @@ class Likelihood(nn.Module, ABC):
     def priors(self) -> Mapping[str, TorchDistributionMixin]:
         """Priors of the latent parameters by name; they become the Pyro sites ``likelihood.NAME``."""
         return {}
+
+    def not_compared(self) -> tuple[str, ...]:
+        """The start of a noise that is learned."""
+        return ("scale", "precision") if self._parameters else ()
 
     def target_event(self, event_shape: Size) -> Size:
         """Shape of one observation, given that of one output as :meth:`arrange` returns it.
