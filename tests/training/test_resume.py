@@ -172,7 +172,8 @@ def test_dtype_moves(tmp_path):
         value.dtype for state in optimizers[-1].state.values() for key, value in state.items() if key != "step"
     } == {torch.float64}
     assert all(param.dtype == torch.float64 for param in other.parameters())
-    double.float(), other.float()
+    double.float()
+    other.float()
     assert predict(double, other, X, 5).mean.dtype == torch.float32
     fit(double, other, (X, TARGETS), 2, progress=False)
     save(tmp_path / "saved", guide=other, model=double)
