@@ -19,6 +19,7 @@ from bayeshnet.errors import ArgumentError, BayeshnetError, ConvergenceWarning, 
 from bayeshnet.models.capabilities import plate_nesting, vectorises
 from bayeshnet.sites.arguments import call_error, require_targets
 from bayeshnet.sites.one_thread import one_thread
+from bayeshnet.sites.shown_data import show_data
 from bayeshnet.training._batches import Batches
 from bayeshnet.training._checks import check_loss, check_options, check_pair, checked_elbo
 from bayeshnet.training._schedule import Schedule
@@ -177,6 +178,7 @@ def fit(
         unfinished.callback(_hook(guide, "cancel_fit"))
         try:
             with one_thread("fit"):  # once more, for Pyro's stacks: an interrupt ends here
+                show_data(model, data)
                 _hook(guide, "begin_fit")(model, data)
                 _train(trainer, batches, history, steps, bar, stop, callbacks, check_elbo=loss is None)
         except KeyboardInterrupt:

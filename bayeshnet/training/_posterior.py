@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import nn
 from bayeshnet.checks import kind_of
 from bayeshnet.configuration import NotRebuiltError, rebuilt
 from bayeshnet.configuration.configured import known_class
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning, CheckpointError
 from bayeshnet.families.base import Family
 from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides.base import Guide
@@ -112,7 +113,9 @@ def load_posterior(
     skip = ("family",) if hnet is not None and "family" in _arguments(entry) else ()
     options = _options(entry, "the guide", given, skip=skip)
     options = {key: value for key, value in options.items() if value is not None or key in ("conditional",)}
-    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+    # What is said of data in other units than a prior is made for does not apply to a stand-in.
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        warnings.simplefilter("ignore", BayeshnetWarning)
         example = _built(lambda: stand_in(model, entry.example or {}, like), "example")
         guide = _built(lambda: guide_class(model, example=example, **options), "guide")
     _take_dtypes(guide, entry)

@@ -203,6 +203,26 @@ def test_whatever_the_example_was(example, tmp_path):
     check(tmp_path, model, AutoHypernet(model, example=given), network, x)
 
 
+def test_units_and_statistics_of_batch_norm(tmp_path):
+    x, y = 100.0 + 20.0 * X, 250_000.0 + 1e4 * Y
+
+    def built():
+        return nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1))
+
+    model = model_of(built(), standardize=(x, y), reference_rows=10)
+    guide = AutoHypernet(model, example=(x, y), family="mean_field")
+    found = check(tmp_path, model, guide, built(), x)
+    assert float(predict(*found, x, num_samples=20).mean.mean()) == pytest.approx(250_000.0, rel=0.2)
+    # Other data: the numbers come from the file; but not whether there are any.
+    other = model_of(built(), standardize=(2.0 * x, y + 1.0), reference_rows=10)
+    load(tmp_path / "run", model=other)
+    assert torch.equal(other.units.target_scale, model.units.target_scale)
+    with pytest.raises(CheckpointError, match="model.standardize is Standardization.* in the file and None here"):
+        load(tmp_path / "run", model=model_of(built(), reference_rows=10))
+    with pytest.raises(CheckpointError, match="model.reference_rows is 10 in the file and 256 here"):
+        load(tmp_path / "run", model=model_of(built(), standardize=(x, y)))
+
+
 # ---------------------------------------------------------------------- what is the user's own
 
 
