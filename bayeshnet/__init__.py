@@ -5,7 +5,17 @@ from __future__ import annotations
 from bayeshnet import distributions as distributions
 from bayeshnet import entropy, families, hnets, init, mnets
 from bayeshnet import infer as infer  # as distributions: the places of version 0.1
-from bayeshnet.evaluation import Prediction, diagnose, importance_sample, log_evidence, predict
+from bayeshnet.evaluation import (
+    Prediction,
+    PredictionSummary,
+    diagnose,
+    freeze,
+    importance_sample,
+    log_evidence,
+    predict,
+    predict_summary,
+    sample_networks,
+)
 from bayeshnet.families import ImplicitWeights
 from bayeshnet.guides import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal, start_from
 from bayeshnet.hnets import HMLP, HPerturbWrapper
@@ -41,6 +51,7 @@ __all__ = [
     "ModuleMainNet",
     "Posterior",
     "Prediction",
+    "PredictionSummary",
     "Validation",
     "batched_forward",
     "diagnose",
@@ -48,6 +59,7 @@ __all__ = [
     "families",
     "fit",
     "flipout",
+    "freeze",
     "hnets",
     "importance_sample",
     "init",
@@ -58,7 +70,9 @@ __all__ = [
     "log_evidence",
     "mnets",
     "predict",
+    "predict_summary",
     "priors",
+    "sample_networks",
     "save",
     "start_from",
 ]

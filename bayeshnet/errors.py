@@ -19,6 +19,7 @@ Every error is also the built-in error that fits it, so ``except ValueError`` ke
     ├── SpreadWarning                          an estimated gradient of log q makes a posterior too narrow or too wide
     ├── DiscriminatorWarning                   a learned density ratio is saturated, not calibrated or not trained
     ├── ConvergenceWarning                     a fit ended before its stopping rule was met
+    ├── UnitsWarning                           data are far from the units that a prior is made for
     ├── VectorisationWarning                   a model cannot be evaluated for many draws at once
     └── CheckpointWarning                      a file lacks what its objects need to predict the same
 """
@@ -45,6 +46,7 @@ __all__ = [
     "SelfWeightWarning",
     "SpreadWarning",
     "TargetShapeWarning",
+    "UnitsWarning",
     "UsageError",
     "VectorisationWarning",
 ]
@@ -116,6 +118,10 @@ class DiscriminatorWarning(BayeshnetWarning):
 
 class ConvergenceWarning(BayeshnetWarning):
     """A fit used up its steps before its stopping rule was met."""
+
+
+class UnitsWarning(BayeshnetWarning):
+    """Inputs are far from unit scale, or targets far from the prior predictive distribution: a fit will be poor."""
 
 
 class VectorisationWarning(BayeshnetWarning):

@@ -120,9 +120,8 @@ def check_spread(
 
 
 def _functions(model: BayesianModel, draws: Mapping[str, Tensor], x: Any) -> Tensor:
-    """Function values, or class probabilities, ``[S, B, ...]`` in float64."""
-    found = predict(model, draws, x)
-    return (found.draws.softmax(-1) if found.is_classification else found.draws).double()
+    """The mean of an observation under each draw, class probabilities for labels, ``[S, B, ...]`` in float64."""
+    return predict(model, dict(draws), x).functions.double()
 
 
 def _mean_log_std(f: Tensor, floor: Tensor) -> float:

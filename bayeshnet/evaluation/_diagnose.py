@@ -12,7 +12,7 @@ from bayeshnet.entropy.diagnosis import Diagnosis
 from bayeshnet.errors import DensityError
 from bayeshnet.evaluation._chain import chain_length, check_spread, run_chain
 from bayeshnet.evaluation._noise import check_noise
-from bayeshnet.evaluation._predict import posterior_draws
+from bayeshnet.evaluation._sources import posterior_draws
 from bayeshnet.evaluation.importance import importance_sample
 from bayeshnet.evaluation.psis import WeightedDraws
 from bayeshnet.models.capabilities import is_predictive

@@ -21,11 +21,16 @@ _RESIDUAL_ROWS = 2000
 
 
 def noise_std(model: BayesianModel, draws: Mapping[str, Tensor]) -> Tensor | None:
-    """Standard deviation of the observation noise in each draw ``[S, 1 or out]``; None unless it is inferred."""
+    """Standard deviation of the observation noise in each draw ``[S, 1 or out]``, in the units of the targets.
+
+    None unless it is inferred.
+    """
     for name in ("scale", "precision") if isinstance(model.likelihood, Normal) else ():
         if name in model.likelihood.priors():
             value = draws[f"likelihood.{name}"].double()
-            return (value if name == "scale" else value.rsqrt()).reshape(len(value), -1)
+            noise = (value if name == "scale" else value.rsqrt()).reshape(len(value), -1)
+            unit = model.units.target_scale
+            return noise if unit is None else noise * unit.double()
     return None
 
 
@@ -44,7 +49,7 @@ def check_noise(
     corrected = weighted is not None and weighted.smoothed.reliable
     if isinstance(x, Tensor):
         x, y = some_rows(x, _RESIDUAL_ROWS), some_rows(y, _RESIDUAL_ROWS)
-    f = predict(model, draws, x).draws.double()
+    f = predict(model, draws, x).functions.double()
     if weighted is not None and corrected:
         mean = torch.tensordot(weighted.smoothed.normalised.to(f.device), f, dims=1)
     else:

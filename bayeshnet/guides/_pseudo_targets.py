@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.guides.base import Guide
 from bayeshnet.inducing.build import ConditionalPlan
-from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import LinearStep
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.capabilities import has_network
@@ -64,7 +63,7 @@ def move_pseudo_targets(guide: Guide, plan: ConditionalPlan, mean: Tensor, draws
 def _layer_outputs(model: BayesianModel, x: Tensor, weights: list[Tensor], layers: Sequence[int]) -> list[Tensor]:
     """Return the mean over the draws of the outputs ``[m, out]`` of linear layers, the network's last one last."""
     with one_thread("start_from"), evaluating(model.net):
-        last = batched_forward(model.net, weights, x).mean(0)
+        last = model.batch_norm.by_batch(model.net, weights, x).mean(0)
     found = {layers[-1]: last.flatten(0, -2)}
     if len(layers) > 1:  # only chains have several
         h: Any = x

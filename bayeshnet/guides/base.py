@@ -24,6 +24,7 @@ from bayeshnet.sites.latents import LatentSite, constrained, emit_sites, latent_
 from bayeshnet.sites.one_thread import one_thread
 from bayeshnet.sites.prototype import CheckedInit, detach_trace, prior_draw
 from bayeshnet.sites.quantiles import checked_levels, sample_quantiles
+from bayeshnet.sites.shown_data import show_example
 
 __all__ = ["Guide", "with_model"]
 
@@ -96,6 +97,7 @@ class Guide(Configured, AutoContinuous):
         self._original: tuple[Callable[..., Any]] | None = (model,)  # in a tuple: no submodule of the guide
         args, kwargs = call_arguments(example, "example")
         require_targets(model, args, kwargs, "example")
+        show_example(model, args, kwargs)
         try:
             with one_thread(type(self).__name__):
                 self._setup_prototype(*args, **kwargs)

@@ -15,6 +15,7 @@ from bayeshnet.layers.plain_modules import is_plain
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.chain import Chain, LinearStep
 from bayeshnet.mnets.module_mainnet import ModuleMainNet
+from bayeshnet.models.batch_norm_nets import without_running_statistics
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.modes import evaluating
 
@@ -142,7 +143,12 @@ def _head_of(model: BayesianModel, x: Tensor) -> HeadNet | None:
             same = features.dim() == 3 and again.shape == whole.shape and bool(torch.allclose(again, whole, atol=1e-4))
     except (RuntimeError, ValueError, AttributeError):  # without it this need not be a network
         return None
-    return HeadNet(features_net, weight, bias) if same else None
+    if not same:
+        return None
+    # Each draw's features have statistics of their own: those of the pseudo-inputs, which start at rows of the data.
+    for layer in model.batch_norm.layers if model.batch_norm.mode != "running" else ():
+        without_running_statistics(features_net.get_submodule(layer), drop=True)
+    return HeadNet(features_net, weight, bias)
 
 
 def _choose(

@@ -100,7 +100,7 @@ def plan_or_reason(
     try:
         checked = _applicable(model)
         x, y = _data(args, kwargs)
-        net, layers = find_layers(checked, x, conditional)
+        net, layers = find_layers(checked, checked.standardized_inputs(x), conditional)
         layout, priors = _layout(checked, sites, start, layers)
     except NotApplicableError as error:
         if conditional == "auto":

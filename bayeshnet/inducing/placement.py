@@ -74,13 +74,15 @@ def starting_points(model: BayesianModel, x: Tensor, y: Tensor, num: int, rows: 
         rows: Number of rows of all data.
 
     Returns:
-        Pseudo-inputs ``[m, ...]``, pseudo-targets ``[m, out]`` and the logarithm of their precisions ``[m]``.
+        Pseudo-inputs ``[m, ...]``, pseudo-targets ``[m, out]`` and the logarithm of their precisions ``[m]``, in the
+            units of the network.
 
     Example:
         >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
         >>> [tuple(part.shape) for part in starting_points(model, torch.randn(20, 2), torch.randn(20), 5, 20)]
         [(5, 2), (5, 1), (5,)]
     """
+    x, y = model.standardized_inputs(x), model.units.targets(y)  # what is inside of the model is in its units
     chosen = torch.randperm(len(x))[:num]
     if len(chosen) < num:
         chosen = torch.cat([chosen, torch.randint(len(x), (num - len(chosen),))])

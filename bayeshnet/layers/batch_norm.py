@@ -55,6 +55,8 @@ class BatchNormLayer(nn.Module):
         (2, torch.Size([8, 3]))
     """
 
+    _stopped: bool = False
+
     def __init__(
         self,
         num_features: int,
@@ -102,6 +104,29 @@ class BatchNormLayer(nn.Module):
         return [[self._num_features], [self._num_features]]
 
     # ------------------------------------------------------------------ sets of statistics
+
+    @property
+    def follows_batch(self) -> bool:
+        """Whether the layer normalises by the batch in training: its statistics are neither frozen nor learned."""
+        return self._track_running_stats or self._num_stats == 0
+
+    def stop_tracking(self, *, drop: bool = False) -> None:
+        """Normalise by the batch in training, and leave the running statistics as they are.
+
+        Args:
+            drop: Forget all sets of them, so that the layer normalises by the batch in evaluation mode, too.
+
+        Raises:
+            UsageError: If the statistics are frozen or learned.
+        """
+        if not self.follows_batch:
+            raise UsageError("stop_tracking: the statistics of this layer are frozen or learned.")
+        self._stopped = True
+        if drop:
+            for i in range(self._num_stats):
+                delattr(self, f"mean_{i}")
+                delattr(self, f"var_{i}")
+            self._num_stats, self._track_running_stats = 0, False
 
     @property
     def num_stats(self) -> int:
@@ -207,7 +232,7 @@ class BatchNormLayer(nn.Module):
             return _normalise(inputs, running_mean, running_var, weight, bias)
         if not self.training:
             return _normalise(inputs, running_mean, running_var, weight, bias)
-        if running_mean.requires_grad or running_var.requires_grad:
+        if self._stopped or running_mean.requires_grad or running_var.requires_grad:
             return F.batch_norm(inputs, None, None, weight, bias, training=True, eps=_EPS)
         return F.batch_norm(inputs, running_mean, running_var, weight, bias, True, self._momentum, _EPS)
 

@@ -64,6 +64,12 @@ def input_error(net: Any, weights: Any, x: Any, error: BaseException) -> Argumen
     wrong_call = _signature_error(net, x, error)
     if wrong_call is not None:
         return wrong_call
+    if "more than 1 value per channel" in str(error):  # torch's batch norm in training mode
+        return ArgumentError(
+            f"x: has {_sizes(parts)}, a single value per channel where a batch norm of the network takes its "
+            "statistics from the batch; pass at least two rows, DataLoader(..., drop_last=True), or use nn.GroupNorm "
+            "or nn.LayerNorm."
+        )
     dtype = _dtype_of(weights)
     failed = _failed_layer(net, error)
     better = None if failed is None else _layer_error(*failed, parts, x, dtype)
@@ -92,6 +98,11 @@ def _signature_error(net: Any, x: Any, error: BaseException) -> ArgumentError | 
             f"{signature} ({reason}). Pass its inputs alone, without targets; one tensor for one argument."
         )
     return None
+
+
+def _sizes(parts: Sequence[Any]) -> str:
+    tensors = [part for part in parts if isinstance(part, Tensor) and part.dim()]
+    return f"{len(tensors[0])} row{'s' * (len(tensors[0]) != 1)}" if tensors else "a shape"
 
 
 def _dtype_of(weights: Any) -> torch.dtype | None:

@@ -115,6 +115,28 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         copied._after_copying({i: row.clone() for i, row in rows.items()})
         return copied
 
+    def with_weights(self, weights: Sequence[Tensor]) -> nn.Module:
+        """A copy of the module with these values of its parameters, and the frozen ones that it had.
+
+        Args:
+            weights: One tensor per entry of :attr:`param_shapes`; they are copied.
+
+        Example:
+            >>> net = ModuleMainNet(nn.Linear(3, 1), no_weights=True)
+            >>> layer = net.with_weights([torch.ones(1, 3), torch.zeros(1)])
+            >>> layer(torch.ones(2, 3)).shape, list(layer.state_dict())
+            (torch.Size([2, 1]), ['weight', 'bias'])
+        """
+        copied = copy.deepcopy(self)
+        for slot in copied._frozen:
+            slot.to_parameter()
+        own = [slot.read() for slot in copied._slots]
+        values = copied._with_fixed_rows([weight.detach().clone() for weight in weights], own)
+        for slot, value in zip(copied._slots, values, strict=True):
+            slot.write(None if value is None else nn.Parameter(value))
+        copied._refresh()
+        return copied.module
+
     def _own_row(self, i: int, param: Tensor | None) -> Tensor:
         """The row of parameter i that is no weight."""
         return getattr(self, f"fixed_row_{i}") if param is None else param.detach()[self._fixed_rows[i]]

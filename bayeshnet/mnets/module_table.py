@@ -101,6 +101,16 @@ class ParamSlots:
             del module._parameters[key]
             module._buffers[key] = None if value is None else value.detach()
 
+    def to_parameter(self) -> None:
+        """Make a frozen parameter of what :meth:`to_buffer` has made a buffer, if it is one."""
+        value = self.places[0][0]._buffers.get(self.places[0][1])
+        if value is None:
+            return
+        param = nn.Parameter(value, requires_grad=False)
+        for module, key in self.places:
+            del module._buffers[key]
+            module._parameters[key] = param
+
 
 def module_table(
     module: nn.Module,

@@ -59,6 +59,10 @@ def model_repr(model: BayesianModel) -> str:
         lines.append(f"missing={model.missing!r}")
     if model.kl_weight != 1.0:
         lines.append(f"kl_weight={number(model.kl_weight)}")
+    if (units := model.units.standardization) is not None:
+        lines.append(f"standardize: {units}")
+    if model.batch_norm.layers or model.batch_norm.fixed:
+        lines.append(f"batch_norm: {model.batch_norm}")
     if frozen := getattr(net, "frozen_names", ()):
         lines.append(f"frozen={_elided(frozen)}")
     if rows := getattr(net, "fixed_rows", {}):

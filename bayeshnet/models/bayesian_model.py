@@ -14,16 +14,18 @@ from torch import Size, Tensor, nn
 from bayeshnet.checks import kind_of, require_count, require_positive, require_trainable
 from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentTypeError
-from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.module_mainnet import functional_copy
 from bayeshnet.models import priors
 from bayeshnet.models._repr import model_repr
+from bayeshnet.models.batch_norm import BatchNormMode, BatchNormStatistics
 from bayeshnet.models.data_checks import check_input, check_output, check_parameters, check_rows, nan_error
 from bayeshnet.models.likelihoods import Likelihood, as_likelihood
 from bayeshnet.models.observations import check_missing, data_plate, observed, row_data, row_weight
 from bayeshnet.models.param_sites import emit_param_sites
+from bayeshnet.models.prepared import PreparedByData
 from bayeshnet.models.prior_rules import prior_rule
 from bayeshnet.models.target_shapes import checked_shape, drops_dimension, fitted_targets
+from bayeshnet.models.units import Units, standardization_from
 from bayeshnet.models.updated import PosteriorPrior, updated
 from bayeshnet.models.weight_sites import (
     build_priors,
@@ -38,7 +40,7 @@ __all__ = ["BayesianModel"]
 PriorLike: TypeAlias = "priors.Prior | TorchDistributionMixin | Callable[..., TorchDistributionMixin]"
 
 
-class BayesianModel(Configured, nn.Module):
+class BayesianModel(PreparedByData, Configured, nn.Module):
     """A Bayesian neural network as a Pyro model: ``w ~ prior``, ``y ~ likelihood(net(x; w))``.
 
     Calling it runs the Pyro program, so that every Pyro algorithm accepts it: ``SVI``, ``NUTS``, ``Predictive`` (also
@@ -80,7 +82,7 @@ class BayesianModel(Configured, nn.Module):
     """
 
     configured_as = "model"
-    unrecorded = frozenset({"net", "prior", "likelihood"})
+    unrecorded = frozenset({"net", "prior", "likelihood", "standardize"})
 
     # What is known of the model without running it, see bayeshnet.models.capabilities.
     max_plate_nesting: ClassVar[int] = 1
@@ -99,6 +101,9 @@ class BayesianModel(Configured, nn.Module):
         target_shape: Sequence[int] | None = None,
         missing: Literal["refuse", "ignore"] = "refuse",
         kl_weight: float = 1.0,
+        standardize: Any = None,
+        batch_norm: BatchNormMode = "draws",
+        reference_rows: int = 256,
     ) -> None:
         super().__init__()
         require_trainable("BayesianModel")
@@ -115,6 +120,7 @@ class BayesianModel(Configured, nn.Module):
         dtype = torch.get_default_dtype() if example is None else example.dtype
         check_parameters(net)
         self.net = functional_copy(net)
+        self.batch_norm = BatchNormStatistics(self.net, batch_norm, reference_rows)
         self.prior = prior
         self.likelihood = likelihood
         self.dataset_size = dataset_size
@@ -125,6 +131,8 @@ class BayesianModel(Configured, nn.Module):
         self.register_buffer("_like", torch.zeros((), dtype=dtype, device=getattr(example, "device", None)), False)
         self._like: Tensor
         self._prior_cache: tuple[tuple[torch.dtype, torch.device], dict[str, TorchDistributionMixin]] | None = None
+        found = standardization_from(standardize, targets=likelihood.standardizes_targets)
+        self.units = Units(found, device=self._like.device)
         likelihood.check_dtype(dtype)
         refuse_unknown_names(prior, self.net)
         self.learned_scales = learned_scales(prior, self.net, self._like)
@@ -137,8 +145,9 @@ class BayesianModel(Configured, nn.Module):
 
     def configuration(self) -> Mapping[str, Any]:
         """See :meth:`~bayeshnet.configuration.Configured.configuration`."""
-        parts = {"net": self.net, "prior": self.prior, "likelihood": self.likelihood}
-        return {**parts, **super().configuration()}
+        units = self.units.standardization
+        parts = {"net": self.net, "prior": self.prior, "likelihood": self.likelihood, "standardize": units}
+        return {**super().configuration(), **parts}
 
     def facts(self) -> Mapping[str, Any]:
         """See :meth:`~bayeshnet.configuration.Configured.facts`."""
@@ -204,9 +213,9 @@ class BayesianModel(Configured, nn.Module):
                 likelihood needs something of each row that is not given, or has no use for it.
             ArgumentTypeError: If a dtype does not fit.
         """
-        check_input(x, self._like)
+        check_input(x, self._like, any_float=self.units.takes_any_float(0))
         draws, params = self.sample_latents()
-        f, lead = self.evaluate(x, draws)
+        f, lead = self.evaluate(x, draws, reference=y is None)
         dims = len(lead) + 1
         rows = f.shape[dims - 1]
         if rows == 0 or (isinstance(x, Tensor) and x.dim() == 1):
@@ -214,8 +223,8 @@ class BayesianModel(Configured, nn.Module):
         if y is not None:
             y = fitted_targets(self.likelihood, y, f.shape[dims - 1 :], self.target_shape)
         f = self._without_dropped(f, dims)
-        given = row_data(self.likelihood, f.shape[dims - 1 :], noise=noise, exposure=exposure)
-        conditional = self.likelihood.conditional(f, {**params, **given}, batch_dims=dims)
+        given = self.units.of_rows(row_data(self.likelihood, f.shape[dims - 1 :], noise=noise, exposure=exposure))
+        conditional = self.units.observed(self.likelihood.conditional(f, {**params, **given}, batch_dims=dims), f.dtype)
         if y is not None:
             conditional, y = self.observed(conditional, y, weight)
         with data_plate(rows, None if y is None else self.dataset_size), pyro.poutine.scale(scale=1.0 / self.kl_weight):
@@ -255,19 +264,37 @@ class BayesianModel(Configured, nn.Module):
             return draws, self.likelihood.sample_params(partial(self.prior.sample_likelihood, draws["weights"]))
         return draws, self.likelihood.sample_params()
 
-    def evaluate(self, x: Any, weights: Mapping[str, Tensor]) -> tuple[Tensor, Size]:
+    def standardized_inputs(self, x: Any) -> Any:
+        """Inputs ``[B, ...]``, or a tuple of the network's arguments, in the units and dtype of the network."""
+        return self.units.inputs(x, dtype=self._like.dtype)
+
+    def evaluate(
+        self, x: Any, weights: Mapping[str, Tensor], *, reference: bool = False, any_rows: bool = False
+    ) -> tuple[Tensor, Size]:
         """Run the network for draws of its weight sites.
 
         Args:
             x: Inputs as for :meth:`forward`.
-            weights: A value per weight site, each ``[*samples, *shape]`` with the same or broadcastable ``samples``.
+            weights: A value per weight site, each ``[*samples, *shape]`` with the same or broadcastable ``samples``;
+                and statistics of their batch norm, as :meth:`with_statistics` returns them.
+            reference: Use the reference rows of batch norm in training mode, too.
+            any_rows: Do without reference rows where there are none: only the shape of the outputs matters.
 
         Returns:
             Outputs ``[*samples, B, ...]``, and ``samples``. A last sample dimension of size 1 is taken for the place
             of the data plate and dropped.
         """
         stacked, lead = stacked_values(weights, self.net, flat=self.flat)
-        f = check_output(batched_forward(self.net, stacked[0] if self.flat else stacked, x))
+        f = self.batch_norm.evaluated(
+            self.net,
+            stacked[0] if self.flat else stacked,
+            x,
+            statistics=self.batch_norm.given(weights),
+            units=self.standardized_inputs,
+            reference=reference,
+            any_rows=any_rows,
+        )
+        f = check_output(f)
         kept = lead[:-1] if len(lead) and lead[-1] == 1 else lead
         return self.likelihood.arrange(f.reshape(kept + f.shape[1:]), batch_dims=len(kept) + 1), kept
 
@@ -288,9 +315,9 @@ class BayesianModel(Configured, nn.Module):
         Raises:
             ArgumentError: If outputs are NaN; the message says whether inputs or draws are.
         """
-        check_input(x, self._like)
+        check_input(x, self._like, any_float=self.units.takes_any_float(0))
         weights = placed_draws(draws, self.weight_priors(), self._like)
-        f, _ = self.evaluate(x, weights)
+        f, _ = self.evaluate(x, {**weights, **self.batch_norm.given(draws)}, reference=True)
         if isinstance(x, Tensor) and x.dim() == 1:
             check_rows(x, f.shape[1], some=False)
         # A sum is cheap beside what follows, and NaN if there is one among what it adds.
@@ -303,7 +330,8 @@ class BayesianModel(Configured, nn.Module):
         self, f: Tensor, draws: Mapping[str, Tensor], **of_rows: Tensor | None
     ) -> TorchDistributionMixin:
         """The distribution of observations, given outputs ``f [S, B, ...]`` of :meth:`conditional` and all draws."""
-        return self.likelihood.conditional_of(f, draws, row_data(self.likelihood, f.shape[1:], **of_rows))
+        given = self.units.of_rows(row_data(self.likelihood, f.shape[1:], **of_rows))
+        return self.units.observed(self.likelihood.conditional_of(f, draws, given), f.dtype)
 
     def log_likelihood(
         self,
@@ -345,46 +373,21 @@ class BayesianModel(Configured, nn.Module):
             ArgumentError: If shapes do not fit each other, or a target is not possible.
             ArgumentTypeError: If a dtype does not fit.
         """
-        check_input(x, self._like)
+        check_input(x, self._like, any_float=self.units.takes_any_float(0))
         weights = {name: self._like.new_zeros(fn.event_shape) for name, fn in self.weight_priors().items()}
         few = x[:2] if isinstance(x, Tensor) and x.dim() > 1 else x
-        f, lead = self.evaluate(few, weights)
+        f, lead = self.evaluate(few, weights, any_rows=True)
         if few is not x and len(few) and len(f) == len(few):  # the others have the same shape
             f = f[:1].expand(len(x), *f.shape[1:])
         fitted_targets(self.likelihood, y, f.shape[len(lead) :], self.target_shape)
 
-    def updated(
-        self,
-        guide: Callable[..., Any] | Mapping[str, Tensor],
-        *,
-        dataset_size: int | None = None,
-        num_samples: int | None = None,
-    ) -> BayesianModel:
-        """A model for the next data, whose prior is the posterior of the data so far.
-
-        All latents have their joint posterior as their prior, the likelihood's too, in unconstrained coordinates: of a
-        guide that is a Gaussian there (``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal``, ``AutoNormal``,
-        a family ``"mean_field"`` without conditional layers) that Gaussian itself, so that exact posteriors stay exact;
-        of any other, a hypernetwork or conditional layers, the Gaussian with the mean and all covariances of its draws
-        (above 2,000 latents the 100 directions with the largest ones, and all variances). Curvature and modes are lost
-        there. The new model has one site for all weights, and no conditional layers where they are correlated. What is
-        learned as a parameter (``learn=True``) goes on from its value.
+    def updated(self, guide: Any, *, dataset_size: int | None = None, num_samples: int | None = None) -> BayesianModel:
+        """A model for the next data, whose prior is the posterior so far; see :mod:`bayeshnet.models.updated`.
 
         Args:
             guide: A fitted guide; or draws ``[S, *shape]`` by site, from NUTS for instance.
             dataset_size: Number of rows of the next data, as for a new model.
-            num_samples: Number of draws; by default 20 for each latent, 2,000 to 20,000.
-
-        Raises:
-            ArgumentError: If the guide is a point, or lacks latents of this model.
-            ArgumentTypeError: If it is neither a guide nor draws.
-
-        Example:
-            >>> from bayeshnet import AutoHypernet, likelihoods
-            >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
-            >>> guide = AutoHypernet(model, example=(torch.randn(5, 2), torch.randn(5)))
-            >>> model.updated(guide).prior
-            PosteriorPrior(3 latents, moments of 2000 draws)
+            num_samples: Number of draws where moments are taken of draws; 20 for each latent, 2,000 to 20,000.
         """
         return updated(self, guide, dataset_size=dataset_size, num_samples=num_samples)
 

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_input", "check_output", "check_parameters", "check_positive_support", "check_rows", "nan_error"]
+__all__ = [
+    "check_input",
+    "check_output",
+    "check_parameters",
+    "check_positive_support",
+    "check_rows",
+    "nan_error",
+    "num_rows",
+]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -47,12 +55,13 @@ def nan_error(x: Any, draws: Mapping[str, Tensor], f: Tensor) -> ArgumentError:
     )
 
 
-def check_input(x: Any, like: Tensor) -> None:
+def check_input(x: Any, like: Tensor, *, any_float: bool = False) -> None:
     """Raise unless inputs are tensors with values, the first one of the weights' dtype if it is of floating point.
 
     Args:
         x: Inputs, or a tuple of them.
         like: A tensor with the dtype of the weights.
+        any_float: Whether other floating-point dtypes are accepted, because they will be converted.
 
     Raises:
         ArgumentTypeError: If they are not.
@@ -66,6 +75,8 @@ def check_input(x: Any, like: Tensor) -> None:
         if hasattr(part, "__array__") and not isinstance(part, Tensor):
             raise ArgumentTypeError(f"x: is {kind_of(part)}; pass a tensor, torch.as_tensor(x, dtype={like.dtype}).")
     first = x[0] if isinstance(x, tuple) and x else x
+    if any_float:
+        return
     if isinstance(first, Tensor) and first.is_floating_point() and first.dtype != like.dtype:
         raise ArgumentTypeError(
             f"x: has dtype {first.dtype}, the network's weights have {like.dtype}; convert one of them, e.g. "
@@ -183,3 +194,14 @@ def check_positive_support(prior: torch.distributions.Distribution, argument: st
         f"{argument}: its prior {prior} is not restricted to positive numbers, or discrete; use dist.Gamma, "
         "dist.HalfNormal, dist.LogNormal, ..."
     )
+
+
+def num_rows(x: Any) -> int:
+    """Number of rows of inputs: the first dimension of the first tensor among them; 0 if there is none.
+
+    Example:
+        >>> num_rows(torch.zeros(7, 3)), num_rows((torch.zeros(5, 2), None)), num_rows(None)
+        (7, 5, 0)
+    """
+    parts = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple | list) else (x,)
+    return next((len(part) for part in parts if isinstance(part, Tensor) and part.dim()), 0)

@@ -115,17 +115,17 @@ class _PerRowModel(BayesianModel):
             return _view(self, BayesianModel).forward(x, y, *args, **kwargs)
         return super().forward(x, y, *args, **kwargs)
 
-    def evaluate(self, x: Any, weights: Mapping[str, Tensor]) -> tuple[Tensor, Size]:
+    def evaluate(self, x: Any, weights: Mapping[str, Tensor], **options: bool) -> tuple[Tensor, Size]:
         first = x[0] if isinstance(x, tuple) else next(iter(x.values())) if isinstance(x, dict) else x
         while True:
             moments = self._moments(weights)
             if not any(moments) or not isinstance(first, Tensor) or first.dim() == 0:
-                return super().evaluate(x, weights)
+                return super().evaluate(x, weights, **options)
             net = _PerRowNet(self.net, moments, first.shape[0], self._method)
             twin = BayesianModel.__new__(BayesianModel)
             twin.__dict__ = {**self.__dict__, "_modules": {**self._modules, "net": net}}
             try:
-                return twin.evaluate(x, weights)
+                return twin.evaluate(x, weights, **options)
             except SharedWeightError as error:
                 name = self.net.param_names[error.index]
                 self._shared |= {name}

@@ -161,12 +161,33 @@ def updated(
     dataset_size: int | None = None,
     num_samples: int | None = None,
 ) -> BayesianModel:
-    """Return a model whose prior is a posterior; see :meth:`BayesianModel.updated`.
+    """Return a model for the next data, whose prior is the posterior of the data so far.
+
+    All latents have their joint posterior as their prior, the likelihood's too, in unconstrained coordinates: of a
+    guide that is a Gaussian there (``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal``, ``AutoNormal``,
+    a family ``"mean_field"`` without conditional layers) that Gaussian itself, so that exact posteriors stay exact;
+    of any other, a hypernetwork or conditional layers, the Gaussian with the mean and all covariances of its draws
+    (above 2,000 latents the 100 directions with the largest ones, and all variances). Curvature and modes are lost
+    there. The new model has one site for all weights, and no conditional layers where they are correlated. What is
+    learned as a parameter (``learn=True``) goes on from its value.
+
+    Args:
+        model: The model of the data so far.
+        guide: A fitted guide; or draws ``[S, *shape]`` by site, from NUTS for instance.
+        dataset_size: Number of rows of the next data, as for a new model.
+        num_samples: Number of draws; by default 20 for each latent, 2,000 to 20,000.
+
+    Raises:
+        ArgumentError: If the guide is a point, or lacks latents of this model.
+        ArgumentTypeError: If it is neither a guide nor draws.
 
     Example:
-        >>> from pyro.infer.autoguide import AutoMultivariateNormal
-        >>> from bayeshnet import BayesianModel, likelihoods
+        >>> from bayeshnet import AutoHypernet, BayesianModel, likelihoods
         >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> guide = AutoHypernet(model, example=(torch.randn(5, 2), torch.randn(5)))
+        >>> model.updated(guide).prior
+        PosteriorPrior(3 latents, moments of 2000 draws)
+        >>> from pyro.infer.autoguide import AutoMultivariateNormal
         >>> guide = AutoMultivariateNormal(model)
         >>> _ = guide(torch.randn(5, 2), torch.randn(5))
         >>> updated(model, guide).prior

@@ -18,6 +18,7 @@ from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.errors import ArgumentError, ConvergenceWarning, UsageError
 from bayeshnet.models.capabilities import plate_nesting
 from bayeshnet.sites.one_thread import one_thread
+from bayeshnet.sites.shown_data import show_data
 from bayeshnet.training._batches import Batches
 from bayeshnet.training._checks import check_loss, check_options, check_pair
 from bayeshnet.training._loop import Loop
@@ -213,8 +214,9 @@ def _run(loop: Loop, data: Any, progress: bool) -> None:
         unfinished.callback(_hook(guide, "cancel_fit"))
         try:
             with one_thread("fit"):  # once more, for Pyro's stacks: an interrupt ends here
-                if saved is not None:  # before the hook, which may go by what was learned; it may also change it
+                if saved is not None:  # before the hooks, which may go by what was learned; they may also change it
                     saved.fill(model, guide, data, strict=False)
+                show_data(model, data)
                 _hook(guide, "begin_fit")(model, data)
                 if saved is not None:
                     saved.fill(model, guide, data)

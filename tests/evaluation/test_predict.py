@@ -117,12 +117,12 @@ def test_reprs_say_shapes_and_ranges():
     )
     outputs = torch.zeros(2, 4, 3)
     with_event = Prediction(outputs, outputs, dist.StudentT(1.0, outputs, 1.0).to_event(1))
-    assert repr(with_event).endswith("draws=f32[2,4,3], mean=0, std=nan, likelihood=StudentT)")
+    assert repr(with_event).endswith("draws=f32[2,4,3], median=0, likelihood=StudentT)")
 
     class NoVariance(dist.Normal):
         variance = property(lambda self: (_ for _ in ()).throw(NotImplementedError))
 
-    assert repr(Prediction(f, f, NoVariance(f, 1.0))).endswith("mean=1..2, likelihood=NoVariance)")
+    assert repr(Prediction(f, f, NoVariance(f, 1.0))).endswith("mean=1..2, std=0..1 of samples, likelihood=NoVariance)")
 
 
 def test_quantiles_of_many_numbers():

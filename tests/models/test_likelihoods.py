@@ -10,6 +10,7 @@ from torch import Size, nn
 from bayeshnet import AutoHypernet, BayesianModel, fit, predict
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models import likelihoods
+from bayeshnet.models.target_shapes import fitted_targets
 
 
 def test_known_scale_and_precision_agree():
@@ -246,16 +247,16 @@ def test_noise_that_is_no_number_of_the_network(scale, error, match):
 
 
 def test_targets_fit_outputs_or_the_message_says_what_would():
-    normal = likelihoods.Normal(scale=0.1)
-    assert normal.fit_target(torch.zeros(7), Size([7, 1])) is True
-    assert normal.fit_target(torch.zeros(7, 1), Size([7, 1])) is False
-    assert likelihoods.Categorical().fit_target(torch.zeros(7).long(), Size([7, 3])) is False
+    normal, labels = likelihoods.Normal(scale=0.1), likelihoods.Categorical()
+    assert fitted_targets(normal, torch.zeros(7), Size([7, 1]), None).shape == (7,)
+    assert fitted_targets(normal, torch.zeros(7, 1), Size([7, 1]), (1,)).shape == (7, 1)
+    assert fitted_targets(labels, torch.zeros(7).long(), Size([7, 3]), None).shape == (7,)
     with pytest.raises(ArgumentTypeError, match=r"y: is a list; pass a tensor"):
-        normal.fit_target([0.0], Size([1, 1]))
-    with pytest.raises(ArgumentError, match=r"y: has shape \(6,\); .* \(7, 1\) asks for \(7, 1\) or \(7,\)\."):
-        normal.fit_target(torch.zeros(6), Size([7, 1]))
+        fitted_targets(normal, [0.0], Size([1, 1]), None)
+    with pytest.raises(ArgumentError, match=r"y: has shape \(6,\); .* \(7, 1\) asks for \(7,\)\."):
+        fitted_targets(normal, torch.zeros(6), Size([7, 1]), None)
     with pytest.raises(ArgumentError, match=r"one-hot vectors pass y.argmax"):
-        likelihoods.Categorical().fit_target(torch.zeros(7, 3).long(), Size([7, 3]))
+        fitted_targets(labels, torch.zeros(7, 3).long(), Size([7, 3]), None)
 
 
 def test_draws_are_given_by_the_names_of_their_sites():

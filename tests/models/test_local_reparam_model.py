@@ -36,7 +36,7 @@ def test_predictions_are_of_whole_networks(method):
     ):
         torch.testing.assert_close(draws[:, 0], draws[:, 1])
     exact = BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=1e-7))
-    own = AutoHypernetNormal(exact, example=(x, y))
+    own = AutoHypernetNormal(exact, example=(x, y[:, 0]))
     for parallel in (False, True):
         out = Predictive(WRAPPERS[method](exact), guide=own, num_samples=20, parallel=parallel)(same)["obs"]
         torch.testing.assert_close(out[:, 0], out[:, 1], rtol=0, atol=1e-5)

@@ -104,7 +104,7 @@ def test_running_statistics_of_a_network_in_eval_stay():
 
 def test_a_network_in_training_mode_trains_and_predicts_without_dropout():
     pyro.set_rng_seed(0)
-    model = BayesianModel(batch_norm_net(), likelihood=likelihoods.Normal(scale=0.5))
+    model = BayesianModel(batch_norm_net(), likelihood=likelihoods.Normal(scale=0.5), batch_norm="running")
     guide = AutoHypernet(model, example=(X, Y))
     before = model.net.module[1].running_mean.clone()
     fit(model, guide, (X, Y), 3, progress=False)

@@ -45,6 +45,8 @@ class Likelihood(Configured, nn.Module, ABC):
     row_data: tuple[str, ...] = ()
     # What the messages say of the targets that are accepted.
     integer_targets: ClassVar[bool] = False
+    # Whether it is of a location and a scale, so that BayesianModel(..., standardize=...) rescales the targets, too.
+    standardizes_targets: ClassVar[bool] = False
 
     # ------------------------------------------------------------------ what a subclass gives
 

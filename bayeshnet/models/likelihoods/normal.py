@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -40,6 +41,8 @@ class Normal(Likelihood):
         >>> likelihood.conditional(f, {"scale": torch.tensor(0.5)}, batch_dims=1).event_shape
         torch.Size([3])
     """
+
+    standardizes_targets: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -1,0 +1,91 @@
+"""What a model is shown of the data before it is trained, if it asks for that: inputs and targets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import unwrap
+from torch import Tensor
+
+from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
+from bayeshnet.sites.modes import evaluating
+
+__all__ = ["show_data", "show_example"]
+
+
+def show_example(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Show a model the arguments that a guide is built from: ``model.prepare(x, y, example=True)``, if it has that.
+
+    Example:
+        >>> show_example(lambda x: None, (torch.zeros(3, 1),), {})
+    """
+    prepare = _prepare(model)
+    if prepare is not None:
+        _show(model, prepare, *inputs_and_targets(args, kwargs), example=True)
+
+
+def show_data(model: Any, data: Any) -> None:
+    """Show a model some rows of the data of a fit: ``model.prepare(x, y)``, if it has that.
+
+    All rows of a single batch; of an iterable as many batches as it takes to have ``model.rows_to_show`` rows. Random
+    numbers that a loader draws for them are taken from a copy of the stream.
+
+    Args:
+        model: The model.
+        data: The data as for :func:`~bayeshnet.fit`.
+
+    Example:
+        >>> show_data(lambda x: None, (torch.zeros(3, 1),))
+    """
+    prepare = _prepare(model)
+    if prepare is None or isinstance(data, Iterator):
+        return
+    wanted: int = getattr(unwrap(model), "rows_to_show", 0)
+    with torch.random.fork_rng(devices=[]):
+        found = _some_rows(data, wanted)
+    if found is not None:
+        _show(model, prepare, *found, example=False)
+
+
+def _prepare(model: Any) -> Callable[..., None] | None:
+    return getattr(unwrap(model) if callable(model) else model, "prepare", None)
+
+
+def _show(model: Any, prepare: Callable[..., None], x: Any, y: Any, *, example: bool) -> None:
+    if x is None:
+        return  # running the model raises an error that says what is missing
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        prepare(x, y, example=example)
+
+
+def _some_rows(data: Any, wanted: int) -> tuple[Any, Any] | None:
+    if isinstance(data, Tensor | Mapping | tuple):
+        return inputs_and_targets(*call_arguments(data, "data"))
+    parts: list[tuple[Any, Any]] = []
+    count = 0
+    for batch in itertools.islice(data, max(1, wanted)):
+        x, y = inputs_and_targets(*call_arguments(batch, "data"))
+        parts.append((x, y))
+        first = next((part for part in _leaves(x) if isinstance(part, Tensor) and part.dim()), None)
+        count += 0 if first is None else len(first)
+        if first is None or count >= wanted:
+            break
+    if not parts:
+        return None
+    return _joined([x for x, _ in parts]), _joined([y for _, y in parts])
+
+
+def _leaves(x: Any) -> Sequence[Any]:
+    return x if isinstance(x, tuple) else (x,)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Inputs of several batches one after the other; what has no rows, or others' shapes, is that of the first."""
+    first = parts[0]
+    if isinstance(first, tuple):
+        return tuple(_joined(list(column)) for column in zip(*parts, strict=True))
+    same = isinstance(first, Tensor) and all(isinstance(p, Tensor) and p.shape[1:] == first.shape[1:] for p in parts)
+    return torch.cat(list(parts)) if same and first.dim() else first
