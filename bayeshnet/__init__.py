@@ -22,7 +22,17 @@ from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.mnets import ModuleMainNet, batched_forward
 from bayeshnet.mnets.mlp import MLP
 from bayeshnet.models import BayesianModel, flipout, likelihoods, local_reparameterisation, priors
-from bayeshnet.training import EarlyStopping, FlatElbo, History, Posterior, Validation, fit, load, load_posterior, save
+from bayeshnet.training import (
+    EarlyStopping,
+    FlatElbo,
+    History,
+    Posterior,
+    Validation,
+    fit,
+    load,
+    load_posterior,
+    save,
+)
 
 __version__ = "0.2.0"
 

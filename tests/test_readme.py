@@ -16,7 +16,7 @@ def test_the_front_door_runs(tmp_path, monkeypatch):
     exec(code.replace("steps=3000", "steps=5, progress=False"), names)
     assert names["pred"].mean.shape == (7,)
     assert len(names["history"]) == 5
-    assert {file.name for file in tmp_path.iterdir()} == {"run.safetensors", "run.json"}
+    assert {file.name for file in tmp_path.iterdir()} == {"run.safetensors"}
 
 
 def test_the_files_it_names_exist():

@@ -65,8 +65,11 @@ class Configured:
 
     def configuration(self) -> Mapping[str, Any]:
         """Arguments of the constructor that make an object like this one, its tensors apart."""
-        recorded: Mapping[str, Any] = vars(self).get("_recorded", {})
-        return {name: self._now(name, Described(value)) for name, value in recorded.items()}
+        return {name: self._now(name, value) for name, value in self.recorded().items()}
+
+    def recorded(self) -> dict[str, Described]:
+        """The arguments that the constructor was given, for a class whose attributes of their names are others."""
+        return {name: Described(value) for name, value in vars(self).get("_recorded", {}).items()}
 
     def facts(self) -> Mapping[str, Any]:
         """What else its results depend on, by name: compared with that of a file, not needed to make an object."""

@@ -157,7 +157,8 @@ def _digest(value: Tensor) -> dict[str, Any]:
     found = _tensor(value)
     if "value" not in found:
         return found
-    flat: Any = found["value"].resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+    numbers: Tensor = found["value"].resolve_conj().resolve_neg()
+    flat: Any = torch.empty(numbers.shape, dtype=numbers.dtype).copy_(numbers).reshape(-1).view(torch.uint8).numpy()
     digest = hashlib.sha256(memoryview(flat)).hexdigest()
     return {"kind": "digest", "shape": list(value.shape), "dtype": str(value.dtype), "sha256": digest}
 

@@ -326,6 +326,14 @@ class Hypernet(Family, short_form="hypernet"):
         }
         return {key: value for key, value in given.items() if value is not None}
 
+    def configuration(self) -> Mapping[str, Any]:
+        """See :meth:`~bayeshnet.configuration.Configured.configuration`."""
+        return self.recorded()
+
+    def facts(self) -> Mapping[str, Any]:
+        """See :meth:`Family.facts`; with the estimator, once it is chosen."""
+        return {**super().facts(), **({"estimator": self.estimator} if self._given is None else {})}
+
     # ------------------------------------------------------------------ what a guide asks for
 
     @property

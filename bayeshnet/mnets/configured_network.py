@@ -25,7 +25,7 @@ class ConfiguredNetwork(Configured):
 
     def configuration(self) -> Mapping[str, Any]:
         """See :meth:`Configured.configuration`; attributes have meanings of their own here, but the activation."""
-        recorded: dict[str, Any] = {k: Described(v) for k, v in vars(self).get("_recorded", {}).items()}
+        recorded = self.recorded()
         own = {**vars(self).get("_modules", {}), **vars(self)}
         if "activation_fn" in recorded and "activation_fn" in own:  # it may be set
             recorded["activation_fn"] = Described(described(own["activation_fn"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,9 @@ class BatchNormStatistics(nn.Module):
         >>> statistics.rows_kept
         256
     """
+
+    # Of these the state has as many, and of such shapes, as there were rows.
+    free_buffers: ClassVar[tuple[str, ...]] = ("rows_", "by_user")
 
     def __init__(self, net: nn.Module, mode: BatchNormMode = "draws", num_rows: int = 256) -> None:
         super().__init__()

@@ -82,7 +82,7 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
     """
 
     configured_as = "model"
-    unrecorded = frozenset({"net", "prior", "likelihood"})
+    unrecorded = frozenset({"net", "prior", "likelihood", "standardize"})
 
     # What is known of the model without running it, see bayeshnet.models.capabilities.
     max_plate_nesting: ClassVar[int] = 1
@@ -145,8 +145,9 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
 
     def configuration(self) -> Mapping[str, Any]:
         """See :meth:`~bayeshnet.configuration.Configured.configuration`."""
-        parts = {"net": self.net, "prior": self.prior, "likelihood": self.likelihood}
-        return {**parts, **super().configuration()}
+        units = self.units.standardization
+        parts = {"net": self.net, "prior": self.prior, "likelihood": self.likelihood, "standardize": units}
+        return {**super().configuration(), **parts}
 
     def facts(self) -> Mapping[str, Any]:
         """See :meth:`~bayeshnet.configuration.Configured.facts`."""
@@ -380,38 +381,13 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
             f = f[:1].expand(len(x), *f.shape[1:])
         fitted_targets(self.likelihood, y, f.shape[len(lead) :], self.target_shape)
 
-    def updated(
-        self,
-        guide: Callable[..., Any] | Mapping[str, Tensor],
-        *,
-        dataset_size: int | None = None,
-        num_samples: int | None = None,
-    ) -> BayesianModel:
-        """A model for the next data, whose prior is the posterior of the data so far.
-
-        All latents have their joint posterior as their prior, the likelihood's too, in unconstrained coordinates: of a
-        guide that is a Gaussian there (``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal``, ``AutoNormal``,
-        a family ``"mean_field"`` without conditional layers) that Gaussian itself, so that exact posteriors stay exact;
-        of any other, a hypernetwork or conditional layers, the Gaussian with the mean and all covariances of its draws
-        (above 2,000 latents the 100 directions with the largest ones, and all variances). Curvature and modes are lost
-        there. The new model has one site for all weights, and no conditional layers where they are correlated. What is
-        learned as a parameter (``learn=True``) goes on from its value.
+    def updated(self, guide: Any, *, dataset_size: int | None = None, num_samples: int | None = None) -> BayesianModel:
+        """A model for the next data, whose prior is the posterior so far; see :mod:`bayeshnet.models.updated`.
 
         Args:
             guide: A fitted guide; or draws ``[S, *shape]`` by site, from NUTS for instance.
             dataset_size: Number of rows of the next data, as for a new model.
-            num_samples: Number of draws; by default 20 for each latent, 2,000 to 20,000.
-
-        Raises:
-            ArgumentError: If the guide is a point, or lacks latents of this model.
-            ArgumentTypeError: If it is neither a guide nor draws.
-
-        Example:
-            >>> from bayeshnet import AutoHypernet, likelihoods
-            >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
-            >>> guide = AutoHypernet(model, example=(torch.randn(5, 2), torch.randn(5)))
-            >>> model.updated(guide).prior
-            PosteriorPrior(3 latents, moments of 2000 draws)
+            num_samples: Number of draws where moments are taken of draws; 20 for each latent, 2,000 to 20,000.
         """
         return updated(self, guide, dataset_size=dataset_size, num_samples=num_samples)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeshnet.checks import kind_of
+from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.formatting import span
 
@@ -20,7 +21,7 @@ _ROUNDINGS = 16.0
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
+class Statistics(Configured):
     """What is subtracted from a tensor, and what it is then divided by.
 
     Attributes:
@@ -36,6 +37,8 @@ class Statistics:
         >>> Statistics(torch.tensor([1.0, 5.0]), torch.tensor([1.0, 2.0]))
         column: loc 1..5, scale 1..2
     """
+
+    configured_as = "units"
 
     loc: Tensor
     scale: Tensor
@@ -56,12 +59,16 @@ class Statistics:
         if not bool(torch.isfinite(self.loc).all() and torch.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise ArgumentError("loc, scale: hold NaN or infinite numbers, or scales that are not positive.")
 
+    def not_compared(self) -> tuple[str, ...]:
+        """The numbers, which a model has as buffers."""
+        return ("loc", "scale")
+
     def __repr__(self) -> str:
         return f"{self.what}: loc {span(self.loc)}, scale {span(self.scale)}"
 
 
 @dataclass(frozen=True, eq=False)
-class Standardization:
+class Standardization(Configured):
     """Means and standard deviations of inputs and targets, for ``BayesianModel(..., standardize=...)``.
 
     Plain data: make it of data with :meth:`of`, or of numbers that you know, ``Standardization(targets=Statistics(25e4,
@@ -78,6 +85,8 @@ class Standardization:
         >>> found.inputs[0].loc, found.targets.loc
         (tensor([1., 7.]), tensor(100000.))
     """
+
+    configured_as = "units"
 
     inputs: Sequence[Statistics | None] = ()
     targets: Statistics | None = None

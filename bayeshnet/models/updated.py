@@ -19,6 +19,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import biject_to
 
 from bayeshnet.checks import kind_of, require_count
+from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.models.weight_normal import WeightNormal
 
@@ -34,7 +35,7 @@ _RANK = 100  # directions that are kept of more
 _FEWEST, _MOST = 2_000, 20_000  # draws for moments, 20 for each latent
 
 
-class PosteriorPrior(nn.Module):
+class PosteriorPrior(Configured, nn.Module):
     r"""A Gaussian over all latents of a network's model, in unconstrained coordinates, as the prior of the next data.
 
     All weights are one site with the marginal of the Gaussian, and the latents of the likelihood follow one after the
@@ -64,6 +65,8 @@ class PosteriorPrior(nn.Module):
         tensor([0., 0., 0.])
     """
 
+    configured_as = "prior"
+
     def __init__(
         self, num_latents: int, sites: Mapping[str, Any], *, rank: int | None = None, origin: str = "nothing yet"
     ) -> None:
@@ -81,6 +84,10 @@ class PosteriorPrior(nn.Module):
         self._sites = dict(sites)
         self._sizes = [_unconstrained_shape(fn).numel() for fn in sites.values()]
         self.num_weights = num_latents - sum(self._sizes)
+
+    def not_compared(self) -> tuple[str, ...]:
+        """See :meth:`~bayeshnet.configuration.Configured.not_compared`."""
+        return ("origin",)
 
     def distribution(self, name: str, record: Any, *, like: Tensor) -> TorchDistributionMixin:
         """There is no prior of one parameter alone; a model asks for :meth:`weights`.
@@ -154,12 +161,33 @@ def updated(
     dataset_size: int | None = None,
     num_samples: int | None = None,
 ) -> BayesianModel:
-    """Return a model whose prior is a posterior; see :meth:`BayesianModel.updated`.
+    """Return a model for the next data, whose prior is the posterior of the data so far.
+
+    All latents have their joint posterior as their prior, the likelihood's too, in unconstrained coordinates: of a
+    guide that is a Gaussian there (``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal``, ``AutoNormal``,
+    a family ``"mean_field"`` without conditional layers) that Gaussian itself, so that exact posteriors stay exact;
+    of any other, a hypernetwork or conditional layers, the Gaussian with the mean and all covariances of its draws
+    (above 2,000 latents the 100 directions with the largest ones, and all variances). Curvature and modes are lost
+    there. The new model has one site for all weights, and no conditional layers where they are correlated. What is
+    learned as a parameter (``learn=True``) goes on from its value.
+
+    Args:
+        model: The model of the data so far.
+        guide: A fitted guide; or draws ``[S, *shape]`` by site, from NUTS for instance.
+        dataset_size: Number of rows of the next data, as for a new model.
+        num_samples: Number of draws; by default 20 for each latent, 2,000 to 20,000.
+
+    Raises:
+        ArgumentError: If the guide is a point, or lacks latents of this model.
+        ArgumentTypeError: If it is neither a guide nor draws.
 
     Example:
-        >>> from pyro.infer.autoguide import AutoMultivariateNormal
-        >>> from bayeshnet import BayesianModel, likelihoods
+        >>> from bayeshnet import AutoHypernet, BayesianModel, likelihoods
         >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> guide = AutoHypernet(model, example=(torch.randn(5, 2), torch.randn(5)))
+        >>> model.updated(guide).prior
+        PosteriorPrior(3 latents, moments of 2000 draws)
+        >>> from pyro.infer.autoguide import AutoMultivariateNormal
         >>> guide = AutoMultivariateNormal(model)
         >>> _ = guide(torch.randn(5, 2), torch.randn(5))
         >>> updated(model, guide).prior

@@ -217,7 +217,10 @@ def _plain_json(description: Mapping[str, Any]) -> str:
 
 def _bytes_of(tensor: Tensor) -> Any:
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    numbers: Any = plain.reshape(-1).view(torch.uint8).numpy()
+    flat = plain.reshape(-1)
+    if flat.stride(0) != 1:  # of one number that was expanded, which counts as contiguous
+        flat = torch.empty_like(flat, memory_format=torch.contiguous_format).copy_(flat)
+    numbers: Any = flat.view(torch.uint8).numpy()
     return memoryview(numbers)
 
 

@@ -133,7 +133,7 @@ def fit(
         ArgumentTypeError: If an argument is of another type.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> from bayeshnet import AutoHypernet
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))

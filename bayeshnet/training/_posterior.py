@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,13 +13,14 @@ from torch import nn
 from bayeshnet.checks import kind_of
 from bayeshnet.configuration import NotRebuiltError, rebuilt
 from bayeshnet.configuration.configured import known_class
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetWarning, CheckpointError
 from bayeshnet.families.base import Family
 from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides.base import Guide
 from bayeshnet.models.bayesian_model import BayesianModel, PriorLike
 from bayeshnet.models.likelihoods import Likelihood
 from bayeshnet.training._contents import Contents, Entry, read_contents
+from bayeshnet.training._sizes import check_sizes
 from bayeshnet.training._stand_in import stand_in
 from bayeshnet.training.checkpoint import check_and_fill, stem
 
@@ -100,22 +102,33 @@ def load_posterior(
             f"{name}: was not built for a BayesianModel itself, so that it cannot be built from the file; build it, "
             "and use load."
         )
-    param = next(iter(net.parameters()), None)
-    device = torch.device("cpu") if param is None else param.device
     model_class = _class_of(of_model, "model", BayesianModel)
     options = _options(of_model, "the model", {"prior": prior, "likelihood": likelihood}, skip=("net",))
     model = _built(lambda: model_class(net, **options), "model")
+    _take_dtypes(model, of_model)
     check_and_fill({"model": (of_model, model)})
+    like = next(net.parameters()).detach()
     guide_class = _class_of(entry, "guide", Guide)
     given = {"hnet": hnet} if family is None else {"family": family}
     skip = ("family",) if hnet is not None and "family" in _arguments(entry) else ()
     options = _options(entry, "the guide", given, skip=skip)
     options = {key: value for key, value in options.items() if value is not None or key in ("conditional",)}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        example = _built(lambda: stand_in(model, entry.example or {}, device), "example")
+    # What is said of data in other units than a prior is made for does not apply to a stand-in.
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        warnings.simplefilter("ignore", BayeshnetWarning)
+        example = _built(lambda: stand_in(model, entry.example or {}, like), "example")
         guide = _built(lambda: guide_class(model, example=example, **options), "guide")
+    _take_dtypes(guide, entry)
     check_and_fill({"guide": (entry, guide)})
     return Posterior(model, guide)
+
+
+def _take_dtypes(module: nn.Module, entry: Entry) -> None:
+    """Convert what was saved in another dtype than it has when it is built, after ``module.double()`` for instance."""
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        saved = entry.tensors.get(key)
+        if saved is not None and saved.is_floating_point() and tensor.is_floating_point():
+            tensor.data = tensor.data.to(saved.dtype)
 
 
 def _guide_of(contents: Contents) -> tuple[str, Entry]:
@@ -158,9 +171,12 @@ def _class_of(entry: Entry, kind: str, base: type) -> Any:
 def _options(entry: Entry, what: str, given: Mapping[str, Any], *, skip: tuple[str, ...]) -> dict[str, Any]:
     """The arguments of a constructor: those that were given, the others from the file."""
     made: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    total = sum(tensor.numel() for tensor in entry.tensors.values())
     for key, description in _arguments(entry).items():
         if key in made or key in skip:
             continue
+        if what == "the guide":
+            check_sizes(description, total, key)
         try:
             made[key] = rebuilt(description)
         except NotRebuiltError as error:

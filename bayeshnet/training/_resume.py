@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from bayeshnet import configuration
 from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from bayeshnet.sites.arguments import call_arguments
@@ -35,6 +36,7 @@ _LOGGER = logging.getLogger(__name__)
 _KIND = "bayeshnet.fit"
 _FORMAT = 1
 _EVERY = 500
+_CONFIGURATION = "configuration/"
 # Options of a parameter group that schedules change, and those that some of torch's schedulers cycle.
 _MOVED = {"params", "lr", "initial_lr", "full_lr"}
 _CYCLED = {"momentum", "betas", "max_lr", "min_lr", "max_momentum", "base_momentum", "_momentum_cached"}
@@ -115,7 +117,7 @@ class FitFile:
         state = {
             "kind": _KIND,
             "format": _FORMAT,
-            "fit": packed(dict(self.fit), "fit", tensors),
+            "fit": configuration.packed(dict(self.fit), tensors, _CONFIGURATION),
             "finished": finished,
             "elbo": packed(_settings(trainer.elbo), "elbo", tensors),
             "waves": [[names.get(id(param), "") for param in wave] for wave in trainer.waves],
@@ -154,7 +156,7 @@ class FitFile:
                 f"checkpoint: {str(self.path)!r} is no file of a fit that this version can go on with; pass another "
                 "file name. (What save has written is read by load.)"
             )
-        require_same(self.fit, unpacked(self._state["fit"], self._tensors), self.path)
+        require_same(configuration.unpacked(self._state["fit"], self._tensors, _CONFIGURATION), self.fit, self.path)
         return True
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections.abc import Mapping, Sized
 from typing import Any, cast
 
@@ -12,14 +13,17 @@ from pyro.poutine.messenger import unwrap
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from bayeshnet.errors import CheckpointError
+from bayeshnet.configuration import Configured, Difference, described, differences
+from bayeshnet.deprecation import stacklevel_of_user
+from bayeshnet.errors import CheckpointError, CheckpointWarning
 from bayeshnet.training._minibatches import Minibatches
 from bayeshnet.training.validation import Validation
 
-__all__ = ["describe_fit", "described", "fingerprint", "require_same"]
+__all__ = ["describe_fit", "fingerprint", "named", "require_same"]
 
 
-_HASH = 64  # digits
+_MOST = 5  # differences in a message
+_ADVICE = "pass model, guide, data and arguments of that fit, or another file."
 
 
 def describe_fit(
@@ -36,22 +40,40 @@ def describe_fit(
 
     Example:
         >>> describe_fit(print, print, "none", None, {"lr": 0.1})
-        {'model': 'print', 'guide': 'print', 'data': 'str', 'validation': None, 'lr': 0.1}
+        {'lr': 0.1, 'data': 'str', 'validation': None, 'model': 'print', 'guide': 'print'}
     """
-    parts = {name: unwrap(part) for name, part in (("model", model), ("guide", guide))}
-    names = {name: getattr(part, "__qualname__", type(part).__name__) for name, part in parts.items()}
     rows = None
     if looks is not None:
         rows = {"data": fingerprint(looks[0].data), "every": looks[1], "num_samples": looks[0].num_samples}
-    others = {name: described(value) for name, value in options.items()}
-    return {**names, "data": fingerprint(data), "validation": rows, **others}
+    found = {name: named(value) for name, value in options.items()}
+    found |= {"data": fingerprint(data), "validation": rows}
+    for name, part in (("model", unwrap(model)), ("guide", unwrap(guide))):
+        # Pyro's own guides know models and data, and their traces.
+        found[name] = _of_any_dtype(described(part)) if isinstance(part, Configured) else _class_of(part)
+    return found
 
 
-def described(value: Any) -> Any:
+def _of_any_dtype(description: Any) -> Any:
+    """The same for objects that differ in the dtype of their numbers alone: a fit may go on in another one."""
+    if isinstance(description, Tensor):
+        return description.float() if description.is_floating_point() else description
+    if isinstance(description, list):
+        return [_of_any_dtype(part) for part in cast("list[Any]", description)]
+    if isinstance(description, dict):
+        parts = cast("dict[str, Any]", description)
+        return {key: _of_any_dtype(part) for key, part in parts.items() if key != "dtype"}
+    return description
+
+
+def _class_of(part: Any) -> str:
+    return getattr(part, "__qualname__", type(part).__name__)
+
+
+def named(value: Any) -> Any:
     """Describe an option of a fit: numbers as they are, functions by their names, objects by their repr.
 
     Example:
-        >>> described(0.01), described(torch.optim.SGD), described(None)
+        >>> named(0.01), named(torch.optim.SGD), named(None)
         (0.01, 'SGD', None)
     """
     if value is None or isinstance(value, bool | int | str):
@@ -60,7 +82,7 @@ def described(value: Any) -> Any:
         return value if abs(value) < float("inf") else str(value)
     if isinstance(value, functools.partial):
         partial = cast("functools.partial[Any]", value)
-        return f"{described(partial.func)}({', '.join(f'{k}={v!r}' for k, v in sorted(partial.keywords.items()))})"
+        return f"{named(partial.func)}({', '.join(f'{k}={v!r}' for k, v in sorted(partial.keywords.items()))})"
     name = getattr(value, "__qualname__", None)
     if name is not None:
         return name
@@ -107,36 +129,42 @@ def _hash(value: Any, digest: Any) -> None:
         for part in cast("list[Any]", value):
             _hash(part, digest)
     else:
-        digest.update(str(described(value)).encode())
+        digest.update(str(named(value)).encode())
 
 
-def require_same(here: Mapping[str, Any], there: Mapping[str, Any], path: Any) -> None:
-    """Raise unless two fits are described alike.
+def require_same(there: Mapping[str, Any], here: Mapping[str, Any], path: Any) -> None:
+    """Raise unless two fits are described alike; warn where functions of the user have other code.
 
     Args:
-        here: The description of this one.
-        there: That of the one in the file.
+        there: The description of the fit in the file.
+        here: That of this one.
         path: The file.
 
     Raises:
-        CheckpointError: Naming all that differs.
+        CheckpointError: Naming what differs.
 
     Example:
-        >>> require_same({"steps": 10}, {"steps": 20}, "run")
+        >>> require_same({"steps": 20}, {"steps": 10}, "run")
         Traceback (most recent call last):
         ...
-        bayeshnet.errors.CheckpointError: checkpoint: 'run' is of another fit: steps is 10 here and 20 in the file; ...
+        bayeshnet.errors.CheckpointError: checkpoint: 'run' is of another fit: steps is 20 in the file and 10 here; ...
     """
-    different = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-    if different:
-        parts = [_difference(name, here.get(name), there.get(name)) for name in different]
-        raise CheckpointError(
-            f"checkpoint: {str(path)!r} is of another fit: {'; '.join(parts)}; pass model, guide, data and arguments "
-            "of that fit, or another file."
+    found: list[Difference] = []
+    for name in {**there, **here}:
+        if name in ("data", "validation"):
+            if there.get(name) != here.get(name):
+                raise CheckpointError(f"checkpoint: {str(path)!r} is of another fit: {name}: not the same; {_ADVICE}")
+        else:
+            found += differences(there.get(name), here.get(name), name)
+    certain = [str(difference) for difference in found if difference.certain]
+    if certain:
+        more = f" and {len(certain) - _MOST} more" if len(certain) > _MOST else ""
+        shown = "; ".join(certain[:_MOST])
+        raise CheckpointError(f"checkpoint: {str(path)!r} is of another fit: {shown}{more}; {_ADVICE}")
+    if found:
+        warnings.warn(
+            f"checkpoint: {'; '.join(map(str, found[:_MOST]))}. What comes may not be what the fit in the file would "
+            "have come to.",
+            CheckpointWarning,
+            stacklevel=stacklevel_of_user(),
         )
-
-
-def _difference(name: str, here: Any, there: Any) -> str:
-    if any(isinstance(value, dict | list) or len(str(value)) == _HASH for value in (here, there)):
-        return f"{name}: not the same"
-    return f"{name} is {here!r} here and {there!r} in the file"

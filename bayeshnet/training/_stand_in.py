@@ -39,7 +39,7 @@ def _shapes(value: Any) -> Any:
 
 
 @torch.no_grad()
-def stand_in(model: BayesianModel, shapes: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def stand_in(model: BayesianModel, shapes: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
     """Make arguments that a guide can be built from, of the shapes of those that it was built from.
 
     Inputs, and what else is given with each row, are 1 everywhere, integers 0. Targets are drawn from the model for
@@ -48,35 +48,37 @@ def stand_in(model: BayesianModel, shapes: Mapping[str, Any], device: torch.devi
     Args:
         model: The model.
         shapes: What :func:`example_shapes` returned; anything may be in it.
-        device: Where the arguments are to lie.
+        like: A parameter of the network, for dtype and device: a guide may have been converted after it was built.
 
     Raises:
         CheckpointError: If the shapes are not such.
     """
-    made = {name: _made(name, part, device) for name, part in shapes.items() if name != "y"}
+    made = {name: _made(name, part, like) for name, part in shapes.items() if name != "y"}
     if "x" not in made or "y" not in shapes:
         raise CheckpointError("guide: the file does not say what it was built from; build it, and use load.")
     draws: dict[str, Tensor] = {
-        name: torch.zeros(1, *fn.event_shape, dtype=fn.mean.dtype, device=device)
+        name: torch.zeros(1, *fn.event_shape, dtype=like.dtype, device=like.device)
         for name, fn in model.weight_priors().items()
     }
     draws.update({f"likelihood.{name}": fn.sample((1,)) for name, fn in model.likelihood.priors().items()})
     of_rows = {name: value for name, value in made.items() if name not in ("x", "weight")}
     _, conditional = model.conditional(made["x"], draws, **of_rows)
     _, dtype = _checked("y", shapes["y"])
+    dtype = like.dtype if dtype.is_floating_point else dtype
     return {**made, "y": conditional.sample()[0].to(dtype)}
 
 
-def _made(name: str, part: Any, device: torch.device) -> Any:
+def _made(name: str, part: Any, like: Tensor) -> Any:
     if isinstance(part, list):
-        return tuple(_made(name, inner, device) for inner in part)
+        return tuple(_made(name, inner, like) for inner in part)
     if not isinstance(part, dict):
         return part
     shape, dtype = _checked(name, part)
     if shape:
         shape = (min(shape[0], _ROWS), *shape[1:])
-    make = torch.ones if dtype.is_floating_point else torch.zeros
-    return make(shape, dtype=dtype, device=device)
+    if dtype.is_floating_point:
+        return torch.ones(shape, dtype=like.dtype, device=like.device)
+    return torch.zeros(shape, dtype=dtype, device=like.device)
 
 
 def _checked(name: str, part: Any) -> tuple[tuple[int, ...], torch.dtype]:

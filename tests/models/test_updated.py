@@ -13,8 +13,8 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch import nn
 from torch.distributions import biject_to
 
-from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, load, predict, priors, save
-from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, load, load_posterior, predict, priors, save
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from bayeshnet.models.updated import PosteriorPrior
 
 NOISE = 0.25  # exact in float32, which the likelihood keeps it in
@@ -206,10 +206,16 @@ def test_what_may_be_done_with_an_updated_model(tmp_path):
     torch.manual_seed(1)
     assert torch.equal(predict(twin, second, SECOND[0], 20).mean, mean)
     assert after.updated(second).updated(AutoHypernet(after, example=SECOND)).prior.num_weights == 13
-    save(tmp_path / "after", model=after)
+    save(tmp_path / "after", model=after, guide=second)
     other = model.updated(AutoHypernet(model, example=FIRST), dataset_size=5)
     load(tmp_path / "after", model=other)
     assert torch.equal(other.prior.weights().mean, after.prior.weights().mean)
+    found = load_posterior(tmp_path / "after", nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double())
+    torch.manual_seed(1)
+    assert torch.equal(predict(found.model, found.guide, SECOND[0], 20).mean, mean)
+    assert repr(found.model.prior) == repr(after.prior)
+    with pytest.raises(CheckpointError, match="prior is"):
+        load(tmp_path / "after", model=model)
     single = after.to(torch.float32)
     assert single(SECOND[0].float()).dtype == torch.float32
     assert math.isfinite(float(single.prior.weights().log_prob(torch.zeros(13))))

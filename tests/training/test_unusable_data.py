@@ -19,7 +19,7 @@ from bayeshnet.errors import ArgumentError, NonFiniteLossError
 def problem(rows: int = 200, **options):
     torch.manual_seed(0)
     x = torch.randn(rows, 3)
-    y = x[:, :1].sin() + 0.1 * torch.randn(rows, 1)
+    y = x[:, 0].sin() + 0.1 * torch.randn(rows)
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
     return BayesianModel(net, likelihood=likelihoods.Normal(scale=0.1), **options), x, y
 
@@ -33,7 +33,7 @@ def test_bad_rows_never_become_inducing_points(bad, where):
     assert guide.wants_rows
     before = copy.deepcopy(guide.state_dict())
     broken = {"x": x.clone(), "y": y.clone()}
-    broken[where][7, 0] = bad
+    broken[where][7] = bad
     loader = DataLoader(TensorDataset(broken["x"], broken["y"]), batch_size=32)
     with pytest.raises(
         ArgumentError, match=rf"data: {where} holds NaN or infinite numbers in 1 of the \d+ rows .*\[7\]"
