@@ -427,11 +427,13 @@ HOSTILE = [
     {"kind": "function", "name": "os.system"},
     True,
 ]
-HOSTILE += [{"kind": "configured", "of": "guide", "class": "AutoHypernet", "arguments": {}}, [10**6, 10**6], "../../x"]
+HOSTILE.extend(
+    [{"kind": "configured", "of": "guide", "class": "AutoHypernet", "arguments": {}}, [10**6, 10**6], "../../x"]
+)
 
 
 def test_hostile_descriptions_end_in_the_packages_error(tmp_path):
-    """Each place of a description in turn has something else: it is refused, or makes no difference."""
+    """Every second place of a description in turn has something else: it is refused, or makes no difference."""
     model = model_of(likelihood=likelihoods.Normal(scale=dist.Gamma(6.0, 6.0)))
     guide = AutoHypernet(model, example=(X, Y), family=families.Mixture(families.LowRank(2), 2))
     path = save(tmp_path / "run", guide=guide)
@@ -439,14 +441,13 @@ def test_hostile_descriptions_end_in_the_packages_error(tmp_path):
     chance = random.Random(0)
     places = [place for place in leaves(description) if place]
     refused = 0
-    for place in places:
-        for part in chance.sample(HOSTILE, 2):
-            write_file(path, tensors, with_part(description, place, part))
-            try:
-                load_posterior(path, net())
-            except CheckpointError:
-                refused += 1
-    assert refused > len(places)
+    for place in places[::2]:
+        write_file(path, tensors, with_part(description, place, chance.choice(HOSTILE)))
+        try:
+            load_posterior(path, net())
+        except CheckpointError:
+            refused += 1
+    assert refused > len(places) / 4
 
 
 # ---------------------------------------------------------------------- a fresh process

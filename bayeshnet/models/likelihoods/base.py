@@ -68,8 +68,9 @@ class Likelihood(Configured, nn.Module, ABC):
         return {}
 
     def not_compared(self) -> tuple[str, ...]:
-        """The start of a noise that is learned."""
-        return ("scale", "precision") if self._parameters else ()
+        """The start of what is learned."""
+        learned = [name for name in self.recorded() if any(key.endswith(name) for key in self._parameters)]
+        return (*learned, "precision") if "log_scale" in self._parameters else tuple(learned)
 
     def target_event(self, event_shape: Size) -> Size:
         """Shape of one observation, given that of one output as :meth:`arrange` returns it.
