@@ -12,7 +12,6 @@ from bayeshnet.entropy.diagnosis import Diagnosis
 from bayeshnet.evaluation._predict import predict
 from bayeshnet.evaluation.psis import WeightedDraws
 from bayeshnet.models.bayesian_model import BayesianModel
-from bayeshnet.models.likelihoods import Normal
 
 __all__ = ["check_noise", "noise_std", "some_rows"]
 
@@ -22,11 +21,11 @@ _RESIDUAL_ROWS = 2000
 
 def noise_std(model: BayesianModel, draws: Mapping[str, Tensor]) -> Tensor | None:
     """Standard deviation of the observation noise in each draw ``[S, 1 or out]``; None unless it is inferred."""
-    for name in ("scale", "precision") if isinstance(model.likelihood, Normal) else ():
-        if name in model.likelihood.priors():
-            value = draws[f"likelihood.{name}"].double()
-            return (value if name == "scale" else value.rsqrt()).reshape(len(value), -1)
-    return None
+    noise = model.likelihood.noise_latent()
+    if noise is None:
+        return None
+    value = draws[f"likelihood.{noise[0]}"].double()
+    return (value if noise[1] == 1.0 else value ** noise[1]).reshape(len(value), -1)
 
 
 def check_noise(
