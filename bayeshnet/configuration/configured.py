@@ -59,6 +59,8 @@ class Configured:
         for parameter in inspect.signature(cls.__init__).parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
                 given.update(given.pop(parameter.name))
+            elif parameter.kind is parameter.VAR_POSITIONAL and not given[parameter.name]:
+                given.pop(parameter.name)  # those of nn.Module, for a class without a constructor
         recorded = {name: described(value) for name, value in given.items() if name not in cls.unrecorded}
         vars(self)["_recorded"] = recorded
         return self

@@ -105,6 +105,11 @@ def test_which_of_two_parameters_was_given_does_not_depend_on_what_was_asked_for
     assert list(described(fn)["arguments"]) == ["logits"]
 
 
+class WithoutConstructor(families.Family):
+    def distribution(self, loc=None, scale=None):
+        raise NotImplementedError
+
+
 CONFIGURED = [
     priors.Normal(scale="fan_in", learn="inputs"),
     priors.Normal(scale={"*.weight": "fan_in", "b": torch.ones(3), "*": 0.5}, loc={"*.bias": 1.0}),
@@ -379,6 +384,10 @@ def test_arguments_that_a_file_does_not_know_count_by_their_default():
     del saved["arguments"]["learn"]
     assert not differences(saved, described(likelihoods.Normal(scale=0.1)), "likelihood")
     assert differences(saved, described(likelihoods.Normal(scale=0.1, learn=True)), "likelihood")
+
+
+def test_a_module_without_a_constructor_has_no_arguments():
+    assert described(WithoutConstructor())["arguments"] == {}
 
 
 def test_what_refers_to_itself_ends():

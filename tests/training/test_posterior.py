@@ -135,6 +135,42 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+LIKELIHOODS: dict[str, tuple[Any, int]] = {
+    "Bernoulli": (likelihoods.Bernoulli(), 1),
+    "Beta": (likelihoods.Beta(dist.Gamma(6.0, 2.0)), 1),
+    "Categorical": (likelihoods.Categorical(class_weights=[1.0, 2.0, 3.0], ignore_index=-100), 3),
+    "CensoredNormal": (likelihoods.CensoredNormal(dist.Gamma(6.0, 6.0), upper=torch.tensor(3.0)), 1),
+    "HeteroscedasticNormal": (likelihoods.HeteroscedasticNormal(), 2),
+    "Laplace": (likelihoods.Laplace(0.5, learn=True), 1),
+    "MultivariateNormal": (likelihoods.MultivariateNormal(torch.tensor([[1.0, 0.2], [0.2, 1.0]])), 2),
+    "MultivariateNormal_inferred": (
+        likelihoods.MultivariateNormal(scale=0.3, correlation=dist.LKJCholesky(2, torch.tensor(1.0))),
+        2,
+    ),
+    "NegativeBinomial": (likelihoods.NegativeBinomial(0.5), 1),
+    "Normal": (likelihoods.Normal(scale=0.3), 1),
+    "NormalMixture": (likelihoods.NormalMixture(3), 9),
+    "Ordinal": (likelihoods.Ordinal(torch.tensor([-1.0, 0.0, 1.0]), learn=True), 1),
+    "Poisson": (likelihoods.Poisson(), 1),
+    "StudentT": (likelihoods.StudentT(0.5, df=dist.Gamma(2.0, 0.1)), 1),
+    "TruncatedNormal": (likelihoods.TruncatedNormal(0.5, lower=0.0, upper=4.0), 1),
+}
+BASES = {"FromFunction", "Likelihood", "ParametricLikelihood"}
+
+
+def test_every_likelihood_of_the_package_is_tried():
+    classes = {name for name in likelihoods.__all__ if isinstance(getattr(likelihoods, name), type)}
+    assert {name.partition("_")[0] for name in LIKELIHOODS} == classes - BASES
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_every_likelihood_comes_back(name, tmp_path):
+    likelihood, out = LIKELIHOODS[name]
+    model = model_of(net(out=out), likelihood=likelihood)
+    y = model(X).detach()
+    check(tmp_path, model, AutoHypernet(model, example=(X, y), family="mean_field"), net(out=out))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_comes_back(name, tmp_path):
     model = model_of(**MODELS[name])
@@ -427,11 +463,13 @@ HOSTILE = [
     {"kind": "function", "name": "os.system"},
     True,
 ]
-HOSTILE += [{"kind": "configured", "of": "guide", "class": "AutoHypernet", "arguments": {}}, [10**6, 10**6], "../../x"]
+HOSTILE.extend(
+    [{"kind": "configured", "of": "guide", "class": "AutoHypernet", "arguments": {}}, [10**6, 10**6], "../../x"]
+)
 
 
 def test_hostile_descriptions_end_in_the_packages_error(tmp_path):
-    """Each place of a description in turn has something else: it is refused, or makes no difference."""
+    """Every second place of a description in turn has something else: it is refused, or makes no difference."""
     model = model_of(likelihood=likelihoods.Normal(scale=dist.Gamma(6.0, 6.0)))
     guide = AutoHypernet(model, example=(X, Y), family=families.Mixture(families.LowRank(2), 2))
     path = save(tmp_path / "run", guide=guide)
@@ -439,14 +477,13 @@ def test_hostile_descriptions_end_in_the_packages_error(tmp_path):
     chance = random.Random(0)
     places = [place for place in leaves(description) if place]
     refused = 0
-    for place in places:
-        for part in chance.sample(HOSTILE, 2):
-            write_file(path, tensors, with_part(description, place, part))
-            try:
-                load_posterior(path, net())
-            except CheckpointError:
-                refused += 1
-    assert refused > len(places)
+    for place in places[::2]:
+        write_file(path, tensors, with_part(description, place, chance.choice(HOSTILE)))
+        try:
+            load_posterior(path, net())
+        except CheckpointError:
+            refused += 1
+    assert refused > len(places) / 4
 
 
 # ---------------------------------------------------------------------- a fresh process
