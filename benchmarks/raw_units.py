@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import bayeshnet
 from bayeshnet import likelihoods
 from bayeshnet.errors import UnitsWarning
-from bayeshnet.models.standardization import Standardization
+from bayeshnet.models import Standardization
 
 ROWS, NOISE, DRAWS = 300, 0.46, 1000
 
