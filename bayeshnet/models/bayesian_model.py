@@ -62,7 +62,7 @@ class BayesianModel(PreparedByData, nn.Module):
         flat: Draw all weights as one site ``weights`` of shape ``[D]`` in the order of ``param_names`` rather than one
             site per parameter. Saves time per step for networks with many tensors.
         standardize: Training data ``(x, y)``, batches of them, or a :class:`~bayeshnet.models.Standardization`: the
-            model brings inputs, and targets of likelihoods with a location and a scale, to mean 0 and standard deviation 1
+            model brings inputs, and targets of likelihoods with a location and a scale, to mean 0 and variance 1
             inside; prior and noise are in those units, everything else in the units of the data. See ``docs/units.md``.
         batch_norm: Statistics of batch norm in evaluation mode: ``"draws"``, those of each draw of the weights on
             reference rows (see :meth:`set_reference_rows`), ``"batch"`` or ``"running"``. A layer that is in evaluation
