@@ -12,7 +12,6 @@ from bayeshnet.entropy.diagnosis import Diagnosis
 from bayeshnet.evaluation._predict import predict
 from bayeshnet.evaluation.psis import WeightedDraws
 from bayeshnet.models.bayesian_model import BayesianModel
-from bayeshnet.models.likelihoods import Normal
 
 __all__ = ["check_noise", "noise_std", "some_rows"]
 
@@ -25,13 +24,12 @@ def noise_std(model: BayesianModel, draws: Mapping[str, Tensor]) -> Tensor | Non
 
     None unless it is inferred.
     """
-    for name in ("scale", "precision") if isinstance(model.likelihood, Normal) else ():
-        if name in model.likelihood.priors():
-            value = draws[f"likelihood.{name}"].double()
-            noise = (value if name == "scale" else value.rsqrt()).reshape(len(value), -1)
-            unit = model.units.target_scale
-            return noise if unit is None else noise * unit.double()
-    return None
+    latent, unit = model.likelihood.noise_latent(), model.units.target_scale
+    if latent is None:
+        return None
+    value = draws[f"likelihood.{latent[0]}"].double()
+    noise = (value if latent[1] == 1.0 else value ** latent[1]).reshape(len(value), -1)
+    return noise if unit is None else noise * unit.double()
 
 
 def check_noise(

@@ -17,7 +17,6 @@ from bayeshnet.inducing.conditional_weights import NoisePrecision
 from bayeshnet.inducing.flat_layout import FlatLayout
 from bayeshnet.inducing.layers import InducingLayers, LayerPrior
 from bayeshnet.inducing.placement import default_num_inducing, latent_noise, starting_points
-from bayeshnet.models import likelihoods
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.arguments import inputs_and_targets
@@ -41,7 +40,7 @@ class ConditionalPlan:
         weighs_proposals: Whether the inducing points tell how well a draw of the other layers fits.
 
     Example:
-        >>> from bayeshnet import AutoHypernet
+        >>> from bayeshnet import AutoHypernet, likelihoods
         >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
         >>> guide = AutoHypernet(model, example=(torch.randn(20, 2), torch.randn(20)))
         >>> layout = FlatLayout(((1, 2), (1,)), 0, ((0, 1),))
@@ -100,6 +99,9 @@ def plan_or_reason(
     try:
         checked = _applicable(model)
         x, y = _data(args, kwargs)
+        if checked.likelihood.pseudo_targets(y[:1], 2) is None:
+            kind = type(checked.likelihood).__name__
+            raise NotApplicableError(f"a {kind} likelihood has no Gaussian pseudo-targets for such outputs and targets")
         net, layers = find_layers(checked, checked.standardized_inputs(x), conditional)
         layout, priors = _layout(checked, sites, start, layers)
     except NotApplicableError as error:
@@ -122,7 +124,7 @@ def plan_or_reason(
         inputs,
         [*(t for t, _ in hidden), targets],
         [*(p for _, p in hidden), log_precision],
-        logit_differences=isinstance(checked.likelihood, likelihoods.Categorical),
+        logit_differences=checked.likelihood.logit_differences,
     )
     names = tuple(checked.net.param_names[weight] for weight, _ in layers)
     # With noise that is inferred, but not followed by the precisions, nothing would tell a fit from a large noise.
@@ -133,11 +135,9 @@ def plan_or_reason(
 
 
 def _applicable(model: Any) -> BayesianModel:
-    """Return the model if its likelihood has pseudo-targets."""
+    """Return the model if it is one of a network."""
     if not has_network(model):
         raise NotApplicableError("the model is no BayesianModel")
-    if not isinstance(model.likelihood, likelihoods.Normal | likelihoods.Categorical):
-        raise NotApplicableError(f"a {type(model.likelihood).__name__} likelihood has no Gaussian pseudo-targets")
     return model
 
 

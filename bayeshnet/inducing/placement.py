@@ -6,18 +6,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from bayeshnet.errors import ArgumentError
 from bayeshnet.inducing.layers import InducingLayers
-from bayeshnet.models import likelihoods
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.arguments import check_rows
 from bayeshnet.sites.kept_state import restored
 
 __all__ = ["default_num_inducing", "latent_noise", "place_inducing", "starting_points"]
-
-_LOGIT = 2.0
-_LOGIT_WEIGHT = 0.25
 
 
 def default_num_inducing(num_rows: int) -> int:
@@ -86,16 +83,19 @@ def starting_points(model: BayesianModel, x: Tensor, y: Tensor, num: int, rows: 
     chosen = torch.randperm(len(x))[:num]
     if len(chosen) < num:
         chosen = torch.cat([chosen, torch.randint(len(x), (num - len(chosen),))])
-    labels = y[chosen.to(y.device)]
-    if isinstance(model.likelihood, likelihoods.Categorical):
-        classes = _num_outputs(model)
-        targets = _LOGIT * (2.0 * nn.functional.one_hot(labels.long(), classes).double() - 1.0)
-        weight = _LOGIT_WEIGHT * rows / num
-        return x[chosen.to(x.device)], targets, torch.full((num,), math.log(weight), dtype=torch.float64)
-    targets = labels.double().reshape(num, -1)
-    noise = _noise(model, y)
-    start = InducingLayers.start_precision(rows, num, noise)
+    y = _filled(y)
+    targets = model.likelihood.pseudo_targets(y[chosen.to(y.device)], _num_outputs(model))
+    if targets is None:
+        raise ArgumentError("y: has no pseudo-targets for this likelihood; pass targets like those of the example.")
+    start = InducingLayers.start_precision(rows, num, _noise(model, y))
     return x[chosen.to(x.device)], targets, torch.full((num,), start, dtype=torch.float64)
+
+
+def _filled(y: Tensor) -> Tensor:
+    """Targets with the mean of the others where they are missing."""
+    if not y.is_floating_point() or not bool(y.isnan().any()):
+        return y
+    return torch.where(y.isnan(), y.nanmean(0, keepdim=True).nan_to_num(), y)
 
 
 def _num_outputs(model: BayesianModel) -> int:
@@ -111,21 +111,12 @@ def latent_noise(model: BayesianModel) -> str | None:
         >>> latent_noise(model) is None
         True
     """
-    latents = model.likelihood.priors()
-    name = next(iter(latents), None)
-    return name if len(latents) == 1 and name is not None and latents[name].event_shape.numel() == 1 else None
+    latents, noise = model.likelihood.priors(), model.likelihood.noise_latent()
+    return noise[0] if noise is not None and len(latents) == 1 and latents[noise[0]].event_shape.numel() == 1 else None
 
 
 def _noise(model: BayesianModel, y: Tensor) -> float:
     """Return the standard deviation of the noise: the known one, or a start for one that is inferred."""
     if latent_noise(model) is not None:
         return 1.0  # a draw of the noise has its say later
-    likelihood: Any = model.likelihood
-    spread = float(y.double().std()) if y.numel() > 1 else 1.0
-    if not likelihood.priors():
-        return float(likelihood.log_scale.detach().exp().mean())
-    name, prior = next(iter(likelihood.priors().items()))
-    with torch.no_grad():
-        middle = float(torch.median(prior.sample((101,)).double()))
-    scale = middle if name == "scale" else middle**-0.5
-    return min(max(scale, 1e-3 * spread), 0.3 * spread) if spread > 0 else scale
+    return model.likelihood.noise_level(y)

@@ -175,6 +175,9 @@ def point_of(fn: Any) -> Tensor:
     zeros = torch.zeros(shape)
     if base.is_discrete:
         return zeros + getattr(base, "lower_bound", 0)
+    lower, upper = getattr(base, "lower_bound", -torch.inf), getattr(base, "upper_bound", torch.inf)
+    if isinstance(lower, Tensor) or isinstance(upper, Tensor):  # of which some may be infinite
+        return zeros.clamp(min=torch.as_tensor(lower), max=torch.as_tensor(upper))
     return torch.distributions.transform_to(base)(zeros).expand(shape)
 
 

@@ -44,6 +44,8 @@ class Likelihood(nn.Module, ABC):
     integer_targets: ClassVar[bool] = False
     # Whether it is of a location and a scale, so that BayesianModel(..., standardize=...) rescales the targets, too.
     standardizes_targets: ClassVar[bool] = False
+    # Whether only differences of the outputs of a row matter, as of logits.
+    logit_differences: ClassVar[bool] = False
 
     # ------------------------------------------------------------------ what a subclass gives
 
@@ -107,6 +109,27 @@ class Likelihood(nn.Module, ABC):
     def entry_weight(self, y: Tensor) -> Tensor | None:
         """Factors of the log-likelihood of each entry of ``y`` in training, in the shape of ``y``; None for 1."""
         return None
+
+    # ------------------------------------------------------------------ what guides and diagnoses ask
+
+    def pseudo_targets(self, y: Tensor, num_outputs: int) -> Tensor | None:
+        """Outputs ``[m, num_outputs]`` that would explain targets ``[m, ...]``, where conditional layers start.
+
+        None, the default, says that there are none: no layer is then drawn conditionally on inducing points.
+
+        Args:
+            y: Targets of m rows.
+            num_outputs: Outputs of the network's last layer.
+        """
+        return None
+
+    def noise_latent(self) -> tuple[str, float] | None:
+        """The latent that is the size of additive noise, and the power that makes it a standard deviation; or None."""
+        return None
+
+    def noise_level(self, y: Tensor) -> float:
+        """How far targets typically are from their outputs, in the units of :meth:`pseudo_targets`."""
+        return float(y.double().std()) if y.numel() > 1 else 1.0
 
     # ------------------------------------------------------------------ what the model calls
 
