@@ -24,12 +24,11 @@ def noise_std(model: BayesianModel, draws: Mapping[str, Tensor]) -> Tensor | Non
 
     None unless it is inferred.
     """
-    latent = model.likelihood.noise_latent()
+    latent, unit = model.likelihood.noise_latent(), model.units.target_scale
     if latent is None:
         return None
     value = draws[f"likelihood.{latent[0]}"].double()
     noise = (value if latent[1] == 1.0 else value ** latent[1]).reshape(len(value), -1)
-    unit = model.units.target_scale
     return noise if unit is None else noise * unit.double()
 
 

@@ -6,10 +6,13 @@ from bayeshnet.models import likelihoods, priors
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.local_reparam import flipout, local_reparameterisation
 from bayeshnet.models.param_sites import ParamCapture, emit_param_sites
+from bayeshnet.models.standardization import Standardization, Statistics
 
 __all__ = [
     "BayesianModel",
     "ParamCapture",
+    "Standardization",
+    "Statistics",
     "emit_param_sites",
     "flipout",
     "likelihoods",

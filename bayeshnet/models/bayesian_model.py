@@ -25,7 +25,7 @@ from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.models.prepared import PreparedByData
 from bayeshnet.models.prior_rules import prior_rule
 from bayeshnet.models.target_shapes import checked_shape, drops_dimension, fitted_targets
-from bayeshnet.models.units import Units, standardization_from
+from bayeshnet.models.units import Standardize, Units, standardization_from
 from bayeshnet.models.updated import PosteriorPrior, updated
 from bayeshnet.models.weight_sites import (
     build_priors,
@@ -64,6 +64,18 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
             minibatch is scaled up to it.
         flat: Draw all weights as one site ``weights`` of shape ``[D]`` in the order of ``param_names`` rather than one
             site per parameter. Saves time per step for networks with many tensors.
+        standardize: Training data ``(x, y)``, batches of them, or a :class:`~bayeshnet.models.Standardization`: the
+            model brings inputs, and targets of likelihoods with a location and a scale, to mean 0 and variance 1
+            inside; prior and noise are in those units, everything else in the units of the data. See ``docs/units.md``.
+        batch_norm: Statistics of batch norm in evaluation mode: ``"draws"``, those of each draw of the weights on
+            reference rows (see :meth:`set_reference_rows`), ``"batch"`` or ``"running"``. A layer that is in evaluation
+            mode when the model is built keeps its running statistics.
+        reference_rows: Number of those rows.
+
+    Attributes:
+        units: The statistics by which data are standardised; :class:`~bayeshnet.models.units.Units`.
+        batch_norm: What normalises batch norm, with the reference rows;
+            :class:`~bayeshnet.models.batch_norm.BatchNormStatistics`.
 
     Raises:
         ArgumentTypeError: If an argument is of another type, the likelihood's prior has more bits than the network, or
@@ -101,7 +113,7 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
         target_shape: Sequence[int] | None = None,
         missing: Literal["refuse", "ignore"] = "refuse",
         kl_weight: float = 1.0,
-        standardize: Any = None,
+        standardize: Standardize = None,
         batch_norm: BatchNormMode = "draws",
         reference_rows: int = 256,
     ) -> None:

@@ -103,6 +103,11 @@ class Rescaled(TorchDistribution):
         return self.base.has_rsample
 
     @property
+    def marginalises(self) -> bool:
+        """Whether values may have gaps, entries that are NaN, which are integrated out: whether those of the base may."""
+        return getattr(self.base, "marginalises", False)
+
+    @property
     def support(self) -> Any:
         """Where the density is not 0."""
         inner = self.base.support
@@ -161,6 +166,9 @@ class Rescaled(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in the units of ``value``."""
         inner = self.base.log_prob(self._inner(value))
+        if self.marginalises:  # what is missing has no units
+            log_scale = self.scale.log().expand(value.shape).masked_fill(torch.isnan(value), 0.0)
+            return inner - sum_rightmost(log_scale, len(self.event_shape)).to(inner.dtype)
         return inner - self._log_scale(inner)
 
     def cdf(self, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -14,7 +14,10 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models.rescaled import rescaled
 from bayeshnet.models.standardization import Standardization, Statistics
 
-__all__ = ["Units", "standardization_from"]
+__all__ = ["Standardize", "Units", "standardization_from"]
+
+Standardize: TypeAlias = "Standardization | tuple[Any, Any] | Iterable[Any] | None"
+"""Statistics, data ``(x, y)`` or batches of them to take statistics of, or nothing to be standardised."""
 
 _ADVICE = (
     "pass the training data, standardize=(x_train, y_train) or a DataLoader of them, or a Standardization of numbers "

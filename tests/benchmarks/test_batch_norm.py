@@ -15,9 +15,9 @@ NAMES = ("batch_norm",)
 def test_statistics_of_each_draw_predict_where_running_ones_do_not(parts, monkeypatch, tmp_path, capsys):
     """Independent Gaussian weights: running statistics fit none of the networks drawn."""
     program = parts["batch_norm"]
-    monkeypatch.setattr(program, "GUIDES", {"mean_field": program.GUIDES["mean_field"]})
     file = tmp_path / "found.json"
-    monkeypatch.setattr("sys.argv", ["batch_norm.py", "--seeds", "1", "--steps", "400", "--json", str(file)])
+    options = ["--seeds", "1", "--steps", "400", "--guides", "mean_field", "--json", str(file)]
+    monkeypatch.setattr("sys.argv", ["batch_norm.py", *options])
     program.main()
     assert "difference = " in capsys.readouterr().out
     found = json.loads(file.read_text())["summary"]

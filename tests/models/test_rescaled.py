@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 
 from bayeshnet.errors import ArgumentError
+from bayeshnet.models.likelihoods.multivariate_normal import GappyNormal
 from bayeshnet.models.rescaled import Rescaled, rescaled
 
 LOC = torch.tensor([250_000.0, -3.0], dtype=torch.float64)
@@ -132,3 +133,17 @@ def test_support_and_arguments():
         with pytest.raises(ArgumentError, match="expand to"):
             Rescaled(dist.Normal(torch.zeros(3), 1.0), loc, scale)
     assert "loc=10" in repr(bounded)
+
+
+def test_gaps_have_no_units():
+    """Entries that are integrated out contribute no Jacobian."""
+    covariance = torch.tensor([[1.0, 0.5], [0.5, 2.0]], dtype=torch.float64)
+    ours = rescaled(GappyNormal(torch.zeros(2).double(), covariance_matrix=covariance), LOC, SCALE)
+    assert ours.marginalises
+    y = torch.tensor([[300_000.0, torch.nan], [torch.nan, -2.99], [torch.nan, torch.nan]], dtype=torch.float64)
+    exact = [
+        scipy.stats.norm(250_000.0, 80_000.0).logpdf(300_000.0),
+        scipy.stats.norm(-3.0, 0.01 * 2.0**0.5).logpdf(-2.99),
+        0.0,
+    ]
+    np.testing.assert_allclose(ours.log_prob(y), exact, rtol=1e-9, atol=1e-12)

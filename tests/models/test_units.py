@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bayeshnet import AutoHypernet, AutoHypernetNormal, BayesianModel, diagnose, fit, importance_sample, likelihoods
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UnitsWarning
+from bayeshnet.models import Standardization, Statistics
 from bayeshnet.models.likelihoods import Likelihood
 from bayeshnet.models.local_reparam import local_reparameterisation
-from bayeshnet.models.standardization import Standardization, Statistics
 from bayeshnet.sites.shown_data import show_data
 
 

@@ -17,6 +17,8 @@ __all__ = ["Counts", "LocationLikelihood", "RealTargets", "refuse_outside"]
 class RealTargets(Likelihood, ABC):
     """A likelihood of real numbers."""
 
+    standardizes_targets = True
+
     def check_target(self, y: Tensor, event_shape: Size) -> None:
         """See :meth:`Likelihood.check_target`."""
         if not y.is_floating_point():

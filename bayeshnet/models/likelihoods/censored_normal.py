@@ -142,6 +142,7 @@ class CensoredNormal(LocationLikelihood):
         tensor(0.3989)
     """
 
+    standardizes_targets = False  # the limits are in the units of the data
     lower: Tensor
     upper: Tensor
 

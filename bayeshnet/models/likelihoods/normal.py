@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -39,8 +38,6 @@ class Normal(LocationLikelihood):
         >>> likelihood.conditional(f, {"scale": torch.tensor(0.5)}, batch_dims=1).event_shape
         torch.Size([3])
     """
-
-    standardizes_targets: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -137,6 +137,7 @@ class TruncatedNormal(LocationLikelihood):
         tensor(0.7979)
     """
 
+    standardizes_targets = False  # the limits are in the units of the data
     lower: Tensor
     upper: Tensor
 
