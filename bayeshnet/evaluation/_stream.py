@@ -102,10 +102,10 @@ def predict_summary(
         require_count("batch_size", batch_size, advice=", or None for what memory allows")
     check_generator(generator)
     wanted = None if levels is None else checked_levels("levels", levels)
-    rows = Rows(data, targets, like_of(model))
     # What else draws numbers, such as a loader that shuffles, is kept from the global generator too.
     alone = contextlib.nullcontext() if generator is None else torch.random.fork_rng(devices=[])
     with torch.no_grad(), one_thread("predict_summary"), evaluating(model), alone:
+        rows = Rows(data, targets, like_of(model))
         stream = _Stream(model, guide, rows, num_samples, base_seed(generator), parallel, 1e9 * memory_gb, batch_size)
         kept: list[dict[str, Tensor]] = []
         kind = ""
