@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import pyro
 import torch
+from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
 from bayeshnet.checks import kind_of, require_count
@@ -184,7 +185,8 @@ class FrozenPosterior(nn.Module):
 def _model_of(guide: Any, model: Any) -> Any:
     if model is None:
         model = getattr(guide, "original_model", None)
-        model = getattr(guide, "model", None) if model is None else model
+        with contextlib.suppress(TypeError):  # of a copy, which has none
+            model = unwrap(getattr(guide, "model", None)) if model is None else model
         if model is None:
             raise ArgumentError("model: is not given, and the guide does not know it; pass the BayesianModel.")
     if not has_network(model):

@@ -49,8 +49,8 @@ def test_it_is_the_prediction_whatever_the_parts(monkeypatch):
     made = []
     drawn = _sources.draws_of
     monkeypatch.setattr(_sources, "draws_of", lambda *args: made.append(args[3]) or drawn(*args))
-    options = {**options, "generator": seeded(), "memory_gb": 1e-5}
-    same(predict_summary(model, guide, x, 250, **options, batch_size=19), pred, y)
+    options = {**options, "generator": seeded(), "memory_gb": 1.5e-4}
+    same(predict_summary(model, guide, x, 250, **options, batch_size=100), pred, y)
     assert made.count(100) > 6
     assert {*made} == {100, 50}
 

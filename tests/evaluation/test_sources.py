@@ -110,7 +110,7 @@ def two_kinds(x, y=None):
     scale = pyro.sample("scale", dist.LogNormal(0.0, 0.1))
     pyro.deterministic("twice", 2 * scale)
     with pyro.plate("data", len(x)):
-        f = (slope[..., None, :] * x).sum(-1)
+        f = (slope * x).sum(-1)
         pyro.sample("obs", dist.Normal(f, scale), obs=y)
         pyro.sample("count", dist.Poisson(f.exp()))
 
