@@ -5,7 +5,7 @@ the others. Two guides: independent Gaussian weights (``mean_field``), whose net
 the default. With ``"running"`` the batch norm uses running statistics, as PyTorch does, instead of those of each draw.
 The same seeds (split, weights, batches) serve all networks.
 
-Run: ``python benchmarks/batch_norm.py [--quick] [--json FILE] [--seeds N] [--steps N]``.
+Run: ``python benchmarks/batch_norm.py [--quick] [--json FILE] [--seeds N] [--steps N] [--guides G ...]``.
 """
 
 from __future__ import annotations
@@ -79,13 +79,14 @@ def main() -> None:
     """Train and compare."""
     command = parser(__doc__ or "")
     command.add_argument("--seeds", type=int, default=None, help="number of seeds; five, one with --quick")
-    command.add_argument("--steps", type=int, default=None, help="steps of each fit; 1000, 100 with --quick")
+    command.add_argument("--steps", type=int, default=None, help="steps of each fit; 500, 100 with --quick")
+    command.add_argument("--guides", nargs="+", choices=list(GUIDES), default=list(GUIDES), help="some guides only")
     args = command.parse_args()
     seeds = args.seeds or (1 if args.quick else 5)
-    steps = args.steps or (100 if args.quick else 1000)
+    steps = args.steps or (100 if args.quick else 500)
     rows: list[dict[str, Any]] = []
     summary: dict[str, float] = {}
-    for guide in GUIDES:
+    for guide in args.guides:
         prefix = "digits" if guide == "mean_field" else f"digits_{guide}"
         for name in NORMS:
             found = [accuracy(name, guide, seed, steps=steps) for seed in range(seeds)]

@@ -21,11 +21,16 @@ _RESIDUAL_ROWS = 2000
 
 
 def noise_std(model: BayesianModel, draws: Mapping[str, Tensor]) -> Tensor | None:
-    """Standard deviation of the observation noise in each draw ``[S, 1 or out]``; None unless it is inferred."""
+    """Standard deviation of the observation noise in each draw ``[S, 1 or out]``, in the units of the targets.
+
+    None unless it is inferred.
+    """
     for name in ("scale", "precision") if isinstance(model.likelihood, Normal) else ():
         if name in model.likelihood.priors():
             value = draws[f"likelihood.{name}"].double()
-            return (value if name == "scale" else value.rsqrt()).reshape(len(value), -1)
+            noise = (value if name == "scale" else value.rsqrt()).reshape(len(value), -1)
+            unit = model.units.target_scale
+            return noise if unit is None else noise * unit.double()
     return None
 
 

@@ -19,6 +19,7 @@ from bayeshnet.evaluation._sources import Parts, Source, check_source, draws_of
 from bayeshnet.evaluation.prediction import Prediction
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.capabilities import is_predictive
+from bayeshnet.models.prepared import with_statistics
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
 
@@ -131,7 +132,8 @@ def predict(
             if batch_size is None or batch_size >= num_rows(x):
                 f, conditional = model.conditional(x, draws)
             else:
-                f = torch.cat([model.conditional(part, draws)[0] for part in _batches(x, batch_size)], dim=1)
+                whole = with_statistics(model, x, draws)
+                f = torch.cat([model.conditional(part, whole)[0] for part in _batches(x, batch_size)], dim=1)
                 conditional = model.conditional_of(f, draws)
             if generator is None:
                 return Prediction(f, drawn_from(conditional), conditional)

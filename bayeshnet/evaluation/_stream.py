@@ -22,6 +22,7 @@ from bayeshnet.evaluation._sources import Parts, Source, check_source, like_of
 from bayeshnet.evaluation.prediction import Prediction
 from bayeshnet.evaluation.summary import PredictionSummary, joined, parts_of
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.prepared import with_statistics
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
 from bayeshnet.sites.quantiles import checked_levels
@@ -184,6 +185,7 @@ class _Stream:
             for start in range(first, last, self._networks):
                 stop = min(start + self._networks, last)
                 some = {name: value[start - first : stop - first] for name, value in draws.items()}
+                some = with_statistics(self._model, x, some)
                 for row in range(0, rows, self._at_once):
                     span = slice(row, min(row + self._at_once, rows))
                     f, _ = self._model.conditional(x if span.stop - row == rows else rows_of(x, span), some)

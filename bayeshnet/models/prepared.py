@@ -14,7 +14,7 @@ from bayeshnet.models.units_check import check_units
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
 
-__all__ = ["PreparedByData"]
+__all__ = ["PreparedByData", "with_statistics"]
 
 
 class PreparedByData:
@@ -111,3 +111,14 @@ class PreparedByData:
         weights = [draws["weights"] if model.flat else draws[name] for name in model.weight_priors()]
         found = norm.of_draws(model.net, weights[0] if model.flat else weights, x, units=model.standardized_inputs)
         return {**draws, **found}
+
+
+def with_statistics(model: Any, x: Any, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+    """:meth:`PreparedByData.with_statistics` of a model; the draws as they are if it has none.
+
+    Example:
+        >>> with_statistics(print, None, {})
+        {}
+    """
+    own = getattr(model, "with_statistics", None)
+    return draws if own is None else own(x, draws)

@@ -117,11 +117,15 @@ class Rescaled(TorchDistribution):
     # ------------------------------------------------------------------ units
 
     def _inner(self, value: Tensor) -> Tensor:
-        z = (value - self.loc) / self.scale
+        z = (self._wide(value) - self.loc) / self.scale
         return z if self.dtype is None else z.to(self.dtype)
 
     def _outer(self, z: Tensor) -> Tensor:
-        return self.loc + self.scale * z
+        return self.loc + self.scale * self._wide(z)
+
+    def _wide(self, t: Tensor) -> Tensor:
+        # A tensor without dimensions does not widen others by itself.
+        return t.to(torch.promote_types(t.dtype, self.loc.dtype))
 
     def _log_scale(self, value: Tensor) -> Tensor:
         """The logarithm of the Jacobian determinant, of an event."""
@@ -143,7 +147,7 @@ class Rescaled(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """The variance of each entry."""
-        return self.scale.square() * self.base.variance
+        return self.scale.square() * self._wide(self.base.variance)
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # pyright: ignore[reportCallInDefaultInitializer] - that of torch
         """Draws, without gradients."""

@@ -208,7 +208,7 @@ class _Moments:
         known = torch.isfinite(x) if name == "x" else ~torch.isnan(x)  # a missing target is left out
         if not bool(known.all()) and name == "x":
             raise ArgumentError(f"{name}: holds NaN or infinite numbers; remove or impute them.")
-        count = known.sum(self._dims)
+        count = known.double().sum(self._dims)
         x = torch.where(known, x, 0.0)
         mean = x.sum(self._dims) / count.clamp(min=1)
         shape = [1] * x.dim()

@@ -52,7 +52,7 @@ def standardization_from(given: Any, *, targets: bool) -> Standardization | None
     if isinstance(given, tuple) and len(given) == 2:
         x, y = given
         return Standardization.of(x, y if targets else None)
-    if isinstance(given, Tensor | Mapping | tuple) or not isinstance(given, Iterable):
+    if isinstance(given, Tensor | Mapping | tuple | str) or not isinstance(given, Iterable):
         raise ArgumentTypeError(f"standardize: is {kind_of(given)}; {_ADVICE}.")
     found = Standardization.of_batches(given)
     return found if targets else Standardization(found.inputs)
@@ -134,13 +134,17 @@ class Units(nn.Module):
                 f"x: has shape {list(part.shape)}, and was standardised by {len(loc)} {self._what[f'inputs_{i}']}s; "
                 "pass inputs with as many."
             )
-        out = (part - loc) / scale
+        # A tensor without dimensions does not widen others by itself.
+        out = (part.to(torch.promote_types(part.dtype, loc.dtype)) - loc) / scale
         return out if dtype is None else out.to(dtype)
 
     def targets(self, y: Tensor) -> Tensor:
         """Targets in the units inside of the model."""
         found = self._statistics("targets")
-        return y if found is None else (y - found[0]) / found[1]
+        if found is None:
+            return y
+        loc, scale = found
+        return (y.to(torch.promote_types(y.dtype, loc.dtype)) - loc) / scale
 
     def of_rows(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is given with each row in the units inside of the model: ``noise`` is, as the targets are."""
