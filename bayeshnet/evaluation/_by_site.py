@@ -77,12 +77,12 @@ def predict_sites(
             beside = {name: site for name, site in single.items() if site["type"] == "sample" and name not in given}
             there = [name for name, site in beside.items() if not site_is_subsample(site)]
             raise ArgumentError(f"sites: {unknown} are not in the model; it has {there} beside the draws given.")
-        shapes = {name: Size(single[name]["fn"].batch_shape) for name in sites}
+        shapes = {name: Size(_fn_of(single[name], single[name], 0).batch_shape) for name in sites}
         found = _together(model, given, single, sites, args, kwargs) if parallel else None
         if found is None:
             values = [{name: value[s] for name, value in given.items()} for s in range(num)]
             traces = [nodes_of(_trace(model, value, args, kwargs)) for value in values]
-            found = {name: [trace[name]["fn"] for trace in traces] for name in sites}
+            found = {name: [_fn_of(trace[name], single[name], 0) for trace in traces] for name in sites}
         fns = {name: _rebuilt(name, found[name], Size((num, *shapes[name]))) for name in sites}
         return {name: _prediction(fn) for name, fn in fns.items()}
 
@@ -152,12 +152,15 @@ def _together(
     try:
         nodes = nodes_of(_trace(vectorised, values, args, kwargs))
     except Exception as error:
+        what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise UsageError(
-            f"model: cannot be run for all draws at once ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}); "
+            f"model: cannot be run for all draws at once ({what}); "
             "pass parallel=False, or write it for leading batch dimensions, x[..., 0] in place of x[0]."
         ) from error
-    found = {name: [site["fn"]] for name, site in nodes.items() if site["type"] == "sample"}
+    found = {name: [_fn_of(nodes[name], single[name], num)] for name in sites}
     for name in sites:
+        if single[name]["infer"].get("_deterministic"):
+            continue
         batch, alone = found[name][0].batch_shape, single[name]["fn"].batch_shape
         if batch != (num, *[1] * (nesting - len(alone)), *alone):
             raise UsageError(
@@ -165,6 +168,15 @@ def _together(
                 "one; pass parallel=False, or write it for leading batch dimensions, of which each draw has one more."
             )
     return found
+
+
+def _fn_of(site: Mapping[str, Any], single: Mapping[str, Any], num: int) -> Any:
+    """The distribution of a site; that of a deterministic one is a point, of as many dimensions as one draw has."""
+    if not site["infer"].get("_deterministic"):
+        return site["fn"]
+    shape = single["value"].shape
+    value = site["value"].reshape((num, *shape)) if num else site["value"]
+    return dist.Delta(value, event_dim=len(shape))
 
 
 def _rebuilt(name: str, fns: list[Any], batch: Size) -> Any:

@@ -186,7 +186,8 @@ def _model_of(guide: Any, model: Any) -> Any:
     if model is None:
         model = getattr(guide, "original_model", None)
         with contextlib.suppress(TypeError):  # of a copy, which has none
-            model = unwrap(getattr(guide, "model", None)) if model is None else model
+            found: Any = getattr(guide, "model", None) if model is None else None
+            model = unwrap(found) if found is not None else model
         if model is None:
             raise ArgumentError("model: is not given, and the guide does not know it; pass the BayesianModel.")
     if not has_network(model):
