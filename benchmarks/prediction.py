@@ -71,7 +71,7 @@ def main() -> None:
     if args.memory_of:
         measure_memory(args.memory_of)
         return
-    rows, rounds, repeats = (4000, 1, 1) if args.quick else (ROWS, 2, 5)
+    rows, rounds, repeats = (4000, 1, 1) if args.quick else (ROWS, 1, 5)
     peak_gb = run_fresh(sys.argv[0], "--memory-of", str(rows))
     model, guide, x = problem(rows)
     draws, few = guide.sample_posterior(NETWORKS), x[:CALL_ROWS]

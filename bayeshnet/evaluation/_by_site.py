@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Predictive
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 from torch.distributions import Independent
 
@@ -73,14 +74,15 @@ def predict_sites(
         single = nodes_of(_trace(model, {name: value[0] for name, value in given.items()}, args, kwargs))
         unknown = [name for name in sites if single.get(name, {}).get("type") != "sample"]
         if unknown:
-            there = [name for name, site in single.items() if site["type"] == "sample" and name not in given]
+            beside = {name: site for name, site in single.items() if site["type"] == "sample" and name not in given}
+            there = [name for name, site in beside.items() if not site_is_subsample(site)]
             raise ArgumentError(f"sites: {unknown} are not in the model; it has {there} beside the draws given.")
-        shapes = {name: Size(single[name]["fn"].batch_shape) for name in sites}
-        found = _together(model, given, single, args, kwargs) if parallel else None
+        shapes = {name: Size(_fn_of(single[name], single[name], 0).batch_shape) for name in sites}
+        found = _together(model, given, single, sites, args, kwargs) if parallel else None
         if found is None:
             values = [{name: value[s] for name, value in given.items()} for s in range(num)]
             traces = [nodes_of(_trace(model, value, args, kwargs)) for value in values]
-            found = {name: [trace[name]["fn"] for trace in traces] for name in sites}
+            found = {name: [_fn_of(trace[name], single[name], 0) for trace in traces] for name in sites}
         fns = {name: _rebuilt(name, found[name], Size((num, *shapes[name]))) for name in sites}
         return {name: _prediction(fn) for name, fn in fns.items()}
 
@@ -131,7 +133,12 @@ def _trace(model: Any, values: Mapping[str, Tensor], args: tuple[Any, ...], kwar
 
 
 def _together(
-    model: Any, draws: Mapping[str, Tensor], single: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Any,
+    draws: Mapping[str, Tensor],
+    single: Mapping[str, Any],
+    sites: Sequence[str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> dict[str, list[Any]]:
     """The distribution of each site for all draws in one call of the model, in a plate outside of its own."""
     frames = [frame for site in single.values() for frame in site.get("cond_indep_stack", ())]
@@ -145,15 +152,37 @@ def _together(
     try:
         nodes = nodes_of(_trace(vectorised, values, args, kwargs))
     except Exception as error:
+        what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise UsageError(
-            f"model: cannot be run for all draws at once ({type(error).__name__}: {str(error).strip()[:200]}); pass "
-            "parallel=False, or write it for leading batch dimensions, x[..., 0] in place of x[0]."
+            f"model: cannot be run for all draws at once ({what}); "
+            "pass parallel=False, or write it for leading batch dimensions, x[..., 0] in place of x[0]."
         ) from error
-    return {name: [site["fn"]] for name, site in nodes.items() if site["type"] == "sample"}
+    found = {name: [_fn_of(nodes[name], single[name], num)] for name in sites}
+    for name in sites:
+        if single[name]["infer"].get("_deterministic"):
+            continue
+        batch, alone = found[name][0].batch_shape, single[name]["fn"].batch_shape
+        if batch != (num, *[1] * (nesting - len(alone)), *alone):
+            raise UsageError(
+                f"model: gives {name!r} the batch shape {tuple(batch)} for {num} draws at once, and {tuple(alone)} for "
+                "one; pass parallel=False, or write it for leading batch dimensions, of which each draw has one more."
+            )
+    return found
+
+
+def _fn_of(site: Mapping[str, Any], single: Mapping[str, Any], num: int) -> Any:
+    """The distribution of a site; that of a deterministic one is a point, of as many dimensions as one draw has."""
+    if not site["infer"].get("_deterministic"):
+        return site["fn"]
+    shape = single["value"].shape
+    value = site["value"].reshape((num, *shape)) if num else site["value"]
+    return dist.Delta(value, event_dim=len(shape))
 
 
 def _rebuilt(name: str, fns: list[Any], batch: Size) -> Any:
     """One distribution of a given batch shape: from one for each draw, or from one that has size 1 for other plates."""
+    if isinstance(fns[0], dist.MaskedDistribution):  # a mask is about what is observed
+        return _rebuilt(name, [each.base_dist for each in fns], batch)
     fn = fns[0]
     if len(fns) == 1 and fn.batch_shape == batch:
         return fn

@@ -49,7 +49,14 @@ def mixture_quantiles(base: Any, samples: Tensor, levels: Tensor) -> Tensor | No
         >>> float(mixture_quantiles(two, torch.tensor([[-1.5], [1.0]]), torch.tensor([0.5])).abs()) < 1e-6
         True
     """
-    if mixture_cdf(base, samples[0]) is None or base.log_prob(samples[0]).shape != samples.shape:
+    if _differs(base.support):
+        return None
+    try:
+        ends = samples.aminmax(dim=0)
+        known = [mixture_cdf(base, end) is not None and base.log_prob(end).shape == samples.shape for end in ends]
+    except ValueError:  # Pyro's validation: what is possible for one network is not for another
+        return None
+    if not all(known):
         return None
     starts = sample_quantiles(samples, levels)
     found: list[Tensor] = []
@@ -76,24 +83,36 @@ def _cdf_and_density(base: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     if not isinstance(base, Normal) or type(base).cdf is not Normal.cdf:
         return lambda x: (base.cdf(x).mean(0), base.log_prob(x).exp().mean(0))
     loc, precision = base.loc, base.scale.reciprocal()
+    least = math.log(torch.finfo(loc.dtype).tiny) + 8.0  # below are subnormal numbers, which take ten times as long
 
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
         z = (x - loc).mul_(precision)
         cdf = torch.special.ndtr(z).mean(0)
-        return cdf, z.square_().mul_(-0.5).exp_().mul_(precision).mean(0) / math.sqrt(2 * math.pi)
+        return cdf, z.square_().mul_(-0.5).clamp_(min=least).exp_().mul_(precision).mean(0) / math.sqrt(2 * math.pi)
 
     return both
 
 
 def _bounds(support: Any) -> tuple[Any, Any]:
+    """The ends of an interval on which there are observations, None where there is none."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    return getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    ends = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    low, high = (end.reshape(-1)[0] if isinstance(end, Tensor) else end for end in ends)
+    return low, high
+
+
+def _differs(support: Any) -> bool:
+    """Whether the networks disagree on which observations are possible: densities are then not comparable."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    ends = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    return any(isinstance(end, Tensor) and bool((end != end.reshape(-1)[0]).any()) for end in ends)
 
 
 def _bracket(base: Any, level: float, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Ends that have the quantile between them, where it is beyond the range of the samples."""
-    width = torch.maximum(high - low, 1e-3 * torch.maximum(high.abs(), low.abs())).clamp(min=1e-30)
+    width = torch.maximum(high - low, 1e-3 * torch.maximum(high.abs(), low.abs())).clamp(min=1e-6)
     below, above = _bounds(base.support)
     return _widened(base, level, low, width, below, -1), _widened(base, level, high, width, above, 1)
 

@@ -148,7 +148,7 @@ def draws_of(model: BayesianModel, guide: Source, x: Any, num_samples: int, para
         given = ensemble_draws(model, cast("Sequence[nn.Module]", given))
     elif not isinstance(given, Mapping):
         given = _drawn(model, given, x, num_samples, parallel)
-    return checked_draws(model, given)
+    return _checked(model, given)
 
 
 def _drawn(model: BayesianModel, guide: Any, x: Any, num_samples: int, parallel: bool) -> Any:
@@ -237,7 +237,7 @@ class Parts:
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
-def checked_draws(model: BayesianModel, draws: Mapping[str, Any]) -> dict[str, Tensor]:
+def _checked(model: BayesianModel, draws: Mapping[str, Any]) -> dict[str, Tensor]:
     """Draws ``[S, *shape]`` of the model's sites; dimensions of size 1, the place of plates, may be between.
 
     Raises:

@@ -31,7 +31,7 @@ __all__ = ["predict_summary"]
 
 _LEVELS = (0.05, 0.5, 0.95)
 # Shares of the memory: draws that are kept, outputs of a block, what a network computes on the way to them.
-_OF_DRAWS, _OF_OUTPUTS, _OF_ACTIVATIONS = 0.3, 0.3, 0.1
+_OF_DRAWS, _OF_OUTPUTS, _OF_ACTIVATIONS = 0.3, 0.3, 0.25
 # More rows than these are not evaluated faster, and what is computed of them leaves the cache.
 _ROWS_AT_ONCE = 512
 
@@ -103,10 +103,10 @@ def predict_summary(
         require_count("batch_size", batch_size, advice=", or None for what memory allows")
     check_generator(generator)
     wanted = None if levels is None else checked_levels("levels", levels)
-    rows = Rows(data, targets, like_of(model))
     # What else draws numbers, such as a loader that shuffles, is kept from the global generator too.
     alone = contextlib.nullcontext() if generator is None else torch.random.fork_rng(devices=[])
     with torch.no_grad(), one_thread("predict_summary"), evaluating(model), alone:
+        rows = Rows(data, targets, like_of(model))
         stream = _Stream(model, guide, rows, num_samples, base_seed(generator), parallel, 1e9 * memory_gb, batch_size)
         kept: list[dict[str, Tensor]] = []
         kind = ""
@@ -144,26 +144,28 @@ class _Stream:
         batch_size: int | None,
     ) -> None:
         self._model, self._rows, self._seed = model, rows, seed
-        first = rows.first(2)
+        first = rows.first(8)
         self._parts = Parts(model, source, first, num_samples, seed, parallel, most=int(_OF_DRAWS * memory))
         self.num = self._parts.num
         self._of_likelihood = self._parts.of_likelihood()
-        output, work = self._measured(first)
-        item = output.element_size() * max(output[0].numel(), 1)
+        # Statistics of batch norm, once where draws are kept.
+        self._kept = with_statistics(model, first, self._parts(0)) if self._parts.kept else None
+        num, few = num_rows(first), max(num_rows(first) // 2, 1)
+        item, bytes_few = self._measured(rows_of(first, slice(0, few)))
+        work = bytes_few / few if num == few else (self._measured(first)[1] - bytes_few) / (num - few)
         pairs = max(int(_OF_ACTIVATIONS * memory / max(work, item)), 1)
         self._at_once = batch_size or max(min(pairs // self.num, _ROWS_AT_ONCE), min(pairs, 8))
         self._networks = max(1, pairs // self._at_once)
         tile = tile_rows(self.num)
         block = self._at_once if self._parts.kept else int(_OF_OUTPUTS * memory / (item * self.num))
         self._block = tile * max(1, block // tile)
-        self._output = output[0].shape
 
-    def _measured(self, x: Any) -> tuple[Tensor, float]:
-        """Outputs of one network at some rows ``[B, ...]``, and the bytes that it writes for each row."""
-        draws = {name: value[:1] for name, value in self._parts(0).items()}
+    def _measured(self, x: Any) -> tuple[int, int]:
+        """The bytes of a network's output for one row, and those that it writes for all rows of ``x``."""
+        draws = {name: value[:1] for name, value in (self._kept or self._parts(0)).items()}
         with _Written() as written:
             f, _ = self._model.conditional(x, draws)
-        return f[0], written.bytes / num_rows(x)
+        return max(f[0, 0].nbytes, 1), written.bytes
 
     def __iter__(self) -> Iterator[tuple[Prediction, Tensor | None]]:
         place = self._parts.num_places
@@ -181,11 +183,11 @@ class _Stream:
         """Outputs of all networks at the rows of a block ``[S, B, ...]``."""
         rows, found = num_rows(x), None
         for i, (first, last) in enumerate(self._parts.spans):
-            draws = self._parts(i)
+            draws = self._kept or self._parts(i)
             for start in range(first, last, self._networks):
                 stop = min(start + self._networks, last)
                 some = {name: value[start - first : stop - first] for name, value in draws.items()}
-                some = with_statistics(self._model, x, some)
+                some = some if self._kept else with_statistics(self._model, x, some)
                 for row in range(0, rows, self._at_once):
                     span = slice(row, min(row + self._at_once, rows))
                     f, _ = self._model.conditional(x if span.stop - row == rows else rows_of(x, span), some)

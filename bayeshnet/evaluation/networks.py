@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import pyro
 import torch
+from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
 from bayeshnet.checks import kind_of, require_count
@@ -33,8 +34,8 @@ def sample_networks(
     """Draws of the posterior as plain modules, each like the network that the model was built from.
 
     They are copies with parameters of their own, in evaluation mode, and their ``state_dict`` fits the user's network.
-    Frozen parameters and buffers are those of the model. Of a model that standardises its data they take and
-    give standardised numbers; :func:`freeze` includes the units.
+    Frozen parameters and buffers are those of the model, and batch norm has the statistics of its draw. Of a model that
+    standardises its data they take and give standardised numbers; :func:`freeze` includes the units.
 
     Args:
         guide: A fitted guide, draws, Pyro's ``MCMC``: any source of draws that :func:`~bayeshnet.predict` takes.
@@ -48,8 +49,8 @@ def sample_networks(
     Raises:
         ArgumentError: If there is no model, or ``k`` is not positive or more than there are draws.
         ArgumentTypeError: If an argument is of another type.
-        UsageError: If the network is one that cannot be given back its weights, or has batch norm whose
-            statistics belong to each draw; or another thread is in a fit.
+        UsageError: If the network is one that cannot be given back its weights, or has batch norm that goes by the
+            batch, or is called more than once; or another thread is in a fit.
 
     Example:
         >>> from bayeshnet import AutoHypernet, BayesianModel, likelihoods
@@ -184,7 +185,9 @@ class FrozenPosterior(nn.Module):
 def _model_of(guide: Any, model: Any) -> Any:
     if model is None:
         model = getattr(guide, "original_model", None)
-        model = getattr(guide, "model", None) if model is None else model
+        with contextlib.suppress(TypeError):  # of a copy, which has none
+            found: Any = getattr(guide, "model", None) if model is None else None
+            model = unwrap(found) if found is not None else model
         if model is None:
             raise ArgumentError("model: is not given, and the guide does not know it; pass the BayesianModel.")
     if not has_network(model):
@@ -215,4 +218,49 @@ def _networks(model: Any, draws: dict[str, Tensor], k: int) -> list[nn.Module]:
         weights = [column.reshape(-1, *shape) for column, shape in zip(columns, shapes, strict=True)]
     else:
         weights = [draws[name] for name in net.param_names]
-    return [plain_copy(net, [value[i] for value in weights]).eval() for i in range(k)]
+    networks = [plain_copy(net, [value[i] for value in weights]).eval() for i in range(k)]
+    for network in networks:
+        _take_statistics(model, network)
+    return networks
+
+
+def _take_statistics(model: Any, network: nn.Module) -> None:
+    """Give batch norm the statistics of this network on the model's reference rows, where the model goes by those."""
+    kept: Any = getattr(model, "batch_norm", None)
+    if kept is None or not kept.layers or kept.mode == "running":
+        return
+    rows = [value for name, value in kept.named_buffers() if name.startswith("rows_")]
+    places = [name.removeprefix("module.") for name in kept.layers]
+    layers: list[Any] = [network.get_submodule(name) for name in places]
+    wrong = [name for name, layer in zip(places, layers, strict=True) if getattr(layer, "running_mean", None) is None]
+    if kept.mode != "draws" or not rows or wrong:
+        why = f"{wrong} keep no running statistics" if wrong else f"the mode is {kept.mode!r}"
+        raise UsageError(
+            "net: has batch norm, and a plain network cannot have its statistics: "
+            f"{why if rows else 'there are no reference rows'}. Build the model with batch_norm='draws' and call "
+            "model.set_reference_rows(x_train), or use GroupNorm."
+        )
+    calls = dict.fromkeys(places, 0)
+
+    def note(name: str) -> Any:
+        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
+            dims = [dim for dim in range(args[0].dim()) if dim != 1]
+            variance, mean = torch.var_mean(args[0], dims, correction=0)
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
+            calls[name] += 1
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(note(name)) for name, layer in zip(places, layers, strict=True)]
+    try:
+        given: Any = model.standardized_inputs(tuple(rows) if len(rows) > 1 else rows[0])
+        network(*(given if isinstance(given, tuple) else (given,)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if set(calls.values()) != {1}:
+        raise UsageError(
+            f"net: calls of its batch norm layers, {calls}: each has to be called once, so that its statistics belong "
+            "to the layer; give each call a layer of its own, or use GroupNorm."
+        )

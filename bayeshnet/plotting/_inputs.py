@@ -26,7 +26,7 @@ class PredictionLike(Protocol):
     """What the plots need of a prediction; ``bayeshnet.predict`` returns one.
 
     Attributes:
-        draws: Sampled functions ``[S, B]``.
+        functions: Sampled functions ``[S, B]``: the mean of an observation under each network.
         samples: Sampled observations ``[S, B]``: functions with noise.
         mean: Predictive mean ``[B]``.
 
@@ -39,7 +39,7 @@ class PredictionLike(Protocol):
     """
 
     @property
-    def draws(self) -> Tensor:
+    def functions(self) -> Tensor:
         """Sampled functions ``[S, B]``."""
         ...
 
