@@ -170,7 +170,7 @@ def point_of(fn: Any) -> Tensor:
     """
     shape = fn.batch_shape + fn.event_shape
     base: Any = fn.support
-    while isinstance(base, constraints.independent):
+    while isinstance(base, constraints.independent) or type(base).__name__ == "MixtureSameFamilyConstraint":
         base = base.base_constraint
     zeros = torch.zeros(shape)
     if base.is_discrete:
