@@ -20,7 +20,7 @@ from bayeshnet.guides._decay import GroupDecay
 from bayeshnet.guides._noise_coordinates import NoiseCoordinates
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.sites.arguments import call_arguments, call_error, nan_data_error, refuse_nan_data, require_targets
-from bayeshnet.sites.latents import LatentSite, constrained, emit_sites, latent_sites, nodes_of
+from bayeshnet.sites.latents import constrained, emit_sites, latent_sites, nodes_of
 from bayeshnet.sites.one_thread import one_thread
 from bayeshnet.sites.prototype import CheckedInit, detach_trace, prior_draw, refuse_sampled_layers
 from bayeshnet.sites.quantiles import checked_levels, sample_quantiles
