@@ -9,10 +9,18 @@
 
 All are fitted by ``fit`` as it is by default: 3000 steps of 16 samples at a learning rate of 0.01.
 
-Keys: ``MODEL/GUIDE/elbo`` (nats, from 20,000 fresh samples), ``MODEL/GUIDE/elbo_se`` and ``MODEL/GUIDE/seconds``
+``--loop plain`` is a loop of Pyro's ``SVI`` instead, with ``pyro.optim.Adam`` at 0.01 and nothing of this package but
+the guide: no hooks, parameter groups, schedule or bound on gradients. It runs ``hypernet`` and ``AutoNormal`` with each
+number of ``--particles``, and measures after each number of ``--steps``; ``tanh`` is a sixth model there, the weights
+of a 1-10-1 tanh network on 30 rows, none of them drawn conditionally. Its keys are
+``MODEL/GUIDE/pPARTICLES/sSTEPS/elbo``, medians over five seeds, and ``worst_gap``, the least ELBO of ``hypernet`` less
+that of ``AutoNormal``.
+
+Keys of fit: ``MODEL/GUIDE/elbo`` (nats, from 20,000 fresh samples), ``MODEL/GUIDE/elbo_se`` and ``MODEL/GUIDE/seconds``
 (processor time of the fit), medians over seeds.
 
-Run: ``python benchmarks/pyro_models.py [--models NAME...] [--guides NAME...] [--seeds N] [--quick] [--json FILE]``.
+Run: ``python benchmarks/pyro_models.py [--models NAME...] [--guides NAME...] [--seeds N] [--quick] [--json FILE]``, or
+with ``--loop plain [--particles N...] [--steps N...]``.
 """
 
 from __future__ import annotations
@@ -30,7 +38,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _common import parser, report
-from pyro.infer import Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoIAFNormal,
     AutoLowRankMultivariateNormal,
@@ -38,9 +46,9 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 from sklearn.datasets import load_breast_cancer, load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
-from bayeshnet import AutoHypernet, fit
+from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods
 from bayeshnet.entropy import ChangeOfVariables
 from bayeshnet.families import Hypernet
 
@@ -106,13 +114,28 @@ def _digits() -> Model:
     return _logistic(x, y % 2)
 
 
+def _tanh() -> Model:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.linspace(-2.0, 2.0, 30).unsqueeze(-1)
+    y = ((2.0 * x).sin() + 0.1 * torch.randn(30, 1, generator=generator)).squeeze(-1)
+    net = nn.Sequential(nn.Linear(1, 10), nn.Tanh(), nn.Linear(10, 1))
+    network = BayesianModel(net, likelihood=likelihoods.Normal(scale=0.1))
+
+    def model() -> None:
+        network(x, y)
+
+    return model
+
+
 MODELS: dict[str, Callable[[], Model]] = {
     "schools": lambda: _schools(True),
     "schools_apart": lambda: _schools(False),
     "varying": _varying,
     "cancer": lambda: _logistic(*load_breast_cancer(return_X_y=True)),
     "digits": _digits,
+    "tanh": _tanh,
 }
+_OF_FIT = [name for name in MODELS if name != "tanh"]
 
 
 def _at_most_20(model: Model) -> AutoHypernet:
@@ -148,6 +171,47 @@ def fitted(model: Model, guide: str, *, seed: int, steps: int) -> tuple[Any, flo
     return made, time.process_time() - began
 
 
+def _plain(model: Model, guide: str, *, seed: int, particles: int, steps: list[int], batches: int) -> dict[int, float]:
+    """ELBO after each number of steps of Pyro's SVI alone."""
+    pyro.set_rng_seed(seed)
+    pyro.clear_param_store()
+    made = GUIDES[guide](model)
+    loss = Trace_ELBO(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
+    svi = SVI(model, made, pyro.optim.Adam({"lr": 0.01}), loss)
+    found: dict[int, float] = {}
+    with pyro.validation_enabled(False):
+        for step in range(1, max(steps) + 1):
+            svi.step()
+            if step in steps:
+                with torch.random.fork_rng(devices=[]):
+                    found[step] = elbo(model, made, batches=batches)[0]
+    return found
+
+
+def _plain_loops(args: argparse.Namespace, batches: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows and summary of ``--loop plain``."""
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
+    gaps: list[float] = []
+    for name in args.models:
+        model = MODELS[name]()
+        for particles in args.particles:
+            medians: dict[tuple[str, int], float] = {}
+            for guide in ("hypernet", "AutoNormal"):
+                options = {"particles": particles, "steps": args.steps, "batches": batches}
+                found = [_plain(model, guide, seed=seed, **options) for seed in range(args.seeds)]
+                for steps in args.steps:
+                    values = [each[steps] for each in found]
+                    medians[guide, steps] = median(values)
+                    summary[f"{name}/{guide}/p{particles}/s{steps}/elbo"] = median(values)
+                    extremes = {"elbo": median(values), "lowest": min(values), "highest": max(values)}
+                    row = {"model": name, "guide": guide, "particles": particles, "steps": steps, **extremes}
+                    rows.append(row)
+                    print(row, flush=True)
+            gaps += [medians["hypernet", steps] - medians["AutoNormal", steps] for steps in args.steps]
+    return rows, {**summary, "worst_gap": min(gaps)}
+
+
 @torch.no_grad()
 def elbo(model: Model, guide: Any, *, batches: int) -> tuple[float, float]:
     """Mean and standard error from batches of 500 samples."""
@@ -161,6 +225,9 @@ def main() -> None:
     args = _arguments()
     logging.getLogger("pyro").setLevel(logging.WARNING)
     steps, batches = (100, 4) if args.quick else (3000, 40)
+    if args.loop == "plain":
+        report(*_plain_loops(args, batches), args)
+        return
     if args.quick:  # too short for a sampler to settle
         warnings.simplefilter("ignore")
     rows: list[dict[str, Any]] = []
@@ -183,10 +250,18 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     made = parser(__doc__.splitlines()[0] if __doc__ else "")
-    made.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="MODEL")
+    made.add_argument("--models", nargs="+", choices=list(MODELS), metavar="MODEL")
     made.add_argument("--guides", nargs="+", choices=list(GUIDES), default=list(GUIDES), metavar="GUIDE")
-    made.add_argument("--seeds", type=int, default=3, help="number of seeds; medians are reported")
-    return made.parse_args()
+    made.add_argument("--seeds", type=int, help="number of seeds; medians are reported")
+    made.add_argument("--loop", choices=["fit", "plain"], default="fit", help="fit, or Pyro's SVI alone")
+    made.add_argument("--particles", nargs="+", type=int, default=[1, 4, 16], metavar="N", help="of plain loops")
+    made.add_argument("--steps", nargs="+", type=int, default=[300, 3000], metavar="N", help="of plain loops")
+    args = made.parse_args()
+    plain = args.loop == "plain"
+    args.models = args.models or (list(MODELS) if plain else _OF_FIT)
+    args.seeds = args.seeds or (1 if args.quick else 5 if plain else 3)
+    args.steps = [50] if plain and args.quick else args.steps
+    return args
 
 
 if __name__ == "__main__":

@@ -276,9 +276,9 @@ class Hypernet(Family, short_form="hypernet"):
 
         The default hypernetwork does by its own parametrisation, with any optimiser, and is one group with the rest;
         of one of the user's own the layers before the output layer's bias and skip are a group with a smaller rate.
-        Beside noise of blocks all of the hypernetwork is, since it bends noise that has the right place and scale without it, and
-        its output layer decays: of its thousands of weights each follows the noise of its gradient and adds a little to
-        the spread of what is drawn; what the data do not ask for again and again is taken back.
+        Beside noise of blocks all of the hypernetwork is, since it bends noise that has the right place and scale
+        without it, and its output layer decays: of its thousands of weights each follows the noise of its gradient and
+        adds a little to the spread of what is drawn; what the data do not ask for again and again is taken back.
         """
         internal = list(self.hnet.internal_params or ())
         if self.noise is not None:

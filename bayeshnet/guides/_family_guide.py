@@ -228,9 +228,10 @@ class FamilyGuide(Guide):
             UsageError: If layers are conditional, or the family is no bijection of noise.
         """
         if self._plan is not None or self.family is None:
+            names = () if self._plan is None else self._plan.names
             raise UsageError(
-                f"get_transform: the guide draws {', '.join(cast('ConditionalPlan', self._plan).names)} conditionally on inducing points, "
-                "with a choice among proposals, which is no bijection of noise; build it with conditional=None."
+                f"get_transform: the guide draws {', '.join(names)} conditionally on inducing points, by choice among "
+                "proposals, which is no bijection of noise; build it with conditional=None."
             )
         return self.family.noise_transform(self.loc, self.scale)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -23,7 +23,7 @@ class NoiseCoordinates(AutoContinuous):
     """The part of a guide that says which standard normal noise its draws are made of, where they are."""
 
     loc: Tensor
-    sites: Sequence[LatentSite]
+    sites: list[LatentSite]
 
     def get_base_dist(self) -> TorchDistribution:
         """Return the standard normal distribution ``[D]`` of the noise that :meth:`get_transform` takes."""

@@ -176,9 +176,10 @@ class HMLP(MLPFeatures):
     @torch.no_grad()
     def _divide_by_gains(self, tensors: Sequence[Tensor], refs: Sequence[int]) -> None:
         """Turn weight matrices into the parameters that stand for them, in place."""
-        for ref, tensor in zip(refs, tensors, strict=True) if self.gains is not None else ():
-            if self._layout.records[ref].name == "weight":
-                tensor.div_(self.gains[self._matrix_of(ref)])
+        gains = self.gains
+        for ref, tensor in zip(refs, tensors, strict=True) if gains is not None else ():
+            if gains is not None and self._layout.records[ref].name == "weight":
+                tensor.div_(gains[self._matrix_of(ref)])
 
     def _matrix_of(self, ref: int) -> int:
         """Number of a weight matrix by its place in the table, as in ``gains``."""
@@ -212,7 +213,9 @@ class HMLP(MLPFeatures):
             self._divide_by_gains([state[key] for key in keys], self._layout.internal)
             state[f"{prefix}gains"] = self.gains.to(state[keys[0]])
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride] - all are passed by position
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
         self.adopt_state(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -92,22 +92,20 @@ def network():
     return BayesianModel(net, likelihood=likelihoods.Normal(scale=0.3)), (x, Y)
 
 
+def hypernet(family, **options):
+    return lambda model, args: AutoHypernet(model, example=args, family=family, **options)
+
+
 FAMILIES: dict[str, Any] = {
-    "hypernet": lambda: families.Hypernet(),
-    "block_gaussian": lambda: families.BlockGaussian(),
-    "mean_field": lambda: families.MeanField(),
-    "low_rank": lambda: families.LowRank(rank=2),
-    "mixture": lambda: families.Mixture("low_rank", 2),
+    "hypernet": families.Hypernet(),
+    "block_gaussian": families.BlockGaussian(),
+    "mean_field": families.MeanField(),
+    "low_rank": families.LowRank(rank=2),
+    "mixture": families.Mixture("low_rank", 2),
 }
 GUIDES: dict[str, Callable[..., Any]] = {
-    **{
-        name: (lambda made: lambda model, args: AutoHypernet(model, example=args, family=made(), conditional=None))(made)
-        for name, made in FAMILIES.items()
-    },
-    **{
-        f"{name}, conditional": (lambda made: lambda model, args: AutoHypernet(model, example=args, family=made()))(made)
-        for name, made in FAMILIES.items()
-    },
+    **{name: hypernet(family, conditional=None) for name, family in FAMILIES.items()},
+    **{f"{name}, conditional": hypernet(family) for name, family in FAMILIES.items()},
     "AutoHypernetNormal": lambda model, args: AutoHypernetNormal(model, example=args),
     "AutoHypernetDelta": lambda model, args: AutoHypernetDelta(model, example=args),
 }

@@ -98,6 +98,22 @@ def test_elbo_rises_with_proposals_and_the_evidence_stays():
     assert elbos[-1][0] < best + 4 * error
 
 
+def test_proposals_that_weigh_the_same_are_not_made():
+    """At an exponent of 0 any of them has the distribution of all: draws and density are those of one."""
+    model, args = problem(LATENT)
+    guide = AutoHypernet(model, example=args, num_proposals=8)
+    assert float(guide.tempering_exponent) == 0.0
+    found = []
+    with torch.no_grad():
+        for num in (8, 1):
+            guide.num_proposals = num
+            posterior = guide.get_posterior()
+            torch.manual_seed(5)
+            draws = posterior.rsample((6,))
+            found.append((draws, posterior.log_prob(draws), guide.get_posterior().log_prob(draws)))
+    assert all(torch.equal(several, one) for several, one in zip(*found, strict=True))
+
+
 def test_gradients_are_those_of_single_draws():
     model, args = problem()
     grads = []
