@@ -225,7 +225,7 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
                 likelihood needs something of each row that is not given, or has no use for it.
             ArgumentTypeError: If a dtype does not fit.
         """
-        check_input(x, self._like, any_float=self.units.takes_any_float(0))
+        self.check_inputs(x)
         draws, params = self.sample_latents()
         f, lead = self.evaluate(x, draws, reference=y is None)
         dims = len(lead) + 1
@@ -275,6 +275,10 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
         if isinstance(self.prior, PosteriorPrior):
             return draws, self.likelihood.sample_params(partial(self.prior.sample_likelihood, draws["weights"]))
         return draws, self.likelihood.sample_params()
+
+    def check_inputs(self, x: Any) -> None:
+        """Raise unless inputs ``[B, ...]``, or the network's arguments in a tuple, are tensors of its dtype."""
+        check_input(x, self._like, any_float=self.units.takes_any_float(0))
 
     def standardized_inputs(self, x: Any) -> Any:
         """Inputs ``[B, ...]``, or a tuple of the network's arguments, in the units and dtype of the network."""
@@ -327,7 +331,7 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
         Raises:
             ArgumentError: If outputs are NaN; the message says whether inputs or draws are.
         """
-        check_input(x, self._like, any_float=self.units.takes_any_float(0))
+        self.check_inputs(x)
         weights = placed_draws(draws, self.weight_priors(), self._like)
         f, _ = self.evaluate(x, {**weights, **self.batch_norm.given(draws)}, reference=True)
         if isinstance(x, Tensor) and x.dim() == 1:
@@ -370,28 +374,6 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
         y = y.reshape(rows, *conditional.event_shape)  # of [B, 1] for single numbers the warning has been given
         fn, y = self.observed(conditional, y, weight)
         return fn.log_prob(y).double().sum(-1) * ((size or self.dataset_size or rows) / rows / self.kl_weight)
-
-    @torch.no_grad()
-    def check_observations(self, x: Any, y: Tensor) -> None:
-        """Raise unless :meth:`forward` accepts these inputs and targets, without running the Pyro program.
-
-        The network is evaluated once, for all weights at 0 and as few rows as show the shape of its output.
-
-        Args:
-            x: Inputs ``[B, ...]``, or a tuple of the network's arguments.
-            y: Targets.
-
-        Raises:
-            ArgumentError: If shapes do not fit each other, or a target is not possible.
-            ArgumentTypeError: If a dtype does not fit.
-        """
-        check_input(x, self._like, any_float=self.units.takes_any_float(0))
-        weights = {name: self._like.new_zeros(fn.event_shape) for name, fn in self.weight_priors().items()}
-        few = x[:2] if isinstance(x, Tensor) and x.dim() > 1 else x
-        f, lead = self.evaluate(few, weights, any_rows=True)
-        if few is not x and len(few) and len(f) == len(few):  # the others have the same shape
-            f = f[:1].expand(len(x), *f.shape[1:])
-        fitted_targets(self.likelihood, y, f.shape[len(lead) :], self.target_shape)
 
     def updated(self, guide: Any, *, dataset_size: int | None = None, num_samples: int | None = None) -> BayesianModel:
         """A model for the next data, whose prior is the posterior so far; see :mod:`bayeshnet.models.updated`.

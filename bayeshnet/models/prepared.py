@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor
 
 from bayeshnet.errors import UsageError
 from bayeshnet.models.data_checks import num_rows
+from bayeshnet.models.target_shapes import fitted_targets
 from bayeshnet.models.units_check import check_units
 
 if TYPE_CHECKING:
@@ -43,6 +45,30 @@ class PreparedByData:
         if norm.wants_rows and not norm.chosen and not (example and norm.rows_kept) and num_rows(x):
             norm.set_rows(x)
         check_units(model, x, y)
+
+    @torch.no_grad()
+    def check_observations(self, x: Any, y: Tensor) -> None:
+        """Raise unless the model accepts these inputs and targets, without running the Pyro program.
+
+        The network is evaluated once, for all weights at 0 and as few rows as show the shape of its output.
+
+        Args:
+            x: Inputs ``[B, ...]``, or a tuple of the network's arguments.
+            y: Targets.
+
+        Raises:
+            ArgumentError: If shapes do not fit each other, or a target is not possible.
+            ArgumentTypeError: If a dtype does not fit.
+        """
+        model = cast("BayesianModel", self)
+        model.check_inputs(x)
+        like = model._like  # pyright: ignore[reportPrivateUsage] - this is a part of the same class
+        weights = {name: like.new_zeros(fn.event_shape) for name, fn in model.weight_priors().items()}
+        few = x[:2] if isinstance(x, Tensor) and x.dim() > 1 else x
+        f, lead = model.evaluate(few, weights, any_rows=True)
+        if few is not x and len(few) and len(f) == len(few):  # the others have the same shape
+            f = f[:1].expand(len(x), *f.shape[1:])
+        fitted_targets(model.likelihood, y, f.shape[len(lead) :], model.target_shape)
 
     @property
     def rows_to_show(self) -> int:

@@ -104,7 +104,7 @@ class Rescaled(TorchDistribution):
 
     @property
     def marginalises(self) -> bool:
-        """Whether values may have gaps, entries that are NaN, which are integrated out: whether those of the base may."""
+        """Whether entries of values may be NaN, and are integrated out: whether those of the base may."""
         return getattr(self.base, "marginalises", False)
 
     @property
