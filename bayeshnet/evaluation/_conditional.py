@@ -32,8 +32,9 @@ def elementwise(conditional: Any) -> Any:
     """The distribution without its event dimensions that are independent, as far as it has such.
 
     Example:
-        >>> elementwise(Normal(torch.zeros(2, 3), 1.0).to_event(1) if hasattr(Normal, "to_event") else
-        ...     Independent(Normal(torch.zeros(2, 3), 1.0), 1)).batch_shape
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
+        >>> elementwise(Independent(Normal(torch.zeros(2, 3), 1.0), 1)).batch_shape
         torch.Size([2, 3])
     """
     while isinstance(conditional, Independent):
@@ -45,6 +46,8 @@ def marginals(conditional: Any) -> Any:
     """The distributions of single numbers of an observation, as far as they are known.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
         >>> joint = MultivariateNormal(torch.zeros(2), torch.tensor([[4.0, 1.0], [1.0, 1.0]]))
         >>> marginals(joint).stddev
         tensor([2., 1.])
@@ -59,6 +62,8 @@ def is_discrete(conditional: Any) -> bool:
     """Whether observations are whole numbers or labels.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
         >>> is_discrete(Bernoulli(0.5)), is_discrete(Normal(0.0, 1.0))
         (True, False)
     """
@@ -72,6 +77,8 @@ def has_classes(conditional: Any) -> bool:
     """Whether observations are of a finite set that can be enumerated.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
         >>> has_classes(Bernoulli(0.5)), has_classes(torch.distributions.Poisson(0.5))
         (True, False)
     """
@@ -85,6 +92,8 @@ def is_nominal(conditional: Any) -> bool:
     A class derived from it that has a mean is one of ordered classes.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
         >>> is_nominal(Categorical(torch.ones(3))), is_nominal(Bernoulli(0.5))
         (True, False)
     """
@@ -97,6 +106,8 @@ def class_probs(conditional: Any) -> Tensor:
     """Probability of each class, under each element of the batch: ``[S, B, ..., C]``.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
         >>> class_probs(Bernoulli(torch.tensor([[0.25]])))
         tensor([[[0.7500, 0.2500]]])
     """
@@ -111,6 +122,8 @@ def mean_or_none(conditional: Any) -> Tensor | None:
     """``E[y | f_s]`` ``[S, B, ...]``; the class probabilities of a nominal one, None where no formula is known.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
         >>> mean_or_none(Bernoulli(torch.tensor([0.25])))
         tensor([0.2500])
     """
@@ -123,6 +136,8 @@ def variance_or_none(conditional: Any) -> Tensor | None:
     """``Var[y | f_s]`` ``[S, B, ...]``; None where no formula is known, and for nominal classes.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
         >>> variance_or_none(Normal(torch.zeros(2), 3.0))
         tensor([9., 9.])
     """
@@ -133,6 +148,8 @@ def kind_of_noise(conditional: Any) -> str:
     """The name of the distribution, for people; one of this package that derives from Pyro's says no more than Pyro's.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
         >>> kind_of_noise(Independent(Normal(torch.zeros(3), 1.0), 1))
         'Normal'
     """

@@ -26,7 +26,7 @@ class PredictionLike(Protocol):
     """What the plots need of a prediction; ``bayeshnet.predict`` returns one.
 
     Attributes:
-        functions: Sampled functions ``[S, B]``: the mean of an observation under each network.
+        draws: Sampled functions ``[S, B]``; ``functions`` is used in their place where there is one.
         samples: Sampled observations ``[S, B]``: functions with noise.
         mean: Predictive mean ``[B]``.
 
@@ -39,7 +39,7 @@ class PredictionLike(Protocol):
     """
 
     @property
-    def functions(self) -> Tensor:
+    def draws(self) -> Tensor:
         """Sampled functions ``[S, B]``."""
         ...
 

@@ -101,7 +101,9 @@ def _parts(
         if function_draws is not None:
             raise ArgumentError("function_draws: is given, and prediction has draws of its own; pass one of the two.")
         mean = to_array("prediction.mean", prediction.mean, ndim=1)
-        functions = check_draws("prediction.functions", prediction.functions, num_rows, "x")
+        # Outputs need not be functions: of counts they are logarithms of rates.
+        found = getattr(prediction, "functions", prediction.draws)
+        functions = check_draws("prediction.functions", found, num_rows, "x")
         return mean, functions, check_draws("prediction.samples", prediction.samples, num_rows, "x")
     observations = check_draws("prediction", prediction, num_rows, "x")
     if function_draws is None:
