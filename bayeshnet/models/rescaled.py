@@ -104,7 +104,7 @@ class Rescaled(TorchDistribution):
 
     @property
     def marginalises(self) -> bool:
-        """Whether entries of values may be NaN, and are integrated out: whether those of the base may."""
+        """Whether entries of a value may be NaN, and are then integrated out, as those of the base are."""
         return getattr(self.base, "marginalises", False)
 
     @property

@@ -45,7 +45,7 @@ class GappyNormal(dist.MultivariateNormal):
         loc: Any = self.loc
         residual = torch.where(missing, torch.zeros_like(loc), torch.where(missing, loc, value) - loc)
         made = dist.MultivariateNormal(torch.zeros_like(residual), covariance, validate_args=False)
-        return made.log_prob(residual) + 0.5 * LOG_2PI * missing.sum(-1)
+        return made.log_prob(residual) + 0.5 * LOG_2PI * (1.0 - known).sum(-1)
 
 
 class MultivariateNormal(LocationLikelihood):
