@@ -45,6 +45,7 @@ def default_hnet(
     noise: Literal["shared", "independent"] = "shared",
     start: Tensor,
     start_scale: float | None = 0.1,
+    equalised: bool = True,
 ) -> HPerturbWrapper:
     r"""A perturbed MLP that starts as a narrow Gaussian and bends from there.
 
@@ -60,7 +61,10 @@ def default_hnet(
         start: The mean's start ``[D]``; its dtype and device are those of the result.
         start_scale: Start of the noise scales. None: standard normal noise that stays so, and A = 0 at the start; for
             whoever scales and shifts what is drawn.
+        equalised: Give the weight matrices gains, with which many latents are stable under any optimiser.
     """
+    widths = (noise_dim, *hidden_layers)
+    gains = [*(width**-0.5 for width in widths), 1 / noise_dim] if equalised and start_scale is not None else None
     hnet = HMLP(
         [list(shape) for shape in target_shapes],
         uncond_in_size=noise_dim,
@@ -69,7 +73,7 @@ def default_hnet(
         activation_fn=nn.Tanh(),
         verbose=False,
         linear_skip=True,
-        gains=None if start_scale is None else [*(width**-0.5 for width in (noise_dim, *hidden_layers)), 1 / noise_dim],
+        gains=gains,
     )
     if start_scale is None:
         wrapper = HPerturbWrapper(hnet, sigma_noise=1.0, noise=noise, verbose=False)
@@ -79,7 +83,9 @@ def default_hnet(
     head_weight, head_bias, skip_weight = output_params(wrapper)
     head_weight.zero_()
     head_bias.copy_(start)
-    skip_weight.normal_(0.0, 0.1 * math.sqrt(noise_dim))  # its gain is 1 / n
+    skip_weight.normal_(0.0, 0.1 / math.sqrt(noise_dim))
+    if gains is not None:
+        skip_weight.div_(gains[-1])
     # The n first outputs meet the noise twice. Without a linear part there the map from noise to weights starts
     # injective, and the log-determinant in the ELBO keeps it from folding on the way.
     skip_weight[:noise_dim] = 0.0

@@ -192,6 +192,8 @@ class Hypernet(Family, short_form="hypernet"):
             noise=self._noise or "shared",
             start=mean,
             start_scale=scale,
+            # A few latents that start all over the prior found two modes sooner without gains.
+            equalised=scale != _WIDE,
         )
 
     def _wrapped(self, given: HnetOrBuilder, start: Start) -> HPerturbWrapper:
