@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, cast
 
 import torch
@@ -14,17 +14,16 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from bayeshnet.checks import kind_of, require_count, require_trainable
+from bayeshnet.checks import kind_of, require_trainable
 from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentTypeError, BayeshnetError
 from bayeshnet.guides._decay import GroupDecay
-from bayeshnet.guides._noise_coordinates import NoiseCoordinates
+from bayeshnet.guides._summaries import Summaries
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.sites.arguments import call_arguments, call_error, nan_data_error, refuse_nan_data, require_targets
-from bayeshnet.sites.latents import constrained, emit_sites, latent_sites, nodes_of
+from bayeshnet.sites.latents import emit_sites, latent_sites, nodes_of
 from bayeshnet.sites.one_thread import one_thread
 from bayeshnet.sites.prototype import CheckedInit, detach_trace, prior_draw, refuse_sampled_layers
-from bayeshnet.sites.quantiles import checked_levels, sample_quantiles
 from bayeshnet.sites.shown_data import show_example
 
 __all__ = ["Guide", "with_model"]
@@ -46,7 +45,7 @@ def _is_not_latent_or_data(msg: Any) -> bool:
     return msg["type"] != "sample" or site_is_subsample(msg)
 
 
-class Guide(Configured, NoiseCoordinates):
+class Guide(Configured, Summaries):
     """Base of the guides: built at once from an example, and usable under every ELBO of Pyro.
 
     Its parameters are in the module: ``pyro.get_param_store().save`` writes none of them, :func:`~bayeshnet.save` all.
@@ -326,81 +325,3 @@ class Guide(Configured, NoiseCoordinates):
         """Announce the parameters of :meth:`learned_modules` to Pyro; part of :meth:`forward`."""
         for name, module in self.learned_modules().items():
             emit_param_sites(f"{self._pyro_name}.{name}", module)
-
-    # ------------------------------------------------------------------ summaries
-
-    @torch.no_grad()
-    def sample_posterior(self, num_samples: int) -> dict[str, Tensor]:
-        """Draw all latents, in one call.
-
-        Args:
-            num_samples: Number S of draws.
-
-        Returns:
-            ``[S, *shape]`` by site name.
-
-        Raises:
-            ArgumentError: If ``num_samples`` is not positive.
-            ArgumentTypeError: If it is not an integer.
-
-        Example:
-            >>> import pyro, torch, pyro.distributions as dist
-            >>> from bayeshnet import AutoHypernet
-            >>> guide = AutoHypernet(lambda: pyro.sample("scale", dist.Gamma(1.0, 1.0)), example=())
-            >>> guide.sample_posterior(5)["scale"].shape
-            torch.Size([5])
-        """
-        require_count("num_samples", num_samples)
-        return constrained(self.sites, self.get_posterior().rsample((num_samples,)))
-
-    def median(  # pyright: ignore[reportIncompatibleMethodOverride] - one keyword more than Pyro's
-        self, *args: Any, num_samples: int = 1000, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Estimate the median of each latent coordinate, with a standard error of ``1.25 std / sqrt(num_samples)``.
-
-        Args:
-            args: Ignored, for Pyro's signature.
-            num_samples: Number of draws.
-            kwargs: Ignored.
-
-        Example:
-            >>> import pyro, torch, pyro.distributions as dist
-            >>> from bayeshnet import AutoHypernet
-            >>> guide = AutoHypernet(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), example=())
-            >>> guide.median()["z"].shape
-            torch.Size([])
-        """
-        return {name: value[0] for name, value in self.quantiles([0.5], num_samples=num_samples).items()}
-
-    @torch.no_grad()
-    def quantiles(
-        self, quantiles: Sequence[float] | Tensor, *args: Any, num_samples: int = 1000, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Estimate quantiles of each latent coordinate.
-
-        They are taken in unconstrained coordinates and transformed, as Pyro's other guides do.
-
-        Args:
-            quantiles: Q numbers between 0 and 1.
-            args: Ignored, for Pyro's signature.
-            num_samples: Number of draws; the error of a quantile falls with its square root.
-            kwargs: Ignored.
-
-        Returns:
-            ``[Q, *shape]`` by site name.
-
-        Raises:
-            ArgumentError: If a quantile is outside of 0..1, or ``num_samples`` not positive.
-            ArgumentTypeError: If an argument is of another type.
-
-        Example:
-            >>> import pyro, torch, pyro.distributions as dist
-            >>> from bayeshnet import AutoHypernet
-            >>> guide = AutoHypernet(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), example=())
-            >>> guide.quantiles([0.05, 0.95])["z"].shape
-            torch.Size([2])
-        """
-        require_count("num_samples", num_samples)
-        levels = checked_levels("quantiles", quantiles).to(self.loc)
-        latent = self.get_posterior().rsample((num_samples,))
-        return constrained(self.sites, sample_quantiles(latent, levels))
