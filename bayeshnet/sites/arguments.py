@@ -25,6 +25,7 @@ __all__ = [
     "call_arguments",
     "call_error",
     "check_rows",
+    "first_row_data",
     "first_rows",
     "inputs_and_targets",
     "nan_data_error",
@@ -101,7 +102,7 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
     """
     if not requires_targets(model):
         return
-    known = ("x", "y", "weight", "noise", "exposure")
+    known = ("x", "y", *_ROW_DATA)
     surplus = [key for key in kwargs if key not in known]
     if len(args) > len(known) or surplus or _is_no_weight(args):
         given = f"the keys {list(kwargs)}" if kwargs else f"{len(args)} parts"
@@ -116,6 +117,10 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
             f"{argument}: has no targets, so the observations would be taken for latents; pass a tuple (x, y). A list "
             "is taken for a list of batches."
         )
+
+
+# What a Bayesian network takes of each row beside x and y, in this order.
+_ROW_DATA = ("weight", "noise", "exposure")
 
 
 def _is_no_weight(args: Sequence[Any]) -> bool:
@@ -389,3 +394,29 @@ def first_rows(data: Any, num: int) -> tuple[Tensor, Tensor] | None:
         if sum(len(x) for x, _ in parts) >= num:
             break
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def first_row_data(data: Any, num: int) -> dict[str, Tensor]:
+    """Return weights, noise and exposures of the rows that :func:`first_rows` returns, by name; those that are given.
+
+    Args:
+        data: One batch, or an iterable of batches.
+        num: Number of rows.
+
+    Example:
+        >>> first_row_data((torch.zeros(2, 1), torch.zeros(2), torch.ones(2)), 5)
+        {'weight': tensor([1., 1.])}
+    """
+    parts: dict[str, list[Tensor]] = {}
+    rows = 0
+    for batch in [data] if isinstance(data, Tensor | Mapping | tuple) else data:
+        args, kwargs = call_arguments(batch, "data")
+        given = {name: args[i + 2] if i + 2 < len(args) else kwargs.get(name) for i, name in enumerate(_ROW_DATA)}
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                parts.setdefault(name, []).append(value)
+        y = inputs_and_targets(args, kwargs)[1]
+        rows += len(y) if isinstance(y, Tensor) else 0
+        if rows >= num:
+            break
+    return {name: torch.cat(values) for name, values in parts.items()}

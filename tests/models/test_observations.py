@@ -240,9 +240,7 @@ def test_a_likelihood_from_outside_fits_and_predicts(make):
 def test_a_function_with_latents():
     model = linear(
         1,
-        likelihoods.FromFunction(
-            lambda f, scale: dist.Laplace(f, scale), priors={"scale": dist.HalfNormal(torch.tensor(1.0).double())}
-        ),
+        likelihoods.FromFunction(dist.Laplace, priors={"scale": dist.HalfNormal(torch.tensor(1.0).double())}),
     )
     values = draw(model, 3)
     _, conditional = model.conditional(X, values)

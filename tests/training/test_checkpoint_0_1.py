@@ -56,7 +56,10 @@ def rebuilt(name: str) -> tuple[BayesianModel, Any]:
     net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)).to(DTYPE)
     six = torch.tensor(6.0, dtype=DTYPE)
     model = BayesianModel(
-        net, prior=priors.Normal(scale="fan_in", learn=True), likelihood=likelihoods.Normal(scale=dist.Gamma(six, six))
+        net,
+        prior=priors.Normal(scale="fan_in", learn=True),
+        likelihood=likelihoods.Normal(scale=dist.Gamma(six, six)),
+        target_shape=(1,),
     )
     kind, options = GUIDES[name]
     return model, kind(model, example=(X, TARGETS), **options)
