@@ -24,8 +24,8 @@ from bayeshnet.inducing.layers import InducingLayers
 from bayeshnet.inducing.placement import place_inducing
 from bayeshnet.inducing.resampling import CALIBRATION_ROWS, best_exponent, checked_num_proposals, score_proposals
 from bayeshnet.models.capabilities import has_network
-from bayeshnet.sites.arguments import check_rows, first_row_data, first_rows
 from bayeshnet.sites.kept_state import restored
+from bayeshnet.sites.rows import check_rows, first_row_data, first_rows
 
 __all__ = ["FamilyGuide"]
 
