@@ -89,8 +89,8 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
         ArgumentError: If they are not.
 
     Example:
-        >>> from bayeshnet import likelihoods
-        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> from bayeshnet import BayesianModel, likelihoods
+        >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
         >>> require_targets(model, (torch.zeros(3, 2),), {}, "example")
         Traceback (most recent call last):
         ...

@@ -32,8 +32,8 @@ def check_rows(model: BayesianModel, x: Any, y: Tensor, *, finite: bool = True) 
         ArgumentTypeError: If a dtype does not fit.
 
     Example:
-        >>> from bayeshnet import likelihoods
-        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> from bayeshnet import BayesianModel, likelihoods
+        >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
         >>> check_rows(model, torch.zeros(3, 2), torch.zeros(3))
     """
     with evaluating(model), torch.random.fork_rng(devices=[]), pyro.validation_enabled():
