@@ -25,8 +25,8 @@ from bayeshnet.inducing.layers import InducingLayers
 from bayeshnet.inducing.placement import place_inducing
 from bayeshnet.inducing.resampling import CALIBRATION_ROWS, best_exponent, checked_num_proposals, score_proposals
 from bayeshnet.models.capabilities import has_network
-from bayeshnet.sites.arguments import check_rows, first_rows
 from bayeshnet.sites.kept_state import restored
+from bayeshnet.sites.rows import check_rows, first_row_data, first_rows
 
 __all__ = ["FamilyGuide"]
 
@@ -120,7 +120,7 @@ class FamilyGuide(Guide):
             with torch.random.fork_rng(devices=[]):
                 rows = first_rows(data, CALIBRATION_ROWS)
                 if rows is not None and has_network(self.original_model):
-                    self.calibrate(*rows)
+                    self.calibrate(*rows, **first_row_data(data, CALIBRATION_ROWS))
         with torch.random.fork_rng(devices=[]):
             diagnosis = self.diagnose(num_samples=64, thorough=False)
         for advice in diagnosis.advice:
@@ -164,7 +164,7 @@ class FamilyGuide(Guide):
         place_inducing(model, inducing, x, y, max(len(x), model.dataset_size or 0))
         self.inducing_placed.fill_(True)
 
-    def calibrate(self, x: Tensor, y: Tensor) -> float:
+    def calibrate(self, x: Tensor, y: Tensor, **of_rows: Tensor) -> float:
         """Choose the tempering exponent of importance resampling: by the ELBO, on these data.
 
         :meth:`end_fit` does it. The result is the buffer ``tempering_exponent``, from 0 (all proposals weigh the same)
@@ -173,6 +173,7 @@ class FamilyGuide(Guide):
         Args:
             x: Inputs ``[B, ...]``.
             y: Targets.
+            of_rows: What the model takes of each row beside them: ``weight``, ``noise``, ``exposure``.
 
         Returns:
             The exponent.
@@ -189,7 +190,7 @@ class FamilyGuide(Guide):
             self.tempering_exponent.fill_(1.0)
             if self.num_proposals > 1:
                 posterior = cast("ConditionalWeights", self.get_posterior())
-                ratios, weights = score_proposals(model, posterior, self.sites, x, y)
+                ratios, weights = score_proposals(model, posterior, self.sites, x, y, **of_rows)
                 self.tempering_exponent.fill_(best_exponent(ratios, weights, self.num_proposals))
         return float(self.tempering_exponent)
 

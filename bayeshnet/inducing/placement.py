@@ -11,8 +11,8 @@ from torch import Tensor
 from bayeshnet.errors import ArgumentError
 from bayeshnet.inducing.layers import InducingLayers
 from bayeshnet.models.bayesian_model import BayesianModel
-from bayeshnet.sites.arguments import check_rows
 from bayeshnet.sites.kept_state import restored
+from bayeshnet.sites.rows import check_rows
 
 __all__ = ["default_num_inducing", "latent_noise", "place_inducing", "starting_points"]
 

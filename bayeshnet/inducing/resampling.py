@@ -105,7 +105,12 @@ def best_exponent(log_ratio: Tensor, log_weight: Tensor, num_proposals: int) -> 
 
 @torch.no_grad()
 def score_proposals(
-    model: BayesianModel, posterior: ConditionalWeights, sites: list[LatentSite], x: Tensor, y: Tensor
+    model: BayesianModel,
+    posterior: ConditionalWeights,
+    sites: list[LatentSite],
+    x: Tensor,
+    y: Tensor,
+    **of_rows: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the first two arguments of :func:`best_exponent`, for a guide as it is.
 
@@ -115,6 +120,7 @@ def score_proposals(
         sites: The model's latents.
         x: Inputs of rows ``[B, ...]``; of many a few are enough.
         y: Their targets.
+        of_rows: What the model takes of each row beside them, such as ``weight``.
 
     Example:
         >>> import pyro
@@ -133,17 +139,26 @@ def score_proposals(
     if len(x) > CALIBRATION_ROWS:
         chosen = torch.randperm(len(x))[:CALIBRATION_ROWS]
         x, y = x[chosen.to(x.device)], y[chosen.to(y.device)]
+        of_rows = {name: value[chosen.to(value.device)] for name, value in of_rows.items()}
     parts: list[Tensor] = []
     with evaluating(model):  # the network that predicts, without its dropout
         for _ in range(_DRAWS // _AT_ONCE):
             latents, log_q, log_weight = posterior.proposals(_AT_ONCE)
-            parts.append(torch.stack([_log_joint(model, sites, latents, x, y, size).to(log_q) - log_q, log_weight]))
+            parts.append(
+                torch.stack([_log_joint(model, sites, latents, x, y, size, of_rows).to(log_q) - log_q, log_weight])
+            )
     log_ratio, log_weight = torch.cat(parts, dim=1)
     return log_ratio, log_weight
 
 
 def _log_joint(
-    model: BayesianModel, sites: list[LatentSite], latents: Tensor, x: Tensor, y: Tensor, size: int
+    model: BayesianModel,
+    sites: list[LatentSite],
+    latents: Tensor,
+    x: Tensor,
+    y: Tensor,
+    size: int,
+    of_rows: dict[str, Tensor],
 ) -> Tensor:
     """Return the log-density ``[S]`` of unconstrained latents ``[S, D]`` and of ``size`` rows like these."""
     priors = {**model.weight_priors(), **{f"likelihood.{k}": p for k, p in model.likelihood.priors().items()}}
@@ -157,5 +172,5 @@ def _log_joint(
         change = site.log_jacobian(unconstrained, value)
         if change is not None:
             terms.append(change.double())
-    terms.append(model.log_likelihood(x, y, draws, size=size))
+    terms.append(model.log_likelihood(x, y, draws, size=size, **of_rows))
     return torch.stack(terms).sum(0)

@@ -17,15 +17,12 @@ from torch import Tensor, nn
 
 from bayeshnet.checks import kind_of, shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
-from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.capabilities import has_bounded_density, latents_of, requires_targets
-from bayeshnet.sites.modes import evaluating
 
 __all__ = [
+    "ROW_DATA",
     "call_arguments",
     "call_error",
-    "check_rows",
-    "first_rows",
     "inputs_and_targets",
     "nan_data_error",
     "non_finite_places",
@@ -92,8 +89,8 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
         ArgumentError: If they are not.
 
     Example:
-        >>> from bayeshnet import likelihoods
-        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> from bayeshnet import BayesianModel, likelihoods
+        >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
         >>> require_targets(model, (torch.zeros(3, 2),), {}, "example")
         Traceback (most recent call last):
         ...
@@ -101,7 +98,7 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
     """
     if not requires_targets(model):
         return
-    known = ("x", "y", "weight", "noise", "exposure")
+    known = ("x", "y", *ROW_DATA)
     surplus = [key for key in kwargs if key not in known]
     if len(args) > len(known) or surplus or _is_no_weight(args):
         given = f"the keys {list(kwargs)}" if kwargs else f"{len(args)} parts"
@@ -116,6 +113,10 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
             f"{argument}: has no targets, so the observations would be taken for latents; pass a tuple (x, y). A list "
             "is taken for a list of batches."
         )
+
+
+# What a Bayesian network takes of each row beside x and y, in this order.
+ROW_DATA = ("weight", "noise", "exposure")
 
 
 def _is_no_weight(args: Sequence[Any]) -> bool:
@@ -314,78 +315,3 @@ def _nan_message(what: str, where: Sequence[str], argument: str = "example") -> 
         f"{argument}: {what}, from {', '.join(where)}. Remove or impute these values; or mask them in the model "
         "and fill the gaps: pyro.poutine.mask(mask=known) around pyro.sample(..., obs=torch.where(known, y, 0.0))."
     )
-
-
-# ---------------------------------------------------------------------- rows
-
-
-def check_rows(model: BayesianModel, x: Any, y: Tensor, *, finite: bool = True) -> None:
-    """Raise unless the model accepts these rows; its modes, buffers and random numbers stay as they are.
-
-    Args:
-        model: The model.
-        x: Inputs.
-        y: Targets.
-        finite: Whether NaN and infinite numbers are refused, too.
-
-    Raises:
-        ArgumentError: If shapes do not fit each other, a target is not possible, or rows hold NaN or infinite numbers.
-        ArgumentTypeError: If a dtype does not fit.
-
-    Example:
-        >>> from bayeshnet import likelihoods
-        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
-        >>> check_rows(model, torch.zeros(3, 2), torch.zeros(3))
-    """
-    with evaluating(model), torch.random.fork_rng(devices=[]), pyro.validation_enabled():
-        model.check_observations(x, y)
-    for name, value in (("x", x), ("y", y)) if finite else ():
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, Tensor) and part.is_floating_point() and part.dim():
-                _refuse_non_finite(name, part, gaps=name == "y" and getattr(model, "missing", None) == "ignore")
-
-
-def _refuse_non_finite(name: str, value: Tensor, *, gaps: bool) -> None:
-    bad = torch.isinf(value) if gaps else ~torch.isfinite(value)
-    if bool(bad.any()):
-        rows = bad.flatten(1).any(1).nonzero().flatten().tolist() if bad.dim() > 1 else bad.nonzero().flatten().tolist()
-        raise ArgumentError(
-            f"data: {name} holds NaN or infinite numbers in {len(rows)} of the {len(value)} rows that are looked "
-            f"at ({rows[:5]}{' and more' if len(rows) > 5 else ''}); remove or impute them."
-        )
-
-
-def first_rows(data: Any, num: int) -> tuple[Tensor, Tensor] | None:
-    """Return the first rows of the data, inputs and targets: ``num`` of them and the rest of their batch, or all.
-
-    Args:
-        data: One batch, or an iterable of batches.
-        num: Number of rows.
-
-    Returns:
-        Inputs and targets; None if a batch lacks one of them.
-
-    Raises:
-        ArgumentTypeError: If the data are an iterator.
-
-    Example:
-        >>> x, y = first_rows([(torch.zeros(4, 2), torch.zeros(4))] * 3, 5)
-        >>> len(x), len(y)
-        (8, 8)
-    """
-    if isinstance(data, Iterator):
-        raise ArgumentTypeError(
-            f"data: is {kind_of(data)}, an iterator, which can be gone through once only; pass a list of batches or a "
-            "DataLoader."
-        )
-    parts: list[tuple[Tensor, Tensor]] = []
-    single = isinstance(data, Tensor | Mapping | tuple)
-    for batch in [data] if single else data:
-        args, kwargs = call_arguments(batch, "data")
-        x, y = inputs_and_targets(args, kwargs)
-        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-            return None  # running the model raises an error that says what is missing
-        parts.append((x, y))
-        if sum(len(x) for x, _ in parts) >= num:
-            break
-    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])

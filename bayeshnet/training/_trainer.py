@@ -15,8 +15,9 @@ from bayeshnet.errors import BayeshnetError, DensityError, NonFiniteLossError, U
 from bayeshnet.guides import GroupDecay
 from bayeshnet.models.capabilities import has_rows
 from bayeshnet.models.param_sites import ParamCapture
-from bayeshnet.sites.arguments import check_rows, inputs_and_targets
+from bayeshnet.sites.arguments import inputs_and_targets
 from bayeshnet.sites.kept_state import KeptBuffers, restored, tensors_of
+from bayeshnet.sites.rows import check_rows
 from bayeshnet.training._checks import check_optimizer
 from bayeshnet.training._nonfinite import BAD_PARAMETER, UNKNOWN_CAUSE, gradient_cause, non_finite_cause
 from bayeshnet.training._schedule import LearningRates, Schedule

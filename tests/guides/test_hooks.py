@@ -280,7 +280,7 @@ def network(hidden=8):
     torch.manual_seed(0)
     x = torch.randn(30, 3)
     net = nn.Sequential(nn.Linear(3, hidden), nn.Tanh(), nn.Linear(hidden, 1))
-    return BayesianModel(net, likelihood=likelihoods.Normal(scale=0.3)), (x, x[:, :1].sin())
+    return BayesianModel(net, likelihood=likelihoods.Normal(scale=0.3)), (x, x[:, 0].sin())
 
 
 @pytest.mark.parametrize("kind", [AutoHypernetNormal, AutoHypernetDelta])

@@ -49,7 +49,7 @@ GENERATORS = {
 @pytest.mark.parametrize("build", GENERATORS.values(), ids=GENERATORS)
 def test_generators(build):
     model = bayeshnet.BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=0.3))
-    data = (X, X.sum(1, keepdim=True))
+    data = (X, X.sum(1))
     guide = bayeshnet.AutoHypernet(model, example=data, hnet=build)
     bayeshnet.fit(model, guide, data, steps=5, progress=False)
     assert bayeshnet.predict(model, guide, X, num_samples=20).mean.isfinite().all()
@@ -64,7 +64,7 @@ def test_a_generator_that_does_not_tell_its_input_size():
         return hnet
 
     model = bayeshnet.BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=0.3))
-    data = (X, X.sum(1, keepdim=True))
+    data = (X, X.sum(1))
     fix = r"attribute, or pass the size to the wrapper: HPerturbWrapper\(OwnHnet\(...\), hnet_uncond_in_size=4\)"
     with pytest.raises(ArgumentError, match=fix):
         bayeshnet.AutoHypernet(model, example=data, hnet=silent)
@@ -91,7 +91,7 @@ def test_a_container_of_plain_tensors_is_a_gaussian():
 def test_conditional_generators(kind):
     """Guides that take a condition: a third-party network whose embedding of condition 1 is the input."""
     model = bayeshnet.BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=0.3))
-    data = (X, X.sum(1, keepdim=True))
+    data = (X, X.sum(1))
     guide = getattr(bayeshnet, kind)(
         model, example=data, hnet=lambda shapes: NETS["OwnHnet"](shapes, n_uncond=0, num_conds=2), cond_id=1
     )

@@ -159,7 +159,7 @@ def test_conditional_layers(conditional):
     with torch.no_grad():
         net[2].weight.mul_(3.0)
         output = net(x)
-    model = BayesianModel(net, prior=priors.Normal(1.0), likelihood=likelihoods.Normal(scale=0.1))
+    model = BayesianModel(net, prior=priors.Normal(1.0), likelihood=likelihoods.Normal(scale=0.1), target_shape=(1,))
     guide = AutoHypernet(model, example=(x, y), conditional=conditional)
     before = float((predict(model, guide, x, 200).mean - output).square().mean())
     start_from(guide, net)
@@ -175,7 +175,7 @@ def test_conditional_layers(conditional):
 
 
 def test_a_main_network_with_batch_norm_and_a_state_dict_with_buffers():
-    x, y = torch.randn(20, 3), torch.randn(20, 1)
+    x, y = torch.randn(20, 3), torch.randn(20)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
     model = BayesianModel(net.eval(), likelihood=likelihoods.Normal(scale=0.5))
     guide = AutoHypernetNormal(model, example=(x, y))

@@ -29,7 +29,7 @@ def problem(noise=None, rows=8, outputs=1, seed=0):
     x = torch.linspace(-1.0, 1.0, rows, dtype=torch.float64).unsqueeze(1)
     y = (2.0 * x).sin().expand(-1, outputs) + 0.3 * torch.randn(rows, outputs, dtype=torch.float64)
     net = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, outputs)).double()
-    return BayesianModel(net, likelihood=likelihoods.Normal(**(noise or KNOWN))), (x, y)
+    return BayesianModel(net, likelihood=likelihoods.Normal(**(noise or KNOWN)), target_shape=(outputs,)), (x, y)
 
 
 def scores(model, guide, args):

@@ -87,8 +87,16 @@ def test_weights_of_rows(name):
     torch.testing.assert_close(model.log_likelihood(X, y, many, weight=ROWS), torch.stack(singles))
 
 
-FLOATS = ["Normal known", "Normal two outputs", "StudentT", "Laplace", "Heteroscedastic", "Poisson", "Beta"]
-FLOATS += ["CensoredNormal", "TruncatedNormal", "MultivariateNormal", "NormalMixture", "function", "Bernoulli"]
+FLOATS = [
+    "Normal known",
+    "Normal two outputs",
+    "StudentT",
+    "Laplace",
+    "Heteroscedastic",
+    "Poisson",
+    "Beta",
+    *["CensoredNormal", "TruncatedNormal", "MultivariateNormal", "NormalMixture", "function", "Bernoulli"],
+]
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -240,9 +248,7 @@ def test_a_likelihood_from_outside_fits_and_predicts(make):
 def test_a_function_with_latents():
     model = linear(
         1,
-        likelihoods.FromFunction(
-            lambda f, scale: dist.Laplace(f, scale), priors={"scale": dist.HalfNormal(torch.tensor(1.0).double())}
-        ),
+        likelihoods.FromFunction(dist.Laplace, priors={"scale": dist.HalfNormal(torch.tensor(1.0).double())}),
     )
     values = draw(model, 3)
     _, conditional = model.conditional(X, values)

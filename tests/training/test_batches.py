@@ -23,7 +23,7 @@ from torch.utils.data import (
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, predict
 from bayeshnet.errors import ArgumentError, DatasetSizeWarning, TargetShapeWarning
-from bayeshnet.sites.arguments import check_rows
+from bayeshnet.sites.rows import check_rows
 
 N, SIZE = 60, 10
 X = torch.randn(N, 2, generator=torch.Generator().manual_seed(0))

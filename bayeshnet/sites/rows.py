@@ -1,0 +1,116 @@
+"""Rows of data: whether a model accepts them, and the first ones of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from bayeshnet.checks import kind_of
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.sites.arguments import ROW_DATA, call_arguments, inputs_and_targets
+from bayeshnet.sites.modes import evaluating
+
+__all__ = ["check_rows", "first_row_data", "first_rows"]
+
+
+def check_rows(model: BayesianModel, x: Any, y: Tensor, *, finite: bool = True) -> None:
+    """Raise unless the model accepts these rows; its modes, buffers and random numbers stay as they are.
+
+    Args:
+        model: The model.
+        x: Inputs.
+        y: Targets.
+        finite: Whether NaN and infinite numbers are refused, too.
+
+    Raises:
+        ArgumentError: If shapes do not fit each other, a target is not possible, or rows hold NaN or infinite numbers.
+        ArgumentTypeError: If a dtype does not fit.
+
+    Example:
+        >>> from bayeshnet import BayesianModel, likelihoods
+        >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> check_rows(model, torch.zeros(3, 2), torch.zeros(3))
+    """
+    with evaluating(model), torch.random.fork_rng(devices=[]), pyro.validation_enabled():
+        model.check_observations(x, y)
+    for name, value in (("x", x), ("y", y)) if finite else ():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Tensor) and part.is_floating_point() and part.dim():
+                _refuse_non_finite(name, part, gaps=name == "y" and getattr(model, "missing", None) == "ignore")
+
+
+def _refuse_non_finite(name: str, value: Tensor, *, gaps: bool) -> None:
+    bad = torch.isinf(value) if gaps else ~torch.isfinite(value)
+    if bool(bad.any()):
+        rows = bad.flatten(1).any(1).nonzero().flatten().tolist() if bad.dim() > 1 else bad.nonzero().flatten().tolist()
+        raise ArgumentError(
+            f"data: {name} holds NaN or infinite numbers in {len(rows)} of the {len(value)} rows that are looked "
+            f"at ({rows[:5]}{' and more' if len(rows) > 5 else ''}); remove or impute them."
+        )
+
+
+def first_rows(data: Any, num: int) -> tuple[Tensor, Tensor] | None:
+    """Return the first rows of the data, inputs and targets: ``num`` of them and the rest of their batch, or all.
+
+    Args:
+        data: One batch, or an iterable of batches.
+        num: Number of rows.
+
+    Returns:
+        Inputs and targets; None if a batch lacks one of them.
+
+    Raises:
+        ArgumentTypeError: If the data are an iterator.
+
+    Example:
+        >>> x, y = first_rows([(torch.zeros(4, 2), torch.zeros(4))] * 3, 5)
+        >>> len(x), len(y)
+        (8, 8)
+    """
+    if isinstance(data, Iterator):
+        raise ArgumentTypeError(
+            f"data: is {kind_of(data)}, an iterator, which can be gone through once only; pass a list of batches or a "
+            "DataLoader."
+        )
+    parts: list[tuple[Tensor, Tensor]] = []
+    single = isinstance(data, Tensor | Mapping | tuple)
+    for batch in [data] if single else data:
+        args, kwargs = call_arguments(batch, "data")
+        x, y = inputs_and_targets(args, kwargs)
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            return None  # running the model raises an error that says what is missing
+        parts.append((x, y))
+        if sum(len(x) for x, _ in parts) >= num:
+            break
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def first_row_data(data: Any, num: int) -> dict[str, Tensor]:
+    """Return weights, noise and exposures of the rows that :func:`first_rows` returns, by name; those that are given.
+
+    Args:
+        data: One batch, or an iterable of batches.
+        num: Number of rows.
+
+    Example:
+        >>> first_row_data((torch.zeros(2, 1), torch.zeros(2), torch.ones(2)), 5)
+        {'weight': tensor([1., 1.])}
+    """
+    parts: dict[str, list[Tensor]] = {}
+    rows = 0
+    for batch in [data] if isinstance(data, Tensor | Mapping | tuple) else data:
+        args, kwargs = call_arguments(batch, "data")
+        given = {name: args[i + 2] if i + 2 < len(args) else kwargs.get(name) for i, name in enumerate(ROW_DATA)}
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                parts.setdefault(name, []).append(value)
+        y = inputs_and_targets(args, kwargs)[1]
+        rows += len(y) if isinstance(y, Tensor) else 0
+        if rows >= num:
+            break
+    return {name: torch.cat(values) for name, values in parts.items()}
