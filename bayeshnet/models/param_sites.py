@@ -40,6 +40,19 @@ class ParamCapture(Messenger):
         param = msg["value"].unconstrained()
         self.params[id(param)] = param
 
+    def current(self) -> dict[int, Tensor]:
+        """The parameters by identity, without those that a module has made parameters of its own meanwhile.
+
+        One of Pyro's modules puts a tensor into the parameter store when it is first called, and then a ``Parameter``
+        of the same memory in its place, which is the one that gets the gradients.
+        """
+        own = {param.data_ptr() for param in self.params.values() if isinstance(param, nn.Parameter)}
+        return {
+            key: param
+            for key, param in self.params.items()
+            if isinstance(param, nn.Parameter) or param.data_ptr() not in own
+        }
+
 
 def emit_param_sites(prefix: str, module: nn.Module) -> None:
     """Tell the enclosing Pyro handlers which parameters a module uses.

@@ -96,6 +96,8 @@ class Loop:
                 if step == first:
                     # Pyro's checks are worth their time once; they are what a wrong model or guide fails on.
                     stack.enter_context(pyro.validation_enabled(False))
+                    if self.file is not None:
+                        self.file.check(self.trainer)
                 bar.update()
                 if step % 50 == 0:
                     bar.set_postfix_str(f"-ELBO {history.losses[-1]:.4g}", refresh=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bayeshnet import configuration
 from bayeshnet.checks import kind_of, require_count
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, UsageError
 from bayeshnet.sites.arguments import call_arguments
 from bayeshnet.training._batches import Batches, Position
 from bayeshnet.training._files import read_file, write_file
@@ -67,9 +67,10 @@ def checked_file(path: Any, every: Any) -> tuple[Path, int] | None:
         return None
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise ArgumentTypeError(f"checkpoint: is {kind_of(path)}; pass a file name, such as 'fit.safetensors'.")
-    found = Path(path)
-    if found.is_dir() or found.name in ("", ".", ".."):
-        raise ArgumentError(f"checkpoint: is {os.fspath(path)!r}, which names no file; pass a file name.")
+    text, found = os.fspath(path), Path(path)
+    folder = text.endswith(tuple(sep for sep in (os.sep, os.altsep) if sep))
+    if folder or "\0" in text or found.name in ("", ".", "..") or found.is_dir():
+        raise ArgumentError(f"checkpoint: is {text!r}, which names no file; pass a file name.")
     if not found.parent.is_dir():
         raise FileNotFoundError(f"checkpoint: the folder {str(found.parent)!r} is not there; make it first.")
     if not os.access(found.parent, os.W_OK):
@@ -98,6 +99,24 @@ class FitFile:
 
     # ------------------------------------------------------------------ writing
 
+    def check(self, trainer: Trainer) -> None:
+        """Raise unless all that is optimised can be found again by name.
+
+        Args:
+            trainer: The trainer after a step.
+
+        Raises:
+            UsageError: If a parameter is in neither model, guide nor Pyro's store.
+        """
+        known = {id(tensor) for tensor in learned_tensors(trainer.model, trainer.guide).values()}
+        lost = [tuple(param.shape) for key, param in trainer.params.items() if key not in known]
+        if lost:
+            raise UsageError(
+                f"checkpoint: {len(lost)} parameters, of shapes {lost[:4]}, are in neither model, guide nor Pyro's "
+                "parameter store, and could not be found again. Pass the guide and the model themselves and not "
+                "functions that call them, or leave out checkpoint."
+            )
+
     def write(self, loop: Loop, *, finished: bool) -> None:
         """Write the state after a step, in place of that before.
 
@@ -120,7 +139,7 @@ class FitFile:
             "fit": configuration.packed(dict(self.fit), tensors, _CONFIGURATION),
             "finished": finished,
             "elbo": packed(_settings(trainer.elbo), "elbo", tensors),
-            "waves": [[names.get(id(param), "") for param in wave] for wave in trainer.waves],
+            "waves": [[names[id(param)] for param in wave] for wave in trainer.waves],
             "optimizer": packed(optimizer.state_dict(), "optimizer", tensors),
             "scheduler": packed(trainer.rates.state(), "scheduler", tensors),
             "position": asdict(position),

@@ -136,7 +136,7 @@ class Trainer:
             except (ValueError, RuntimeError, IndexError) as error:
                 self._explain(step, error, args, kwargs, rng_state, capture.params.values())
                 raise
-        new = [param for key, param in capture.params.items() if key not in self.params]
+        new = [param for key, param in capture.current().items() if key not in self.params]
         log_likelihood = self._terms.take()
         if not math.isfinite(value):
             self._refuse_loss(step, value, args, kwargs, rng_state, new)

@@ -75,7 +75,8 @@ class CsvLogger:
         if step > 0 and self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.reader(file))[1:]
-            kept = [row for row in rows if len(row) == len(_COLUMNS) and int(row[0]) < step]
+            # A line that was cut off by the death of its process is left out, and whatever else is none of a step.
+            kept = [row for row in rows if len(row) == len(_COLUMNS) and row[0].isdecimal() and int(row[0]) < step]
         with self.path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *kept])
 
