@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, predict
-from bayeshnet.errors import ArgumentError, DatasetSizeWarning
+from bayeshnet.errors import ArgumentError, DatasetSizeWarning, TargetShapeWarning
 from bayeshnet.sites.rows import check_rows
 
 N, SIZE = 60, 10
@@ -192,8 +192,9 @@ def test_rows_are_checked_without_a_trace():
     model = BayesianModel(net, likelihood=likelihoods.Normal(scale=0.5), dataset_size=N)
     before = {name: value.clone() for name, value in model.named_buffers()}
     state = torch.get_rng_state()
-    for y in (Y, Y.unsqueeze(-1)):
-        check_rows(model, X, y)
+    check_rows(model, X, Y)
+    with pytest.warns(TargetShapeWarning, match="target_shape"):
+        check_rows(model, X, Y.unsqueeze(-1))
     for y in (Y[:5], Y.unsqueeze(-1).expand(N, 2), torch.arange(N)):
         with pytest.raises((ArgumentError, TypeError), match=r"^y: has"):
             check_rows(model, X, y)
