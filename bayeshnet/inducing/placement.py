@@ -42,9 +42,9 @@ def place_inducing(model: BayesianModel, inducing: InducingLayers, x: Tensor, y:
         ArgumentError: If the model does not accept the data.
 
     Example:
-        >>> from bayeshnet import AutoHypernet
+        >>> from bayeshnet import AutoHypernet, likelihoods
         >>> x = torch.randn(20, 1)
-        >>> model = BayesianModel(nn.Linear(1, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> model = BayesianModel(torch.nn.Linear(1, 1), likelihood=likelihoods.Normal(scale=0.1))
         >>> guide = AutoHypernet(model, example=(x, x[:, 0]))
         >>> place_inducing(model, guide.inducing, x + 5.0, x[:, 0], 20)
         >>> bool(guide.inducing.inputs.mean() > 3.0)
@@ -75,7 +75,8 @@ def starting_points(model: BayesianModel, x: Tensor, y: Tensor, num: int, rows: 
             units of the network.
 
     Example:
-        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> from bayeshnet import likelihoods
+        >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
         >>> [tuple(part.shape) for part in starting_points(model, torch.randn(20, 2), torch.randn(20), 5, 20)]
         [(5, 2), (5, 1), (5,)]
     """
@@ -107,7 +108,8 @@ def latent_noise(model: BayesianModel) -> str | None:
     """Return the name of the likelihood's only latent, if that is one number: the scale or precision of the noise.
 
     Example:
-        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> from bayeshnet import likelihoods
+        >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
         >>> latent_noise(model) is None
         True
     """

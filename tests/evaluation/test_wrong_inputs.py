@@ -102,9 +102,18 @@ def test_what_torch_said_is_chained():
 
 
 DATA = {
-    "surplus parts": ((X, Y, torch.arange(8)), "has 3 parts; the model takes x and y alone. Pass a tuple (x, y)"),
-    "surplus key": ({"x": X, "y": Y, "index": Y}, "has the keys ['x', 'y', 'index']; the model takes x and y alone"),
-    "wrong keys": ({"inputs": X, "labels": Y}, "has the keys ['inputs', 'labels']; the model takes x and y alone"),
+    "surplus parts": (
+        (X, Y, torch.arange(8)),
+        "has 3 parts; the model takes x and y, and weight, noise and exposure of the rows. Pass a tuple (x, y)",
+    ),
+    "surplus key": (
+        {"x": X, "y": Y, "index": Y},
+        "has the keys ['x', 'y', 'index']; the model takes x and y, and weight",
+    ),
+    "wrong keys": (
+        {"inputs": X, "labels": Y},
+        "has the keys ['inputs', 'labels']; the model takes x and y, and weight",
+    ),
     "numbers as keys": ({0: X, 1: Y}, "has the key 0, an int"),
     "no targets": ((X,), "has no targets"),
 }
@@ -378,7 +387,7 @@ NETWORK = "data: are no arguments of the model.*becomes a model by BayesianModel
         ),
         # Before: advice of a generator function, which fit refuses.
         (
-            lambda: fit(MODEL, GUIDE, [(X, Y, Y)], steps=1, progress=False),
+            lambda: fit(MODEL, GUIDE, [(X, Y, X)], steps=1, progress=False),
             ArgumentError,
             r"data: has 3 parts; .*batch\[:2\]; where a loader .* data set of such pairs, or a collate_fn",
         ),

@@ -77,7 +77,7 @@ def test_linear_regression(outputs, learn, num_inducing, dtype, options):
     x, y = regression_data(outputs, 40, dtype)
     net = MLP(2, outputs, ()) if learn else nn.Sequential(nn.Linear(2, outputs))
     likelihood = likelihoods.Normal(scale=torch.tensor(1.0 if learn else 0.3, dtype=dtype), learn=learn)
-    model = BayesianModel(net.to(dtype), likelihood=likelihood)
+    model = BayesianModel(net.to(dtype), likelihood=likelihood, target_shape=(outputs,))
     guide = AutoHypernet(model, example=(x, y), num_inducing=num_inducing)
     assert guide.family is None
     fit(model, guide, (x, y), **options, progress=False)

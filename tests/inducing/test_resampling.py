@@ -66,7 +66,7 @@ def test_prior_scales_that_are_learned_are_followed(flat):
     _, args = problem()
     net = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)).double()
     prior = priors.Normal(scale="fan_in", learn={"0.*": True})
-    model = BayesianModel(net, prior, likelihoods.Normal(**KNOWN), flat=flat)
+    model = BayesianModel(net, prior, likelihoods.Normal(**KNOWN), flat=flat, target_shape=(1,))
     guide = AutoHypernet(model, example=args, family="mean_field")
     with torch.no_grad():
         model.learned_scales.log_factor.copy_(torch.tensor([-1.0, 0.7]))

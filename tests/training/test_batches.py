@@ -193,7 +193,7 @@ def test_rows_are_checked_without_a_trace():
     before = {name: value.clone() for name, value in model.named_buffers()}
     state = torch.get_rng_state()
     check_rows(model, X, Y)
-    with pytest.warns(TargetShapeWarning):
+    with pytest.warns(TargetShapeWarning, match="target_shape"):
         check_rows(model, X, Y.unsqueeze(-1))
     for y in (Y[:5], Y.unsqueeze(-1).expand(N, 2), torch.arange(N)):
         with pytest.raises((ArgumentError, TypeError), match=r"^y: has"):
