@@ -135,7 +135,7 @@ def check_rows(x: Any, rows: int, *, some: bool = True) -> None:
 def check_parameters(net: nn.Module) -> None:
     """Raise unless the parameters can be drawn together from a density: real numbers of one dtype.
 
-    Frozen ones are not drawn, and may be of any dtype.
+    Frozen ones are not drawn, and may be of any dtype. None may be a ``PyroSample``, which has a prior of its own.
 
     Raises:
         ArgumentTypeError: If they cannot.
@@ -143,6 +143,14 @@ def check_parameters(net: nn.Module) -> None:
     Example:
         >>> check_parameters(nn.Linear(3, 1))
     """
+    for name, part in net.named_modules():
+        sampled = [str(key) for key in vars(part).get("_pyro_samples", ())]
+        if sampled:
+            raise ArgumentTypeError(
+                f"net: its module {name or type(part).__name__!r} has weights {sampled} that are a PyroSample, which "
+                "are drawn one at a time; pass the plain network, nn.Linear in place of PyroModule[nn.Linear], and "
+                "the prior as prior=."
+            )
     kinds: dict[torch.dtype, str] = {}
     for name, param in net.named_parameters():
         if isinstance(param, nn.parameter.UninitializedParameter):

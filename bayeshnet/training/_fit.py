@@ -193,6 +193,8 @@ def fit(
     # Gradients are taken even if the caller has switched them off, as for evaluation.
     with one_thread("fit"), torch.enable_grad():
         batches.check_known_size(steps=total)
+        if looks is not None:
+            looks[0].check(model)
         trainer = Trainer(model, guide, elbo, lr, lr_schedule, optimizer, clip_norm)
         num_rows, per_batch = batches.rows()
         history = History(rows=num_rows, batch_size=per_batch)

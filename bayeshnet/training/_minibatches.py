@@ -143,7 +143,9 @@ def number_of_steps(steps: int | None, epochs: int | None, batches: int | None) 
     if steps is not None and epochs is not None:
         raise ArgumentError(f"steps, epochs: both were given, {steps} and {epochs}; pass one of them.")
     if batches == 0:
-        raise ArgumentError("data: is an empty iterable; pass at least one batch, without drop_last where rows are few.")
+        raise ArgumentError(
+            "data: is an empty iterable; pass at least one batch, without drop_last where rows are few."
+        )
     if steps is not None:
         return steps
     if epochs is None:

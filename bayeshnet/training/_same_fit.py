@@ -6,6 +6,7 @@ import functools
 import hashlib
 import warnings
 from collections.abc import Mapping, Sized
+from types import FunctionType, MethodType
 from typing import Any, cast
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayeshnet.configuration import Configured, Difference, described, differences
+from bayeshnet.configuration.functions import described_function
 from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.errors import CheckpointError, CheckpointWarning
 from bayeshnet.training._minibatches import Minibatches
+from bayeshnet.training._random import generators_of
 from bayeshnet.training.validation import Validation
 
 __all__ = ["describe_fit", "fingerprint", "named", "require_same"]
@@ -70,7 +73,9 @@ def _class_of(part: Any) -> str:
 
 
 def named(value: Any) -> Any:
-    """Describe an option of a fit: numbers as they are, functions by their names, objects by their repr.
+    """Describe an option of a fit: numbers as they are, classes by their names, objects by their repr.
+
+    A function of the user's own is described by its name, its code and the numbers that it refers to.
 
     Example:
         >>> named(0.01), named(torch.optim.SGD), named(None)
@@ -82,11 +87,20 @@ def named(value: Any) -> Any:
         return value if abs(value) < float("inf") else str(value)
     if isinstance(value, functools.partial):
         partial = cast("functools.partial[Any]", value)
-        return f"{named(partial.func)}({', '.join(f'{k}={v!r}' for k, v in sorted(partial.keywords.items()))})"
+        return f"{_class_of(partial.func)}({', '.join(f'{k}={v!r}' for k, v in sorted(partial.keywords.items()))})"
+    if isinstance(value, FunctionType | MethodType):
+        return described_function(value, _shallow)
     name = getattr(value, "__qualname__", None)
     if name is not None:
         return name
     return repr(value) if type(value).__repr__ is not object.__repr__ else type(value).__name__
+
+
+def _shallow(value: Any) -> Any:
+    """What a function refers to: numbers and strings as they are, anything else by the name of its class."""
+    if isinstance(value, float) and abs(value) == float("inf"):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else _class_of(value)
 
 
 def fingerprint(data: Any) -> Any:
@@ -103,7 +117,12 @@ def fingerprint(data: Any) -> Any:
     if isinstance(data, DataLoader):
         loader = cast("DataLoader[Any]", data)
         dataset: Any = loader.dataset
-        found: dict[str, Any] = {"loader": type(loader.sampler).__name__, "batch_size": loader.batch_size}
+        batches: Any = loader.batch_sampler
+        found: dict[str, Any] = {"sampler": _class_of(loader.sampler), "batch_sampler": _class_of(batches)}
+        found |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+        found |= {"collate_fn": _class_of(loader.collate_fn), "generators": len(generators_of(loader))}
+        if isinstance(loader.sampler, list | tuple):  # the rows in their order
+            found["rows_taken"] = fingerprint(loader.sampler)
         found["rows"] = len(dataset) if isinstance(dataset, Sized) else type(dataset).__name__
         if isinstance(dataset, TensorDataset):
             found["hash"] = fingerprint(dataset.tensors)
@@ -132,6 +151,20 @@ def _hash(value: Any, digest: Any) -> None:
         digest.update(str(named(value)).encode())
 
 
+def _unlike(there: Any, here: Any) -> str:
+    """What two descriptions of data say differently, if they are of one form."""
+    if not isinstance(there, Mapping) or not isinstance(here, Mapping):
+        return ""
+    one, other = cast("Mapping[str, Any]", there), cast("Mapping[str, Any]", here)
+    parts: list[str] = []
+    for key in {**one, **other}:
+        if one.get(key) != other.get(key):
+            plain = not any(isinstance(part.get(key), Mapping) for part in (one, other))
+            numbers = plain and key not in ("hash", "data", "rows_taken")
+            parts.append(f"{key} is {one.get(key)!r} in the file and {other.get(key)!r} here" if numbers else key)
+    return f" ({', '.join(parts)})"
+
+
 def require_same(there: Mapping[str, Any], here: Mapping[str, Any], path: Any) -> None:
     """Raise unless two fits are described alike; warn where functions of the user have other code.
 
@@ -153,7 +186,10 @@ def require_same(there: Mapping[str, Any], here: Mapping[str, Any], path: Any) -
     for name in {**there, **here}:
         if name in ("data", "validation"):
             if there.get(name) != here.get(name):
-                raise CheckpointError(f"checkpoint: {str(path)!r} is of another fit: {name}: not the same; {_ADVICE}")
+                what = _unlike(there.get(name), here.get(name))
+                raise CheckpointError(
+                    f"checkpoint: {str(path)!r} is of another fit: {name}: not the same{what}; {_ADVICE}"
+                )
         else:
             found += differences(there.get(name), here.get(name), name)
     certain = [str(difference) for difference in found if difference.certain]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Predictive
@@ -15,10 +16,12 @@ from torch import Tensor
 from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.guides.base import with_model
-from bayeshnet.models.capabilities import is_predictive
-from bayeshnet.sites.arguments import call_arguments, require_targets
+from bayeshnet.models.capabilities import has_rows, is_predictive
+from bayeshnet.models.observations import row_weight
+from bayeshnet.sites.arguments import call_arguments, inputs_and_targets, require_targets
 from bayeshnet.sites.latents import nodes_of
 from bayeshnet.sites.modes import evaluating
+from bayeshnet.sites.rows import check_rows
 from bayeshnet.training._random import RandomStates, generators_of, own_stream
 
 __all__ = ["Validation"]
@@ -73,9 +76,52 @@ class Validation:
                 f"validation: its data are {kind_of(self.data)}, an iterator, which gives its batches once only; pass "
                 "a tuple (x, y), a list of batches or a DataLoader."
             )
+        if not isinstance(self.data, Iterable) or isinstance(self.data, str | bytes):
+            raise ArgumentTypeError(
+                f"validation: is {kind_of(self.data)}; pass held-out rows in the forms of data: a tuple (x, y), a list "
+                "of batches or a DataLoader."
+            )
         if self.every is not None:
             require_count("every", self.every, advice=", or None")
         require_count("num_samples", self.num_samples)
+
+    def check(self, model: Callable[..., Any]) -> None:
+        """Raise unless a model accepts the rows, those of the first batch if there are several.
+
+        Args:
+            model: The model.
+
+        Raises:
+            ArgumentError: If there are no rows, or the model does not accept them.
+            ArgumentTypeError: If a dtype does not fit.
+        """
+        with own_stream(RandomStates.now(generators_of(self.data)), generators_of(self.data)):
+            batch = next(iter(self._batches()), None)
+            if batch is None:
+                raise ArgumentError("validation: has no rows; pass one or more.")
+            y = inputs_and_targets(*self._arguments(model, batch))[1]
+            if isinstance(y, Tensor) and y.shape[:1] == (0,):
+                raise ArgumentError("validation: has no rows; pass one or more.")
+
+    def _batches(self) -> Iterable[Any]:
+        return [self.data] if isinstance(self.data, Tensor | Mapping | tuple) else self.data
+
+    def _arguments(self, model: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the model, which are checked as in training: nothing may broadcast."""
+        args, kwargs = call_arguments(batch, "validation")
+        require_targets(model, args, kwargs, "validation")
+        x, y = inputs_and_targets(args, kwargs)
+        if not has_rows(model) or not isinstance(y, Tensor) or not len(y):
+            return args, kwargs
+        try:
+            check_rows(model, x, y)
+            weight = args[2] if len(args) > 2 else kwargs.get("weight")
+            if weight is not None:
+                with pyro.validation_enabled():
+                    row_weight(weight, len(y))
+        except (ArgumentError, ArgumentTypeError) as error:
+            raise type(error)(f"validation: {str(error).removeprefix('data: ')}") from error
+        return args, kwargs
 
     def score(self, model: Callable[..., Any], guide: Callable[..., Any], start: RandomStates) -> float:
         """Evaluate the guide as it is now.
@@ -94,15 +140,14 @@ class Validation:
         total, rows = 0.0, 0.0
         with own_stream(start, generators_of(self.data)), torch.no_grad(), evaluating(model, guide):
             draws = self._draws(model, guide)
-            for batch in [self.data] if isinstance(self.data, Tensor | Mapping | tuple) else self.data:
-                args, kwargs = call_arguments(batch, "validation")
-                require_targets(model, args, kwargs, "validation")
+            for batch in self._batches():
+                args, kwargs = self._arguments(model, batch)
                 for log_probs, weight in self._log_probs(model, guide, draws, args, kwargs):
                     of_rows = log_probs.double().logsumexp(0) - math.log(len(log_probs))
                     total -= float((of_rows if weight is None else of_rows * weight).sum())
                     rows += of_rows.numel() if weight is None else float(weight.sum())
         if not rows:
-            raise ArgumentError("validation: has no rows; pass one or more.")
+            raise ArgumentError("validation: has no rows, or all have weight 0; pass one or more.")
         return total / rows
 
     def _draws(self, model: Any, guide: Any) -> dict[str, Tensor] | None:

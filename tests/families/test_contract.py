@@ -202,11 +202,11 @@ def test_a_users_own_family_reaches_a_known_posterior():
     """Linear regression with correlated inputs: a Gaussian posterior that only a full covariance fits."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 3, generator=generator) @ torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.4, 0.8], [0.0, 0.0, 0.5]])
-    y = x @ torch.tensor([[1.0], [-1.0], [0.5]]) + 0.3 * torch.randn(40, 1, generator=generator)
+    y = x @ torch.tensor([1.0, -1.0, 0.5]) + 0.3 * torch.randn(40, generator=generator)
     net = nn.Linear(3, 1, bias=False)
     model = BayesianModel(net, prior=priors.Normal(scale=1.0), likelihood=likelihoods.Normal(scale=0.3))
     precision = torch.eye(3) + x.T @ x / 0.09
-    exact = dist.MultivariateNormal(torch.linalg.solve(precision, x.T @ y / 0.09)[:, 0], precision_matrix=precision)
+    exact = dist.MultivariateNormal(torch.linalg.solve(precision, x.T @ y / 0.09), precision_matrix=precision)
 
     guide = AutoHypernet(model, example=(x, y), family=FullRank(), conditional=None)
     assert "FullRank" in repr(guide)

@@ -14,7 +14,7 @@ from pyro.infer.reparam import NeuTraReparam
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
-from bayeshnet import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal
+from bayeshnet import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal, BayesianModel, likelihoods
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 
 Y = torch.randn(40, generator=torch.Generator().manual_seed(0))
@@ -48,6 +48,13 @@ def test_layers_of_pyro_samples(guide):
     with pytest.raises(ArgumentTypeError, match=r"'layer' has weights \['weight'\] that are a PyroSample.*BayesianM"):
         guide(Sampled(), example=(torch.randn(5, 1),))
     assert [site.name for site in guide(Spread(), example=(Y,)).sites] == ["scale"]
+
+
+def test_a_network_of_pyro_samples():
+    """Refused where the model is built, not by the guide alone: one of Pyro's would not say so."""
+    for net, name in ((Sampled(), "layer"), (nn.Sequential(nn.Linear(2, 1), Sampled()), r"1\.layer")):
+        with pytest.raises(ArgumentTypeError, match=rf"net: its module '{name}' has weights \['weight'\] .*PyroSample"):
+            BayesianModel(net, likelihood=likelihoods.Normal(scale=0.1))
 
 
 @pytest.mark.parametrize("guide", [AutoHypernet, AutoHypernetNormal, AutoHypernetDelta])

@@ -75,6 +75,12 @@ def plain_model() -> Case:
     return normal_model, AutoNormal(normal_model), (Y,), {}
 
 
+def guide_of_pyro() -> Case:
+    """A Bayesian network and a guide of Pyro, whose tensors become parameters in the first step."""
+    model = network()
+    return model, AutoNormal(model), (X, TARGETS), {"num_particles": 4}
+
+
 def in_store() -> Case:
     """A guide that is a function: its parameters are in Pyro's store."""
 
@@ -93,7 +99,8 @@ def decaying() -> Case:
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    fn.__name__: fn for fn in (full_batch, shuffled, own_generator, stopped_early, plain_model, in_store, decaying)
+    fn.__name__: fn
+    for fn in (full_batch, shuffled, own_generator, stopped_early, plain_model, guide_of_pyro, in_store, decaying)
 }
 
 

@@ -9,7 +9,7 @@ import torch
 
 from bayeshnet import AutoHypernet, Validation, fit
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.training import CsvLogger, TensorBoardLogger
+from bayeshnet.training import CsvLogger, History, TensorBoardLogger
 from tests.problems import bnn
 
 
@@ -50,6 +50,13 @@ def test_csv_of_a_fit_that_is_resumed(tmp_path):
     assert history.resumed_from == 4
     assert [int(row["step"]) for row in rows] == list(range(9))
     assert [float(row["loss"]) for row in rows] == history.losses
+
+
+def test_csv_of_a_process_that_died_while_it_wrote(tmp_path):
+    path = tmp_path / "fit.csv"
+    path.write_text("step,loss,log_likelihood,kl,lr,validation\n0,2.5,,,0.1,\nno,step,of,a,fit,\n1,2.")
+    CsvLogger(path)(1, History(losses=[2.5, 2.0], lrs=[0.1, 0.1]))
+    assert [(row["step"], row["loss"]) for row in read(path)] == [("0", "2.5"), ("1", "2.0")]
 
 
 class Writer:

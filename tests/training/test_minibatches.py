@@ -66,6 +66,9 @@ def test_epochs():
 
     with pytest.raises(ArgumentError, match="epochs: is 2, and the number of batches of the data is not known"):
         fit(model, guide, DataLoader(Stream(), batch_size=8), **options)
+    for none in ([], DataLoader(TensorDataset(x[:3], y[:3]), batch_size=8, drop_last=True)):
+        with pytest.raises(ArgumentError, match="data: is an empty iterable; pass at least one batch"):
+            fit(model, guide, none, **options)
 
 
 def test_the_size_of_the_data_set_is_checked():

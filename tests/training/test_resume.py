@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import warnings
@@ -10,9 +11,18 @@ import pyro
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from bayeshnet import AutoHypernet, BayesianModel, EarlyStopping, fit, likelihoods, load, predict, save
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, ConvergenceWarning, NonFiniteLossError
+from bayeshnet.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointError,
+    CheckpointWarning,
+    ConvergenceWarning,
+    NonFiniteLossError,
+    UsageError,
+)
 from tests.training.resumed_fits import CASES, TARGETS, Kill, X, assert_same, killed_until_done, network, result
 
 
@@ -128,10 +138,33 @@ def test_another_fit_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match=match):
             trained(path, **options)
     assert path.read_bytes() == before
-    momentum = lambda value: lambda groups: torch.optim.SGD(groups, momentum=value)  # noqa: E731 - of one name
-    trained(tmp_path / "sgd", optimizer=momentum(0.5), callbacks=[interrupt(6)])
+    step_lr = lambda size: lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, size)  # noqa: E731
+    trained(tmp_path / "schedule", lr_schedule=step_lr(3), callbacks=[interrupt(6)])
+    with pytest.raises(CheckpointError, match=r"lr_schedule.*size.* is 3 in the file and 4 here"):
+        trained(tmp_path / "schedule", lr_schedule=step_lr(4))
+    trained(tmp_path / "factor", lr_schedule=lambda step: 0.9**step, callbacks=[interrupt(6)])
+    with pytest.warns(CheckpointWarning, match="the code of lr_schedule"):
+        trained(tmp_path / "factor", lr_schedule=lambda step: 0.5**step)
+    momentum = lambda **options: lambda groups: torch.optim.SGD(groups, **options)  # noqa: E731 - of one name
+    trained(tmp_path / "sgd", optimizer=momentum(momentum=0.5), callbacks=[interrupt(6)])
     with pytest.raises(CheckpointError, match=r"another optimiser, .*'momentum': 0.5.* \(here .*'momentum': 0.9"):
-        trained(tmp_path / "sgd", optimizer=momentum(0.9))
+        trained(tmp_path / "sgd", optimizer=momentum(momentum=0.9))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"drop_last": True}, "drop_last is False in the file and True here"),
+        ({"shuffle": True}, "sampler is 'SequentialSampler' in the file and 'RandomSampler' here"),
+        ({"generator": torch.Generator()}, "generators is 0 in the file and 1 here"),
+        ({"collate_fn": functools.partial(default_collate)}, "collate_fn is 'default_collate' in the file"),
+        ({"sampler": list(range(39, -1, -1))}, "sampler is 'SequentialSampler' in the file and 'list' here"),
+    ],
+)
+def test_another_loader_is_refused(tmp_path, options, match):
+    trained(tmp_path / "fit", data=DataLoader(TensorDataset(X, TARGETS), batch_size=9), callbacks=[interrupt(6)])
+    with pytest.raises(CheckpointError, match=rf"data: not the same \(.*{match}"):
+        trained(tmp_path / "fit", data=DataLoader(TensorDataset(X, TARGETS), batch_size=9, **options))
 
 
 def test_files_that_are_none(tmp_path):
@@ -144,10 +177,24 @@ def test_files_that_are_none(tmp_path):
         trained(path)
     with pytest.raises(FileNotFoundError, match="the folder .* is not there"):
         trained(tmp_path / "none" / "fit")
-    with pytest.raises(ArgumentError, match="names no file"):
-        trained(tmp_path)
+    for none in (tmp_path, f"{tmp_path}/new/", f"{tmp_path}/a\0b"):
+        with pytest.raises(ArgumentError, match="names no file"):
+            trained(none)
     with pytest.raises(ArgumentTypeError, match="checkpoint: is an int"):
         trained(3)
+
+
+def test_parameters_that_cannot_be_found_again(tmp_path):
+    """They are refused after the first step, and not when the fit is to go on."""
+    model, guide, data, options = CASES["full_batch"]()
+    path = tmp_path / "fit"
+
+    def wrapped(x, y):
+        guide(x, y)
+
+    with pytest.raises(UsageError, match=r"parameters, of shapes .* are in neither model, guide nor Pyro's"):
+        fit(model, wrapped, data, 3, checkpoint=path, every=1, progress=False, **options)
+    assert not path.exists()
 
 
 def test_dtype_moves(tmp_path):

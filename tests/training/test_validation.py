@@ -142,6 +142,36 @@ def test_the_rule():
     assert stop([math.nan, math.nan])
 
 
+@pytest.mark.parametrize(
+    ("rows", "kind", "match"),
+    [
+        (0.1, ArgumentTypeError, "validation: is a float; pass held-out rows"),
+        ((HELD_OUT[0][:1], HELD_OUT[1]), ArgumentError, r"validation: y: has shape \(\d+,\)"),
+        ((HELD_OUT[0], HELD_OUT[1][:1]), ArgumentError, r"validation: y: has shape \(1,\)"),
+        ((HELD_OUT[0][:6], HELD_OUT[1][:6].reshape(3, 2)), ArgumentError, r"validation: y: has shape \(3, 2\)"),
+        ((HELD_OUT[0], HELD_OUT[1] * math.nan), ArgumentError, "validation: y holds NaN"),
+        ((HELD_OUT[0], HELD_OUT[1].long()), ArgumentTypeError, "validation: y: has dtype torch.int64"),
+        ((*HELD_OUT, torch.ones(2)), ArgumentError, r"validation: weight: has shape \(2,\)"),
+        ((*HELD_OUT, -torch.ones_like(HELD_OUT[1])), ArgumentError, "validation: weight: .* no finite numbers"),
+        ((HELD_OUT[0][:0], HELD_OUT[1][:0]), ArgumentError, "validation: has no rows"),
+        ([(HELD_OUT[0], HELD_OUT[1][:1])], ArgumentError, r"validation: y: has shape \(1,\)"),
+    ],
+)
+def test_held_out_rows_are_checked_as_those_of_training_before_the_first_step(rows, kind, match):
+    model, _ = bnn()
+    guide = guide_of(model)
+    before = {key: value.clone() for key, value in guide.state_dict().items()}
+    with pytest.raises(kind, match=match):
+        fit(model, guide, TRAIN, 50, validation=rows, progress=False)
+    assert all(torch.equal(value, before[key]) for key, value in guide.state_dict().items())
+
+
+def test_later_batches_are_checked_too():
+    model, _ = bnn()
+    with pytest.raises(ArgumentError, match=r"validation: y: has shape \(1,\)"):
+        fit(model, guide_of(model), TRAIN, 2, validation=[HELD_OUT, (HELD_OUT[0], HELD_OUT[1][:1])], progress=False)
+
+
 def test_what_is_refused():
     model, _ = bnn()
     guide = guide_of(model)
