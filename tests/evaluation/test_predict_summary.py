@@ -176,5 +176,5 @@ def test_a_student_with_two_degrees_of_freedom_has_quantiles():
 
 def test_few_bytes_are_counted():
     with _stream._Written() as written:
-        torch.zeros(3, 4) + 1.0
+        _ = torch.zeros(3, 4) + 1.0
     assert written.bytes == 2 * 48
