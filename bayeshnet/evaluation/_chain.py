@@ -71,11 +71,21 @@ def run_chain(
 
 
 def check_spread(
-    report: Diagnosis, model: BayesianModel, draws: Mapping[str, Tensor], chain: Mapping[str, Tensor], x: Any
+    report: Diagnosis,
+    model: BayesianModel,
+    draws: Mapping[str, Tensor],
+    chain: Mapping[str, Tensor],
+    x: Any,
+    of_rows: Mapping[str, Any],
 ) -> None:
     """Compare spread of functions and observation noise of the guide's draws with those of the chain."""
-    x = some_rows(x, _FUNCTION_ROWS)
-    of_guide, of_chain = _functions(model, draws, x), _functions(model, chain, x)
+    given = {name: value for name, value in of_rows.items() if name != "weight"}
+    if isinstance(x, Tensor):
+        x, given = some_rows(x, _FUNCTION_ROWS), {name: some_rows(v, _FUNCTION_ROWS) for name, v in given.items()}
+    of_guide, of_chain = _functions(model, draws, x, given), _functions(model, chain, x, given)
+    if not bool((of_chain.std(0) > 0).any()):
+        report.advice.append("The chain has not moved, so nothing is compared with it; run a longer one, nuts=1000.")
+        return
     floor = 1e-6 * of_chain.std(0).max().clamp(min=torch.finfo(torch.double).tiny)
     log_ratio = _mean_log_std(of_guide, floor) - _mean_log_std(of_chain, floor)
     ratio = math.exp(log_ratio)
@@ -119,9 +129,9 @@ def check_spread(
         )
 
 
-def _functions(model: BayesianModel, draws: Mapping[str, Tensor], x: Any) -> Tensor:
+def _functions(model: BayesianModel, draws: Mapping[str, Tensor], x: Any, given: Mapping[str, Any]) -> Tensor:
     """The mean of an observation under each draw, class probabilities for labels, ``[S, B, ...]`` in float64."""
-    return predict(model, dict(draws), x).functions.double()
+    return predict(model, dict(draws), x, **given).functions.double()
 
 
 def _mean_log_std(f: Tensor, floor: Tensor) -> float:

@@ -16,7 +16,7 @@ from bayeshnet.evaluation._sources import posterior_draws
 from bayeshnet.evaluation.importance import importance_sample
 from bayeshnet.evaluation.psis import WeightedDraws
 from bayeshnet.models.capabilities import is_predictive
-from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
+from bayeshnet.sites.arguments import call_arguments, inputs_and_targets, row_arguments
 from bayeshnet.sites.one_thread import one_thread
 
 __all__ = ["diagnose"]
@@ -91,12 +91,13 @@ def diagnose(
         if is_predictive(model):
             args, kwargs = call_arguments(data, "data")
             x, y = inputs_and_targets(args, kwargs)
+            of_rows = row_arguments(args, kwargs)
             draws = posterior_draws(model, guide, x, num_samples) if weighted is None else weighted.draws
-            check_noise(report, model, draws, weighted, x, y)
+            check_noise(report, model, draws, weighted, x, y, of_rows)
             if length:
                 best = 0 if weighted is None else int(weighted.log_weights.argmax())
                 start = {site: value[best].clone() for site, value in draws.items()}
-                check_spread(report, model, draws, run_chain(model, start, args, kwargs, length), x)
+                check_spread(report, model, draws, run_chain(model, start, args, kwargs, length), x, of_rows)
     return report
 
 

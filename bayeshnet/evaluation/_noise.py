@@ -29,7 +29,8 @@ def noise_std(model: BayesianModel, draws: Mapping[str, Tensor]) -> Tensor | Non
         return None
     value = draws[f"likelihood.{latent[0]}"].double()
     noise = (value if latent[1] == 1.0 else value ** latent[1]).reshape(len(value), -1)
-    return noise if unit is None else noise * unit.double()
+    # A factor of the noise of each row has no unit.
+    return noise if unit is None or "noise" in model.likelihood.row_data else noise * unit.double()
 
 
 def check_noise(
@@ -39,23 +40,37 @@ def check_noise(
     weighted: WeightedDraws | None,
     x: Any,
     y: Tensor,
+    of_rows: Mapping[str, Any],
 ) -> None:
-    """Compare the noise with the residuals of the predictive mean, for the output where they differ most."""
+    """Compare the noise with the residuals of the predictive mean, for the output where they differ most.
+
+    Rows count as much as they weigh, targets that are missing not at all. Where each row has a noise of its own, the
+    factor of it is compared with residuals in units of it.
+    """
     noise = noise_std(model, draws)
     if noise is None:
         return
     corrected = weighted is not None and weighted.smoothed.reliable
     if isinstance(x, Tensor):
         x, y = some_rows(x, _RESIDUAL_ROWS), some_rows(y, _RESIDUAL_ROWS)
-    f = predict(model, draws, x).functions.double()
+        of_rows = {name: some_rows(value, _RESIDUAL_ROWS) for name, value in of_rows.items()}
+    given = {name: value for name, value in of_rows.items() if name != "weight"}
+    f = predict(model, draws, x, **given).functions.double()
     if weighted is not None and corrected:
         mean = torch.tensordot(weighted.smoothed.normalised.to(f.device), f, dims=1)
     else:
         mean = f.mean(0)
-    squares = (y.double() - mean).square()
+    squares = (y.double().reshape(mean.shape) - mean).square()
+    extra = (1,) * (squares.dim() - 1)
+    if "noise" in given:
+        known = given["noise"].double()
+        squares = squares / (known if known.shape == squares.shape else known.reshape(-1, *extra)).square()
+    weight = of_rows["weight"].double() if "weight" in of_rows else squares.new_ones(len(squares))
+    weights = torch.where(torch.isnan(squares), 0.0, weight.reshape(-1, *extra))
     # One residual per noise: over all outputs if they share it.
-    squares = squares.reshape(-1, noise.shape[1]) if noise.shape[1] > 1 else squares.reshape(-1, 1)
-    residual = squares.mean(0).sqrt()
+    columns = noise.shape[1] if noise.shape[1] > 1 else 1
+    squares, weights = squares.nan_to_num(0.0).reshape(-1, columns), weights.reshape(-1, columns)
+    residual = ((squares * weights).sum(0) / weights.sum(0)).sqrt()
     level = noise.mean(0)
     ratio = level / residual.clamp(min=torch.finfo(torch.double).tiny)
     worst = int(ratio.argmax())

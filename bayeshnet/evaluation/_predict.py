@@ -13,9 +13,9 @@ from torch import Tensor
 from bayeshnet.checks import kind_of, require_count, require_flag
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.evaluation._by_site import predict_sites
-from bayeshnet.evaluation._rows import num_rows, rows_of
+from bayeshnet.evaluation._rows import checked_row_data, num_rows, rows_of, spanned
 from bayeshnet.evaluation._seeds import base_seed, check_generator, seeded
-from bayeshnet.evaluation._sources import Parts, Source, check_source, draws_of
+from bayeshnet.evaluation._sources import Parts, Source, check_source, draws_of, like_of
 from bayeshnet.evaluation.prediction import Prediction
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.capabilities import is_predictive
@@ -40,6 +40,8 @@ def predict(
     parallel: bool = True,
     generator: torch.Generator | None = None,
     differentiable: bool = False,
+    noise: Tensor | None = None,
+    exposure: Tensor | None = None,
     sites: None = None,
 ) -> Prediction: ...
 @overload
@@ -64,6 +66,8 @@ def predict(
     parallel: bool = True,
     generator: torch.Generator | None = None,
     differentiable: bool = False,
+    noise: Tensor | None = None,
+    exposure: Tensor | None = None,
     sites: Sequence[str] | None = None,
 ) -> Prediction | dict[str, Prediction]:
     """Evaluate many sampled networks on inputs.
@@ -88,6 +92,8 @@ def predict(
             ``batch_size``, and the global generator stays as it is; it is used without.
         differentiable: Keep the graph from the inputs to outputs and conditional distribution, for gradients with
             respect to ``x`` of what follows from them; the draws are constants.
+        noise: Known noise of each row ``[B]`` or ``[B, *target]``, for likelihoods with ``per_row=True``.
+        exposure: Exposure of each row, likewise, for likelihoods with ``exposure=True``.
         sites: Names of sites of a Pyro model whose distributions are wanted, such as ``("obs",)``. Each is then
             predicted by its distribution given the guide's draws.
 
@@ -119,9 +125,13 @@ def predict(
         if sites is not None:
             if batch_size is not None:
                 raise ArgumentError("batch_size: is for networks; with sites pass the arguments in parts.")
+            for name, value in (("noise", noise), ("exposure", exposure)):
+                if value is not None:
+                    raise ArgumentError(f"{name}: is for networks; with sites it is one of the model's arguments, x.")
             return predict_sites(model, guide, x, num_samples, sites=sites, parallel=parallel, generator=generator)
         check_model(model)
         _check_arguments(model, guide, x, num_samples, batch_size)
+        of_rows = checked_row_data(num_rows(x), like_of(model).device, noise=noise, exposure=exposure)
         with one_thread("predict"), evaluating(model):
             if generator is None:
                 draws, seed, first = draws_of(model, guide, x, num_samples, parallel), 0, 0
@@ -130,17 +140,21 @@ def predict(
                 parts = Parts(model, guide, x, num_samples, seed, parallel, most=2**62)
                 draws, first = parts(0), parts.num_places
             if batch_size is None or batch_size >= num_rows(x):
-                f, conditional = model.conditional(x, draws)
+                f, conditional = model.conditional(x, draws, **of_rows)
             else:
                 whole = with_statistics(model, x, draws)
-                f = torch.cat([model.conditional(part, whole)[0] for part in _batches(x, batch_size)], dim=1)
-                conditional = model.conditional_of(f, draws)
+                parts_of_f = [
+                    model.conditional(rows_of(x, span), whole, **spanned(of_rows, span))[0]
+                    for span in _spans(num_rows(x), batch_size)
+                ]
+                f = torch.cat(parts_of_f, dim=1)
+                conditional = model.conditional_of(f, draws, **of_rows)
             if generator is None:
                 return Prediction(f, drawn_from(conditional), conditional)
             samples: list[Tensor] = []
             for place, span in enumerate(tiles(f.shape[1], len(f))):
                 with seeded(seed, first + place, f.device):
-                    samples.append(drawn_from(model.conditional_of(f[:, span], draws)))
+                    samples.append(drawn_from(model.conditional_of(f[:, span], draws, **spanned(of_rows, span))))
             return Prediction(f, torch.cat(samples, dim=1), conditional)
 
 
@@ -202,7 +216,6 @@ def _check_arguments(model: Any, guide: Any, x: Any, num_samples: Any, batch_siz
         require_count("batch_size", batch_size, advice=", or None for all at once")
 
 
-def _batches(x: Any, batch_size: int) -> Iterator[Any]:
-    rows = num_rows(x)
-    for start in range(0, rows, batch_size):
-        yield rows_of(x, slice(start, start + batch_size))
+def _spans(rows: int, size: int) -> Iterator[slice]:
+    for start in range(0, rows, size):
+        yield slice(start, start + size)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,8 +12,12 @@ from torch.utils.data import DataLoader
 
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.sites.arguments import ROW_DATA
 
-__all__ = ["Rows", "num_rows", "rows_of"]
+__all__ = ["Rows", "checked_row_data", "num_rows", "rows_of", "spanned"]
+
+
+_Block: TypeAlias = "tuple[Any, Tensor | None, dict[str, Tensor]]"  # inputs, targets, what else is given by name
 
 
 def num_rows(x: Any) -> int:
@@ -47,6 +51,44 @@ def rows_of(x: Any, chosen: slice) -> Any:
     return tuple(arg[chosen] if isinstance(arg, Tensor) and arg.shape[:1] == (rows,) else arg for arg in x)
 
 
+def spanned(of_rows: Mapping[str, Tensor], chosen: slice) -> dict[str, Tensor]:
+    """What is given with each row, of some rows.
+
+    Example:
+        >>> spanned({"noise": torch.arange(4)}, slice(1, 3))
+        {'noise': tensor([1, 2])}
+    """
+    return {name: value[chosen] for name, value in of_rows.items()}
+
+
+def checked_row_data(rows: int, device: torch.device, **given: Any) -> dict[str, Tensor]:
+    """What is given with each row, without what is not; whether the likelihood takes it, the model says.
+
+    Args:
+        rows: Number of rows.
+        device: Where to bring it.
+        given: Tensors ``[B, ...]`` by name, or None.
+
+    Raises:
+        ArgumentTypeError: If something is no tensor.
+        ArgumentError: If there is not one entry for each row.
+
+    Example:
+        >>> checked_row_data(2, torch.device("cpu"), noise=torch.ones(2), exposure=None)
+        {'noise': tensor([1., 1.])}
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise ArgumentTypeError(f"{name}: is {kind_of(value)}; pass a tensor [B], one number for each row.")
+        if value.shape[:1] != (rows,):
+            raise ArgumentError(f"{name}: has shape {tuple(value.shape)} for {rows} rows; pass one for each row.")
+        found[name] = value.to(device)
+    return found
+
+
 class Rows:
     """Inputs, and targets if they are wanted, row by row in their order.
 
@@ -55,6 +97,8 @@ class Rows:
             batches, whose batches are a tensor of inputs, a pair ``(x, y, ...)`` or a dict with ``x`` and ``y``.
         targets: Targets ``[B, ...]`` of a tensor of inputs; True for those in the data.
         like: Arrays become tensors of its dtype.
+        wants: Names of what the likelihood needs of each row beside them, which is taken from dicts and batches.
+        of_rows: Such values ``[B, ...]`` by name, or None, for inputs that are given as a whole.
 
     Attributes:
         total: Number of rows, None if it is not known before.
@@ -65,12 +109,13 @@ class Rows:
 
     Example:
         >>> blocks = Rows([(torch.zeros(3, 2), torch.ones(3)), (torch.zeros(2, 2), torch.ones(2))], True, torch.ones(1))
-        >>> [(x.shape[0], y.shape[0]) for x, y in blocks.blocks(4)]
+        >>> [(x.shape[0], y.shape[0]) for x, y, _ in blocks.blocks(4)]
         [(4, 4), (1, 1)]
     """
 
-    def __init__(self, data: Any, targets: Any, like: Tensor) -> None:
-        self._like, self._targets = like, targets
+    def __init__(self, data: Any, targets: Any, like: Tensor, *, wants: Sequence[str] = (), **of_rows: Any) -> None:
+        self._like, self._targets, self._wants = like, targets, wants
+        self._of_rows = {name: value for name, value in of_rows.items() if value is not None}
         self._wanted = targets is not None and targets is not False
         self._whole = isinstance(data, Tensor | tuple | Mapping) or hasattr(data, "__array__")
         if not self._whole and (not isinstance(data, Iterable) or isinstance(data, str | bytes)):
@@ -82,6 +127,10 @@ class Rows:
             raise ArgumentTypeError(
                 "targets: is a tensor, and data are batches; pass targets=True for those in the batches (x, y)."
             )
+        for name in () if self._whole else self._of_rows:
+            raise ArgumentTypeError(
+                f"{name}: is given, and data are batches; put it into them: {{'x': ..., {name!r}: ...}}."
+            )
         self._data: Any = [data] if self._whole else iter(data)
         self.total: int | None = None
         if self._whole:
@@ -91,17 +140,19 @@ class Rows:
             whole = data.batch_size is not None and not data.drop_last and hasattr(dataset, "__len__")
             self.total = len(dataset) if whole and type(data.sampler).__name__ == "SequentialSampler" else None
 
-    def _pair(self, batch: Any) -> tuple[Any, Any]:
-        """Inputs and targets of a batch; of inputs that are given as a whole, a tuple is the network's arguments."""
+    def _pair(self, batch: Any) -> _Block:
+        """The rows of a batch; of inputs that are given as a whole, a tuple is the network's arguments."""
         y: Any = None
+        given: dict[str, Any] = {}
         if isinstance(batch, Mapping):
             if "x" not in batch:
                 raise ArgumentError(f"data: has the keys {list(batch)}; pass inputs as 'x', and targets as 'y'.")
-            x, y = batch["x"], batch.get("y")
+            x, y, given = batch["x"], batch.get("y"), {name: batch.get(name) for name in self._wants}
         elif not self._whole and isinstance(batch, list | tuple):
             if not batch:
                 raise ArgumentError("data: has an empty batch; pass inputs, or pairs (x, y).")
             x, y = batch[0], batch[1] if len(batch) > 1 else None
+            given = {name: value for name, value in zip(ROW_DATA, batch[2:], strict=False) if name in self._wants}
         else:
             x = batch
         x = tuple(self._tensor(part) for part in x) if isinstance(x, tuple) else self._tensor(x)
@@ -110,9 +161,11 @@ class Rows:
             raise ArgumentTypeError(f"data: inputs are {kind_of(first)}; pass a tensor or an array [B, ...].")
         if not first.dim():
             raise ArgumentError("data: inputs are a single number; pass a tensor or an array [B, ...].")
+        given = {name: self._tensor(value) for name, value in {**given, **self._of_rows}.items()}
+        of_rows = checked_row_data(len(first), self._like.device, **given)
         y = self._targets if self._wanted and self._targets is not True else y
         if not self._wanted:
-            return x, None
+            return x, None, of_rows
         y = self._tensor(y)
         if not isinstance(y, Tensor):
             raise ArgumentTypeError(
@@ -120,7 +173,7 @@ class Rows:
             )
         if y.dim() == 0 or len(y) != len(first):
             raise ArgumentError(f"targets: have shape {tuple(y.shape)} for {len(first)} rows; pass one for each row.")
-        return x, y
+        return x, y, of_rows
 
     def _tensor(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -130,8 +183,8 @@ class Rows:
         made = torch.as_tensor(value, device=self._like.device)
         return made.to(self._like.dtype) if made.is_floating_point() else made
 
-    def first(self, num: int) -> Any:
-        """The inputs of some of the first rows.
+    def first(self, num: int) -> tuple[Any, dict[str, Tensor]]:
+        """The inputs of some of the first rows, and what is given with them.
 
         Raises:
             ArgumentError: If there is none.
@@ -139,43 +192,50 @@ class Rows:
         batches = iter(self._data)
         for batch in batches:
             self._data = chain([batch], batches)
-            x, _ = self._pair(batch)
+            x, _, given = self._pair(batch)
             if num_rows(x):
-                return rows_of(x, slice(0, num)) if num < num_rows(x) else x
+                return (rows_of(x, slice(0, num)) if num < num_rows(x) else x), spanned(given, slice(0, num))
         raise ArgumentError("data: have no rows; pass at least one.")
 
-    def blocks(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
+    def blocks(self, size: int) -> Iterator[_Block]:
         """Blocks of ``size`` rows; the last one may be smaller. Can be gone through once."""
-        waiting: list[tuple[Any, Tensor | None]] = []
+        waiting: list[_Block] = []
         count = 0
         for batch in self._data:
-            x, y = self._pair(batch)
+            block = self._pair(batch)
+            x = block[0]
             start, rows = 0, num_rows(x)
             while rows - start >= size - count:
                 taken = slice(start, start + size - count)
-                waiting.append((rows_of(x, taken), None if y is None else y[taken]))
+                waiting.append(_part(block, taken))
                 yield _joined(waiting)
                 start, waiting, count = taken.stop, [], 0
             if start < rows:
-                rest = slice(start, rows)
-                waiting.append((rows_of(x, rest), None if y is None else y[rest]))
+                waiting.append(_part(block, slice(start, rows)))
                 count += rows - start
         if waiting:
             yield _joined(waiting)
 
 
-def _joined(pieces: list[tuple[Any, Tensor | None]]) -> tuple[Any, Tensor | None]:
+def _part(block: _Block, chosen: slice) -> _Block:
+    x, y, given = block
+    return rows_of(x, chosen), None if y is None else y[chosen], spanned(given, chosen)
+
+
+def _joined(pieces: list[_Block]) -> _Block:
     if len(pieces) == 1:
         return pieces[0]
-    targets = [y for _, y in pieces if y is not None]
-    inputs = [x for x, _ in pieces]
+    targets = [y for _, y, _ in pieces if y is not None]
+    y = torch.cat(targets) if targets else None
+    given = {name: torch.cat([piece[2][name] for piece in pieces]) for name in pieces[0][2]}
+    inputs = [x for x, _, _ in pieces]
     first = inputs[0]
     if not isinstance(first, tuple):
-        return torch.cat(inputs), torch.cat(targets) if targets else None
+        return torch.cat(inputs), y, given
     columns = list(zip(*inputs, strict=True))
     rows = num_rows(first)
     joined = [
         torch.cat(column) if isinstance(column[0], Tensor) and column[0].shape[:1] == (rows,) else column[0]
         for column in columns
     ]
-    return tuple(joined), torch.cat(targets) if targets else None
+    return tuple(joined), y, given

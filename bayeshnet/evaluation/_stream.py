@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from bayeshnet.checks import require_count, require_flag, require_positive
 from bayeshnet.errors import ArgumentError
 from bayeshnet.evaluation._conditional import is_nominal, kind_of_noise
 from bayeshnet.evaluation._predict import check_model, drawn_from, tile_rows, tiles
-from bayeshnet.evaluation._rows import Rows, num_rows, rows_of
+from bayeshnet.evaluation._rows import Rows, num_rows, rows_of, spanned
 from bayeshnet.evaluation._seeds import base_seed, check_generator, seeded
 from bayeshnet.evaluation._sources import Parts, Source, check_source, like_of
 from bayeshnet.evaluation.prediction import Prediction
@@ -45,6 +45,8 @@ def predict_summary(
     targets: Tensor | bool = False,
     levels: Sequence[float] | None = None,
     functions: bool = False,
+    noise: Tensor | None = None,
+    exposure: Tensor | None = None,
     batch_size: int | None = None,
     memory_gb: float = 0.5,
     parallel: bool = True,
@@ -63,11 +65,15 @@ def predict_summary(
         guide: A fitted guide, draws, Pyro's ``MCMC`` or an ensemble, as for :func:`~bayeshnet.predict`.
         data: Inputs as a tensor or array ``[B, ...]``; a tuple of the network's arguments; a dict with ``x`` and ``y``;
             or an iterable of batches, such as a ``DataLoader``, whose batches are inputs, ``(x, y, ...)`` or dicts, in
-            whose order the rows are predicted.
+            whose order the rows are predicted. ``noise`` and ``exposure`` of a likelihood that needs them are taken
+            from dicts, and from batches ``(x, y, weight, noise, exposure)``, as in a fit.
         num_samples: Number S of networks; draws given as ``guide`` are all used.
         targets: Observations whose log density is wanted: ``[B, ...]``, or True for those in ``data``.
         levels: Those of the quantiles, between 0 and 1; 5, 50 and 95 % by default, for labels none.
         functions: Also keep ``functions`` ``[S, B, ...]``, for which there has to be memory.
+        noise: Known noise of each row ``[B]`` or ``[B, *target]``, for likelihoods with ``per_row=True``; for inputs
+            that are given as a whole.
+        exposure: Exposure of each row, likewise, for likelihoods with ``exposure=True``.
         batch_size: Rows that a network is evaluated on at once; by default what memory allows.
         memory_gb: Memory for draws and what is computed on the way, in GB; beside it there is what is returned.
             A single network, or a guide that draws 100 of them, may need more.
@@ -106,7 +112,8 @@ def predict_summary(
     # What else draws numbers, such as a loader that shuffles, is kept from the global generator too.
     alone = contextlib.nullcontext() if generator is None else torch.random.fork_rng(devices=[])
     with torch.no_grad(), one_thread("predict_summary"), evaluating(model), alone:
-        rows = Rows(data, targets, like_of(model))
+        wants = tuple(getattr(getattr(model, "likelihood", None), "row_data", ()))
+        rows = Rows(data, targets, like_of(model), wants=wants, noise=noise, exposure=exposure)
         stream = _Stream(model, guide, rows, num_samples, base_seed(generator), parallel, 1e9 * memory_gb, batch_size)
         kept: list[dict[str, Tensor]] = []
         kind = ""
@@ -144,15 +151,15 @@ class _Stream:
         batch_size: int | None,
     ) -> None:
         self._model, self._rows, self._seed = model, rows, seed
-        first = rows.first(8)
+        first, given = rows.first(8)
         self._parts = Parts(model, source, first, num_samples, seed, parallel, most=int(_OF_DRAWS * memory))
         self.num = self._parts.num
         self._of_likelihood = self._parts.of_likelihood()
         # Statistics of batch norm, once where draws are kept.
         self._kept = with_statistics(model, first, self._parts(0)) if self._parts.kept else None
         num, few = num_rows(first), max(num_rows(first) // 2, 1)
-        item, bytes_few = self._measured(rows_of(first, slice(0, few)))
-        work = bytes_few / few if num == few else (self._measured(first)[1] - bytes_few) / (num - few)
+        item, bytes_few = self._measured(rows_of(first, slice(0, few)), spanned(given, slice(0, few)))
+        work = bytes_few / few if num == few else (self._measured(first, given)[1] - bytes_few) / (num - few)
         pairs = max(int(_OF_ACTIVATIONS * memory / max(work, item)), 1)
         self._at_once = batch_size or max(min(pairs // self.num, _ROWS_AT_ONCE), min(pairs, 8))
         self._networks = max(1, pairs // self._at_once)
@@ -160,26 +167,26 @@ class _Stream:
         block = self._at_once if self._parts.kept else int(_OF_OUTPUTS * memory / (item * self.num))
         self._block = tile * max(1, block // tile)
 
-    def _measured(self, x: Any) -> tuple[int, int]:
+    def _measured(self, x: Any, of_rows: Mapping[str, Tensor]) -> tuple[int, int]:
         """The bytes of a network's output for one row, and those that it writes for all rows of ``x``."""
         draws = {name: value[:1] for name, value in (self._kept or self._parts(0)).items()}
         with _Written() as written:
-            f, _ = self._model.conditional(x, draws)
+            f, _ = self._model.conditional(x, draws, **of_rows)
         return max(f[0, 0].nbytes, 1), written.bytes
 
     def __iter__(self) -> Iterator[tuple[Prediction, Tensor | None]]:
         place = self._parts.num_places
-        for x, y in self._rows.blocks(self._block):
-            f = self._outputs(x)
+        for x, y, given in self._rows.blocks(self._block):
+            f = self._outputs(x, given)
             for span in tiles(f.shape[1], self.num):
                 part = f[:, span]
-                conditional = self._model.conditional_of(part, self._of_likelihood)
+                conditional = self._model.conditional_of(part, self._of_likelihood, **spanned(given, span))
                 with seeded(self._seed, place, self._parts.device):
                     samples = drawn_from(conditional)
                 place += 1
                 yield Prediction(part, samples, conditional), None if y is None else y[span]
 
-    def _outputs(self, x: Any) -> Tensor:
+    def _outputs(self, x: Any, of_rows: Mapping[str, Tensor]) -> Tensor:
         """Outputs of all networks at the rows of a block ``[S, B, ...]``."""
         rows, found = num_rows(x), None
         for i, (first, last) in enumerate(self._parts.spans):
@@ -190,7 +197,9 @@ class _Stream:
                 some = some if self._kept else with_statistics(self._model, x, some)
                 for row in range(0, rows, self._at_once):
                     span = slice(row, min(row + self._at_once, rows))
-                    f, _ = self._model.conditional(x if span.stop - row == rows else rows_of(x, span), some)
+                    whole = span.stop - row == rows
+                    part, given = (x, of_rows) if whole else (rows_of(x, span), spanned(of_rows, span))
+                    f, _ = self._model.conditional(part, some, **given)
                     if f.shape[:2] == (self.num, rows):
                         return f
                     found = f.new_empty(self.num, rows, *f.shape[2:]) if found is None else found

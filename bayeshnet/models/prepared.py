@@ -29,7 +29,7 @@ class PreparedByData:
         True
     """
 
-    def prepare(self, x: Any, y: Any = None, *, example: bool = False) -> None:
+    def prepare(self, x: Any, y: Any = None, *, example: bool = False, **of_rows: Any) -> None:
         """Look at data before training: keep reference rows for batch norm, warn of units that no prior is made for.
 
         Guides call it with their example, and :func:`~bayeshnet.fit` with rows of the data. Rows from
@@ -39,12 +39,13 @@ class PreparedByData:
             x: Inputs ``[B, ...]``, or a tuple of the network's arguments.
             y: Targets.
             example: Keep rows only if there are none yet.
+            of_rows: What else is given of each row: ``weight``, ``noise``, ``exposure``.
         """
         model = cast("BayesianModel", self)
         norm = model.batch_norm
         if norm.wants_rows and not norm.chosen and not (example and norm.rows_kept) and num_rows(x):
             norm.set_rows(x)
-        check_units(model, x, y)
+        check_units(model, x, y, of_rows)
 
     @torch.no_grad()
     def check_observations(self, x: Any, y: Tensor) -> None:

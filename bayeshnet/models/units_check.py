@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +27,7 @@ _DRAWS, _ROWS, _ROWS_OF_INPUTS = 16, 16, 4096
 _FIX = "Pass BayesianModel(..., standardize=(x_train, y_train)), or standardise them yourself"
 
 
-def check_units(model: BayesianModel, x: Any, y: Any) -> None:
+def check_units(model: BayesianModel, x: Any, y: Any, of_rows: Mapping[str, Any] | None = None) -> None:
     """Warn of inputs far from unit scale, and of targets that the prior predictive does not reach.
 
     It draws from the prior; the caller keeps the random numbers and the mode of the network.
@@ -35,6 +36,7 @@ def check_units(model: BayesianModel, x: Any, y: Any) -> None:
         model: The model.
         x: Inputs.
         y: Targets; those that are no real numbers are not looked at.
+        of_rows: What else is given of each row, by name.
 
     Example:
         >>> from bayeshnet import BayesianModel, likelihoods
@@ -45,7 +47,7 @@ def check_units(model: BayesianModel, x: Any, y: Any) -> None:
         parts = list(x) if isinstance(x, tuple) else [x]
         messages = [_of_inputs(part) for i, part in enumerate(parts) if not model.units.takes_any_float(i)]
         messages = [] if _begins_with_norm(model.net) else messages
-        messages.append(_of_targets(model, x, y))
+        messages.append(_of_targets(model, x, y, of_rows or {}))
     for message in messages:
         if message is not None:
             warnings.warn(message, UnitsWarning, stacklevel=stacklevel_of_user())
@@ -64,11 +66,17 @@ def _some(t: Tensor, most: int) -> Tensor:
     return t[torch.linspace(0, len(t) - 1, most, dtype=torch.double).round().long().to(t.device)]
 
 
+def _some_of(part: Any, rows: int) -> Any:
+    return _some(part, _ROWS) if isinstance(part, Tensor) and part.dim() and len(part) == rows else part
+
+
 # ---------------------------------------------------------------------- inputs
 
 
 def _of_inputs(part: Any) -> str | None:
     if not isinstance(part, Tensor) or not part.is_floating_point() or part.dim() == 0 or part.numel() == 0:
+        return None
+    if part.layout != torch.strided or part.is_meta:  # the network says what it takes
         return None
     values = _some(part.detach(), _ROWS_OF_INPUTS).double()
     kept = 1 if values.dim() == 2 or values.dim() >= 4 else None
@@ -94,11 +102,13 @@ def _of_inputs(part: Any) -> str | None:
 # ---------------------------------------------------------------------- targets
 
 
-def _of_targets(model: BayesianModel, x: Any, y: Any) -> str | None:
+def _of_targets(model: BayesianModel, x: Any, y: Any, of_rows: Mapping[str, Any]) -> str | None:
     if (
         not isinstance(y, Tensor)
         or not y.is_floating_point()
         or not y.dim()
+        or y.layout != torch.strided
+        or y.is_meta
         or not model.likelihood.standardizes_targets
     ):
         return None
@@ -107,12 +117,11 @@ def _of_targets(model: BayesianModel, x: Any, y: Any) -> str | None:
         return None
     targets = y.detach()
     parts = x if isinstance(x, tuple) else (x,)
-    some = tuple(
-        _some(part, _ROWS) if isinstance(part, Tensor) and part.dim() and len(part) == rows else part for part in parts
-    )
     try:
+        some = tuple(_some_of(part, rows) for part in parts)
+        given = {name: _some_of(value, rows) for name, value in of_rows.items() if name in model.likelihood.row_data}
         draws = _prior_draws(model)
-        _, conditional = model.conditional(some if isinstance(x, tuple) else some[0], draws)
+        _, conditional = model.conditional(some if isinstance(x, tuple) else some[0], draws, **given)
         sampled = torch.as_tensor(conditional.sample()).double()
     except Exception:  # whatever is wrong with the model or the data, running it says it better
         return None

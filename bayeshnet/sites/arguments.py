@@ -30,6 +30,7 @@ __all__ = [
     "refuse_second_data",
     "require_model_and_guide",
     "require_targets",
+    "row_arguments",
 ]
 
 
@@ -74,6 +75,17 @@ def inputs_and_targets(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[
     """
     x, y = (args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(("x", "y")))
     return x, y
+
+
+def row_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is given of each row beside inputs and targets, by name: ``weight``, ``noise``, ``exposure``.
+
+    Example:
+        >>> row_arguments((1, 2, 3), {"noise": 4})
+        {'weight': 3, 'noise': 4}
+    """
+    given = {name: args[i + 2] if i + 2 < len(args) else kwargs.get(name) for i, name in enumerate(ROW_DATA)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], argument: str) -> None:

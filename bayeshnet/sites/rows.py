@@ -12,7 +12,7 @@ from torch import Tensor
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models.bayesian_model import BayesianModel
-from bayeshnet.sites.arguments import ROW_DATA, call_arguments, inputs_and_targets
+from bayeshnet.sites.arguments import call_arguments, inputs_and_targets, row_arguments
 from bayeshnet.sites.modes import evaluating
 
 __all__ = ["check_rows", "first_row_data", "first_rows"]
@@ -105,8 +105,7 @@ def first_row_data(data: Any, num: int) -> dict[str, Tensor]:
     rows = 0
     for batch in [data] if isinstance(data, Tensor | Mapping | tuple) else data:
         args, kwargs = call_arguments(batch, "data")
-        given = {name: args[i + 2] if i + 2 < len(args) else kwargs.get(name) for i, name in enumerate(ROW_DATA)}
-        for name, value in given.items():
+        for name, value in row_arguments(args, kwargs).items():
             if isinstance(value, Tensor):
                 parts.setdefault(name, []).append(value)
         y = inputs_and_targets(args, kwargs)[1]

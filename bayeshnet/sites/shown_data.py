@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.messenger import unwrap
 from torch import Tensor
 
-from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
+from bayeshnet.sites.arguments import call_arguments, inputs_and_targets, row_arguments
 from bayeshnet.sites.modes import evaluating
 
 __all__ = ["show_data", "show_example"]
@@ -24,7 +24,8 @@ def show_example(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     """
     prepare = _prepare(model)
     if prepare is not None:
-        _show(model, prepare, *inputs_and_targets(args, kwargs), example=True)
+        x, y = inputs_and_targets(args, kwargs)
+        _show(model, prepare, x, y, row_arguments(args, kwargs), example=True)
 
 
 def show_data(model: Any, data: Any) -> None:
@@ -54,28 +55,34 @@ def _prepare(model: Any) -> Callable[..., None] | None:
     return getattr(unwrap(model) if callable(model) else model, "prepare", None)
 
 
-def _show(model: Any, prepare: Callable[..., None], x: Any, y: Any, *, example: bool) -> None:
+def _show(
+    model: Any, prepare: Callable[..., None], x: Any, y: Any, of_rows: Mapping[str, Any], *, example: bool
+) -> None:
     if x is None:
         return  # running the model raises an error that says what is missing
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        prepare(x, y, example=example)
+        prepare(x, y, example=example, **of_rows)
 
 
-def _some_rows(data: Any, wanted: int) -> tuple[Any, Any] | None:
+def _some_rows(data: Any, wanted: int) -> tuple[Any, Any, dict[str, Any]] | None:
     if isinstance(data, Tensor | Mapping | tuple):
-        return inputs_and_targets(*call_arguments(data, "data"))
-    parts: list[tuple[Any, Any]] = []
+        arguments = call_arguments(data, "data")
+        return *inputs_and_targets(*arguments), row_arguments(*arguments)
+    parts: list[tuple[Any, Any, dict[str, Any]]] = []
     count = 0
     for batch in itertools.islice(data, max(1, wanted)):
-        x, y = inputs_and_targets(*call_arguments(batch, "data"))
-        parts.append((x, y))
+        arguments = call_arguments(batch, "data")
+        x, y = inputs_and_targets(*arguments)
+        parts.append((x, y, row_arguments(*arguments)))
         first = next((part for part in _leaves(x) if isinstance(part, Tensor) and part.dim()), None)
         count += 0 if first is None else len(first)
         if first is None or count >= wanted:
             break
     if not parts:
         return None
-    return _joined([x for x, _ in parts]), _joined([y for _, y in parts])
+    names = [name for name in parts[0][2] if all(name in given for _, _, given in parts)]
+    of_rows = {name: _joined([given[name] for _, _, given in parts]) for name in names}
+    return _joined([x for x, _, _ in parts]), _joined([y for _, y, _ in parts]), of_rows
 
 
 def _leaves(x: Any) -> Sequence[Any]:

@@ -101,19 +101,11 @@ def test_what_torch_said_is_chained():
     assert "mat1 and mat2 must have the same dtype" in str(caught.value.__cause__)
 
 
+TAKES = "the model takes x and y, and weight, noise and exposure of the rows. Pass"
 DATA = {
-    "surplus parts": (
-        (X, Y, torch.arange(8)),
-        "has 3 parts; the model takes x and y, and weight, noise and exposure of the rows. Pass a tuple (x, y)",
-    ),
-    "surplus key": (
-        {"x": X, "y": Y, "index": Y},
-        "has the keys ['x', 'y', 'index']; the model takes x and y, and weight",
-    ),
-    "wrong keys": (
-        {"inputs": X, "labels": Y},
-        "has the keys ['inputs', 'labels']; the model takes x and y, and weight",
-    ),
+    "surplus parts": ((X, Y, torch.arange(8)), f"has 3 parts; {TAKES} a tuple (x, y)"),
+    "surplus key": ({"x": X, "y": Y, "index": Y}, f"has the keys ['x', 'y', 'index']; {TAKES} {{'x': ..., 'y': ...}}"),
+    "wrong keys": ({"inputs": X, "labels": Y}, f"has the keys ['inputs', 'labels']; {TAKES} {{'x': ..., 'y': ...}}"),
     "numbers as keys": ({0: X, 1: Y}, "has the key 0, an int"),
     "no targets": ((X,), "has no targets"),
 }
@@ -140,6 +132,15 @@ def test_a_loader_with_surplus_parts():
     loader = DataLoader(TensorDataset(X, Y, torch.arange(8)), batch_size=8)
     with pytest.raises(ArgumentError, match="data: has 3 parts"):
         fit(MODEL, GUIDE, loader, steps=2, progress=False)
+
+
+def test_a_third_part_that_cannot_be_weights():
+    for call in (
+        lambda data: fit(MODEL, GUIDE, [data], steps=2, progress=False),
+        lambda data: importance_sample(MODEL, GUIDE, data, 4),
+    ):
+        with pytest.raises(ArgumentError, match="^weight: 4 of 8 entries are no finite numbers, zero or more"):
+            call((X, Y, Y))
 
 
 @pytest.mark.parametrize("validate", [True, False])
