@@ -183,6 +183,8 @@ class FrozenPosterior(nn.Module):
 
 
 def _model_of(guide: Any, model: Any) -> Any:
+    if has_network(guide):
+        raise ArgumentTypeError("guide: is a model; pass the fitted guide first, then the number of networks.")
     if model is None:
         model = getattr(guide, "original_model", None)
         with contextlib.suppress(TypeError):  # of a copy, which has none

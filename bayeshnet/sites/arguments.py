@@ -114,6 +114,8 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
     surplus = [key for key in kwargs if key not in known]
     if len(args) > len(known) or surplus or _is_no_weight(args):
         given = f"the keys {list(kwargs)}" if kwargs else f"{len(args)} parts"
+        if _is_no_weight(args):
+            given += f", the third one {_described(args[2])} and no weight of each row, floating-point [B]"
         fix = "{'x': ..., 'y': ...}" if kwargs else "a tuple (x, y), such as batch[:2]"
         raise ArgumentError(
             f"{argument}: has {given}; the model takes x and y, and weight, noise and exposure of the rows. Pass "
@@ -137,6 +139,10 @@ def _is_no_weight(args: Sequence[Any]) -> bool:
     if third is None:
         return False
     return not isinstance(third, Tensor) or third.dim() != 1 or not third.is_floating_point()
+
+
+def _described(part: Any) -> str:
+    return f"{part.dtype} {list(part.shape)}" if isinstance(part, Tensor) else kind_of(part)
 
 
 def require_model_and_guide(model: Any, guide: Any) -> None:
@@ -265,7 +271,8 @@ def refuse_nan_data(model: Any, trace: Trace, args: Sequence[Any], kwargs: Mappi
         if bool(log_prob.isnan().any()) or (by_infinity and bool(log_prob.isinf().any())):
             found = "NaN" if bool(log_prob.isnan().any()) else "infinite"
             what = f"the log-probability of the observed site {name!r} is {found}"
-            raise ArgumentError(_nan_message(what, in_arguments or in_values))
+            targets = bool(in_values) and hasattr(model, "missing")
+            raise ArgumentError(_nan_message(what, in_arguments or in_values, targets=targets))
 
 
 def _masked_log_prob(site: Mapping[str, Any]) -> Tensor:
@@ -322,8 +329,12 @@ def _rows(bad: Tensor, most: int = 5) -> str:
     return f" in row{'s' * (len(rows) > 1)} {listed}"
 
 
-def _nan_message(what: str, where: Sequence[str], argument: str = "example") -> str:
-    return (
-        f"{argument}: {what}, from {', '.join(where)}. Remove or impute these values; or mask them in the model "
-        "and fill the gaps: pyro.poutine.mask(mask=known) around pyro.sample(..., obs=torch.where(known, y, 0.0))."
+def _nan_message(what: str, where: Sequence[str], argument: str = "example", *, targets: bool = False) -> str:
+    """What is not finite and what to do; ``targets`` says that they are those of a model that can leave gaps out."""
+    fix = (
+        "or, for gaps in the targets, pass BayesianModel(..., missing='ignore'), which leaves out those that are NaN."
+        if targets
+        else "or mask them in the model and fill the gaps: pyro.poutine.mask(mask=known) around "
+        "pyro.sample(..., obs=torch.where(known, y, 0.0))."
     )
+    return f"{argument}: {what}, from {', '.join(where)}. Remove or impute these values; {fix}"

@@ -69,8 +69,8 @@ def non_finite_cause(
     found = f"the first site that is not finite is {site}."
     if places := non_finite_places(args, kwargs):
         return (
-            f"{found} The batch holds {places}: remove or impute these values, or mask them in the model; see "
-            "pyro.poutine.mask."
+            f"{found} The batch holds {places}: remove or impute these values, or mask them in the model: see "
+            "pyro.poutine.mask, or for missing targets BayesianModel(..., missing='ignore')."
         )
     return (
         f"{found} The data of this batch are finite where they are tensors. Look at the parameters of the site's "

@@ -108,11 +108,22 @@ def as_likelihood(likelihood: Any) -> Likelihood:
     """
     if isinstance(likelihood, Likelihood):
         return likelihood
-    if not callable(likelihood) or isinstance(likelihood, type):
-        what = f"the class {likelihood.__name__}" if isinstance(likelihood, type) else kind_of(likelihood)
-        raise ArgumentTypeError(
-            f"likelihood: is {what}; pass one of bayeshnet.likelihoods, such as likelihoods.Normal(scale=0.1) or "
-            "likelihoods.Categorical(), or a function from outputs to a distribution of Pyro."
-        )
+    # A distribution can be called, too: that draws from it, whatever the outputs are.
+    if not callable(likelihood) or isinstance(likelihood, type | TorchDistributionMixin):
+        raise ArgumentTypeError(_no_likelihood(likelihood))
     function: Any = likelihood
     return FromFunction(function)
+
+
+def _no_likelihood(given: Any) -> str:
+    kind = given if isinstance(given, type) else type(given)
+    what = f"the class {kind.__name__}" if isinstance(given, type) else kind_of(given)
+    advice = (
+        "pass one of bayeshnet.likelihoods, such as likelihoods.Normal(scale=0.1) or likelihoods.Categorical(), or a "
+        "function from outputs to a distribution of Pyro"
+    )
+    if isinstance(given, type) and issubclass(given, Likelihood):
+        advice = f"pass what it makes, {kind.__name__}(...)"
+    elif issubclass(kind, TorchDistributionMixin):
+        advice += f", such as lambda f: dist.{kind.__name__}(...) of the outputs f [*samples, B, ...]"
+    return f"likelihood: is {what}; {advice}."
