@@ -214,7 +214,7 @@ def _tree(module: nn.Module, inner: Callable[[Any], Any]) -> dict[str, Any]:
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Submodules at all of their places; ``named_children`` names a module once."""
-    return [(name, part) for name, part in vars(module)["_modules"].items() if part is not None]
+    return [(name, part) for name, part in vars(module).get("_modules", {}).items() if part is not None]
 
 
 def _facts(part: nn.Module, inner: Callable[[Any], Any]) -> dict[str, Any]:

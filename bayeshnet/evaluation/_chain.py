@@ -76,10 +76,10 @@ def check_spread(
     draws: Mapping[str, Tensor],
     chain: Mapping[str, Tensor],
     x: Any,
-    of_rows: Mapping[str, Any],
+    of_rows: Mapping[str, Any] | None = None,
 ) -> None:
     """Compare spread of functions and observation noise of the guide's draws with those of the chain."""
-    given = {name: value for name, value in of_rows.items() if name != "weight"}
+    given = {name: value for name, value in (of_rows or {}).items() if name != "weight"}
     if isinstance(x, Tensor):
         x, given = some_rows(x, _FUNCTION_ROWS), {name: some_rows(v, _FUNCTION_ROWS) for name, v in given.items()}
     of_guide, of_chain = _functions(model, draws, x, given), _functions(model, chain, x, given)

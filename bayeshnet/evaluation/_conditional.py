@@ -53,6 +53,9 @@ def marginals(conditional: Any) -> Any:
         tensor([2., 1.])
     """
     base = elementwise(conditional)
+    in_units = getattr(base, "with_base", None)  # of a distribution in the units of the data
+    if in_units is not None:
+        return in_units(marginals(base.base))
     if isinstance(base, MultivariateNormal | LowRankMultivariateNormal):
         return Normal(base.mean, base.variance.sqrt(), validate_args=False)
     return base
@@ -154,6 +157,8 @@ def kind_of_noise(conditional: Any) -> str:
         'Normal'
     """
     base = elementwise(conditional)
+    if hasattr(base, "with_base"):
+        return kind_of_noise(base.base)
     for cls in type(base).__mro__:
         if not cls.__module__.startswith("bayeshnet."):
             general = cls.__name__ in ("TorchDistribution", "TorchDistributionMixin") or cls is Distribution

@@ -12,7 +12,7 @@ from torch.distributions import Normal
 
 from bayeshnet.sites.quantiles import in_order, sample_quantiles
 
-__all__ = ["class_quantiles", "draw_quantiles", "mixture_cdf", "mixture_quantiles"]
+__all__ = ["class_quantiles", "count_quantiles", "draw_quantiles", "mixture_cdf", "mixture_quantiles"]
 
 _MOST_STEPS = 200
 
@@ -173,6 +173,60 @@ def class_quantiles(values: Tensor, probs: Tensor, levels: Tensor) -> Tensor:
     slack = 1e-6  # sums of probabilities in float32 are off by some 1e-7
     places = [(summed < float(level) - slack).sum(-1).clamp(max=len(values) - 1) for level in levels]
     return values[torch.stack(places)]
+
+
+def count_quantiles(base: Any, samples: Tensor, levels: Tensor) -> Tensor | None:
+    """Quantiles of a mixture of distributions of whole numbers ``[Q, B, ...]``: the smallest with ``F >= level``.
+
+    Args:
+        base: Its components ``[S, B, ...]``.
+        samples: A draw of each ``[S, B, ...]``, where the search starts.
+        levels: ``[Q]`` between 0 and 1, both excluded.
+
+    Returns:
+        The quantiles, or None if the distribution function is not known.
+
+    Example:
+        >>> rates = torch.distributions.Poisson(torch.tensor([[2.0]]))
+        >>> rates.cdf = lambda value: torch.special.gammaincc(value.unsqueeze(0) + 1.0, rates.rate)
+        >>> count_quantiles(rates, torch.tensor([[9.0]]), torch.tensor([0.5, 0.95]))
+        tensor([[2.],
+                [5.]])
+    """
+    least, most = (end.floor() for end in samples.aminmax(dim=0))
+    try:
+        if mixture_cdf(base, most) is None:
+            return None
+    except ValueError:  # Pyro's validation of the value
+        return None
+    slack = 64 * torch.finfo(samples.dtype).eps  # of a sum that is the level
+    found: list[Tensor] = []
+    with torch.no_grad():
+        for level in levels.tolist():
+
+            def reached(value: Tensor, level: float = level) -> Tensor:
+                return base.cdf(value).mean(0) >= level - slack
+
+            low, high, width = least, most, (most - least).clamp(min=1.0)
+            for _ in range(64):
+                missed = ~reached(high)
+                if not bool(missed.any()):
+                    break
+                high, width = torch.where(missed, high + width, high), 2 * width
+            width = (most - least).clamp(min=1.0)
+            for _ in range(64):
+                missed = reached(low)
+                if not bool(missed.any()):
+                    break
+                low, width = torch.where(missed, low - width, low), 2 * width
+            while bool((high - low > 1.0).any()):
+                middle = ((low + high) / 2).floor()
+                if bool(((middle <= low) | (middle >= high)).logical_and(high - low > 1.0).any()):
+                    break  # numbers so large that not every whole one is there
+                enough = reached(middle)
+                low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+            found.append(high)
+    return torch.stack(found)
 
 
 def draw_quantiles(samples: Tensor, levels: Tensor) -> Tensor:

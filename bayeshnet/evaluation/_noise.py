@@ -40,7 +40,7 @@ def check_noise(
     weighted: WeightedDraws | None,
     x: Any,
     y: Tensor,
-    of_rows: Mapping[str, Any],
+    of_rows: Mapping[str, Any] | None = None,
 ) -> None:
     """Compare the noise with the residuals of the predictive mean, for the output where they differ most.
 
@@ -48,8 +48,9 @@ def check_noise(
     factor of it is compared with residuals in units of it.
     """
     noise = noise_std(model, draws)
-    if noise is None:
+    if noise is None or not model.likelihood.noise_is_std:
         return
+    of_rows = of_rows or {}
     corrected = weighted is not None and weighted.smoothed.reliable
     if isinstance(x, Tensor):
         x, y = some_rows(x, _RESIDUAL_ROWS), some_rows(y, _RESIDUAL_ROWS)

@@ -25,7 +25,7 @@ from bayeshnet.evaluation._conditional import (
     mean_or_none,
     variance_or_none,
 )
-from bayeshnet.evaluation._mixture import class_quantiles, draw_quantiles, mixture_cdf, mixture_quantiles
+from bayeshnet.evaluation._mixture import class_quantiles, count_quantiles, draw_quantiles, mixture_cdf, mixture_quantiles
 from bayeshnet.formatting import array, span
 from bayeshnet.sites.quantiles import checked_level, checked_levels, sample_quantiles
 
@@ -262,7 +262,8 @@ class Prediction:
             values = base.enumerate_support(expand=False).reshape(-1) if values is None else values
             return class_quantiles(values.to(probs), probs, levels)
         if is_discrete(self.conditional):
-            return draw_quantiles(self.samples, levels)
+            found = count_quantiles(marginals(self.conditional), self.samples, levels)
+            return draw_quantiles(self.samples, levels) if found is None else found
         found = mixture_quantiles(marginals(self.conditional), self.samples, levels)
         return sample_quantiles(self.samples, levels) if found is None else found
 

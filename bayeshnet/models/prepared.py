@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from bayeshnet.errors import UsageError
+from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.models.data_checks import num_rows
 from bayeshnet.models.target_shapes import fitted_targets
 from bayeshnet.models.units_check import check_units
@@ -87,7 +87,8 @@ class PreparedByData:
             x: Training inputs ``[B, ...]``, or a tuple of the network's arguments.
 
         Raises:
-            ArgumentError: If there are fewer than two rows.
+            ArgumentError: If there are fewer than two rows, or some are NaN or infinite.
+            ArgumentTypeError: If they are no tensors, or not of the network's dtype.
             UsageError: If the network has no batch norm that they are for.
 
         Example:
@@ -99,12 +100,16 @@ class PreparedByData:
             >>> model.batch_norm
             draws, 1 layer, 256 reference rows
         """
-        norm = cast("BayesianModel", self).batch_norm
+        model = cast("BayesianModel", self)
+        norm = model.batch_norm
         if not norm.wants_rows:
             raise UsageError(
                 "set_reference_rows: the network has no batch norm whose statistics are taken for each draw "
                 f"({norm!r}); there is nothing to set."
             )
+        model.check_inputs(x)
+        if any(not bool(torch.isfinite(part).all()) for part in _tensors(x)):
+            raise ArgumentError("x: holds NaN or infinite numbers; pass reference rows without them.")
         norm.set_rows(x, chosen=True)
 
     def with_statistics(self, x: Any, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,6 +144,11 @@ class PreparedByData:
         weights = [draws["weights"] if model.flat else draws[name] for name in model.weight_priors()]
         found = norm.of_draws(model.net, weights[0] if model.flat else weights, x, units=model.standardized_inputs)
         return {**draws, **found}
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    parts = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple) else (x,)
+    return [part for part in parts if isinstance(part, Tensor)]
 
 
 def with_statistics(model: Any, x: Any, draws: dict[str, Tensor]) -> dict[str, Tensor]:

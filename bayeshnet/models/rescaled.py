@@ -119,6 +119,10 @@ class Rescaled(TorchDistribution):
         shape = Size(batch_shape)
         return Rescaled(self.base.expand(shape), self.loc, self.scale, dtype=self.dtype, validate_args=False)
 
+    def with_base(self, base: TorchDistributionMixin) -> Rescaled:
+        """The same units for another distribution of z, that of single entries for instance."""
+        return Rescaled(base, self.loc, self.scale, dtype=self.dtype, validate_args=False)
+
     # ------------------------------------------------------------------ units
 
     def _inner(self, value: Tensor) -> Tensor:

@@ -238,3 +238,22 @@ def test_arguments():
     assert pred.quantile(torch.tensor([0.1, 0.9])).shape == (2, B)
     with pytest.raises(ArgumentError, match=r"y: has shape \(4, 1\); pass \(4,\)"):
         pred.cdf(torch.zeros(B, 1))
+
+
+@pytest.mark.parametrize("exposed", [1.0, 1e5])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_quantiles_of_counts_are_those_of_the_mixture(exposed, outputs):
+    """Before: those of one draw for each network, off by several counts for the outer ones."""
+    model = BayesianModel(nn.Linear(1, outputs).double(), likelihood=likelihoods.Poisson(exposure=True))
+    generator = torch.Generator().manual_seed(0)
+    draws = {
+        "weight": torch.randn(20, outputs, 1, dtype=torch.float64, generator=generator),
+        "bias": torch.randn(20, outputs, dtype=torch.float64, generator=generator),
+    }
+    x, exposure = torch.linspace(-1.0, 2.0, 9, dtype=torch.float64).unsqueeze(-1), torch.full((9,), exposed)
+    pred = predict(model, draws, x, exposure=exposure)
+    rates = pred.functions.numpy()
+    for level in (1e-6, 0.05, 0.5, 0.95, 1.0 - 1e-6):
+        found = pred.quantile(level).numpy()
+        assert (scipy.stats.poisson(rates).cdf(found).mean(0) >= level - 1e-13).all()
+        assert ((scipy.stats.poisson(rates).cdf(found - 1).mean(0) < level) | (found == 0)).all()

@@ -18,7 +18,16 @@ from pyro.infer import MCMC, NUTS, Predictive
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bayeshnet import AutoHypernet, AutoHypernetNormal, BayesianModel, diagnose, fit, importance_sample, likelihoods
+from bayeshnet import (
+    AutoHypernet,
+    AutoHypernetNormal,
+    BayesianModel,
+    diagnose,
+    fit,
+    importance_sample,
+    likelihoods,
+    predict,
+)
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UnitsWarning
 from bayeshnet.models import Standardization, Statistics
 from bayeshnet.models.likelihoods import Likelihood
@@ -141,6 +150,10 @@ def test_counts_labels_and_own_likelihoods_standardise_inputs_only():
     for likelihood, targets, outputs in (
         (likelihoods.Categorical(), torch.arange(60) % 3, 3),
         (Counts(), (torch.arange(60) % 5).double(), 1),
+        (likelihoods.Beta(concentration=3.0), torch.linspace(0.1, 0.9, 60).double(), 1),
+        (likelihoods.Ordinal(3), torch.arange(60) % 3, 1),
+        (likelihoods.CensoredNormal(scale=1.0, lower=0.0), torch.linspace(0.0, 9.0, 60).double(), 1),
+        (likelihoods.TruncatedNormal(scale=1.0, lower=0.0), torch.linspace(0.0, 9.0, 60).double(), 1),
     ):
         model = BayesianModel(network(outputs=outputs), likelihood=likelihood, standardize=(x, targets))
         assert model.units.target_scale is None
@@ -151,6 +164,36 @@ def test_counts_labels_and_own_likelihoods_standardise_inputs_only():
     assert float(own.units.target_scale) == pytest.approx(float(y.std(correction=0)))
     with pytest.raises(ArgumentError, match="not one of a location and a scale"):
         BayesianModel(network(), likelihood=Counts(), standardize=Standardization(targets=Statistics(1.0, 2.0)))
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_single_outputs_of_a_joint_distribution_keep_their_quantiles(latent):
+    """Before: quantiles and cdf of correlated outputs in the units of the data were those of a sample."""
+    x, _ = raw()
+    y = 1000.0 * torch.randn(60, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 5000.0
+    covariance = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
+    joint = likelihoods.MultivariateNormal(covariance)
+    if latent:
+        joint = likelihoods.MultivariateNormal(scale=dist.Gamma(6.0, 6.0), correlation=dist.LKJCholesky(2, 2.0))
+    net = nn.Linear(x.shape[1], 2).double()
+    model = BayesianModel(net, likelihood=joint, standardize=(x, y))
+    plain = BayesianModel(net, likelihood=joint)
+    statistics = model.units.standardization
+    assert statistics is not None
+    inputs, targets = statistics.inputs[0], statistics.targets
+    assert inputs is not None
+    assert targets is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = {k: v[:, 0] for k, v in ((k, torch.randn(9, 1, *s).double()) for k, s in plain.latent_shapes.items())}
+        for name, prior in joint.priors().items():
+            draws[f"likelihood.{name}"] = prior.sample((9,)).double()
+    levels = (0.05, 0.5, 0.95)
+    pred = predict(model, draws, x)
+    by_hand = predict(plain, draws, (x - inputs.loc) / inputs.scale)
+    torch.testing.assert_close(pred.quantile(levels), targets.loc + targets.scale * by_hand.quantile(levels))
+    torch.testing.assert_close(pred.cdf(y), by_hand.cdf((y - targets.loc) / targets.scale))
+    assert "likelihood=MultivariateNormal" in repr(pred)
 
 
 def test_inputs_of_several_kinds():

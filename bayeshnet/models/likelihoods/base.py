@@ -47,6 +47,8 @@ class Likelihood(Configured, nn.Module, ABC):
     integer_targets: ClassVar[bool] = False
     # Whether it is of a location and a scale, so that BayesianModel(..., standardize=...) rescales the targets, too.
     standardizes_targets: ClassVar[bool] = False
+    # Whether what noise_latent names is the standard deviation of the observations around the mean of a prediction.
+    noise_is_std: ClassVar[bool] = True
     # Whether only differences of the outputs of a row matter, as of logits.
     logit_differences: ClassVar[bool] = False
 

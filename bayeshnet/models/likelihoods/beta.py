@@ -33,6 +33,8 @@ class Beta(RealTargets, ParametricLikelihood):
         tensor(0.0625)
     """
 
+    standardizes_targets = False  # fractions are between 0 and 1
+
     def __init__(self, concentration: Positive, *, learn: bool = False) -> None:
         super().__init__()
         self.add_positive("concentration", concentration, learn=learn)

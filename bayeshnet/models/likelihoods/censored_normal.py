@@ -143,6 +143,7 @@ class CensoredNormal(LocationLikelihood):
     """
 
     standardizes_targets = False  # the limits are in the units of the data
+    noise_is_std = False
     lower: Tensor
     upper: Tensor
 

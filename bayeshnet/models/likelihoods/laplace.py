@@ -31,6 +31,8 @@ class Laplace(LocationLikelihood):
         tensor(8.)
     """
 
+    noise_is_std = False
+
     def __init__(self, scale: Positive, *, learn: bool = False, per_row: bool = False) -> None:
         super().__init__(per_row=per_row)
         self.add_positive("scale", scale, learn=learn)

@@ -34,6 +34,8 @@ class StudentT(LocationLikelihood):
         tensor(8.)
     """
 
+    noise_is_std = False
+
     def __init__(self, scale: Positive, df: Positive = 4.0, *, learn: Learn = False, per_row: bool = False) -> None:
         super().__init__(per_row=per_row)
         self.add_positive("scale", scale, learn=learn)

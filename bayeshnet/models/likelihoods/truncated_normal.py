@@ -138,6 +138,7 @@ class TruncatedNormal(LocationLikelihood):
     """
 
     standardizes_targets = False  # the limits are in the units of the data
+    noise_is_std = False
     lower: Tensor
     upper: Tensor
 
