@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import bayeshnet
 from bayeshnet import likelihoods
 
-DISPERSION = 6.0  # variance = mean + mean^2 / DISPERSION
+DISPERSION = 1.0 / 6.0  # variance = mean + DISPERSION * mean^2
 
 
 def true_rate(temperature: Tensor, hour: Tensor, working: Tensor) -> Tensor:
@@ -41,8 +41,8 @@ def generated(rows: int, *, seed: int) -> tuple[Tensor, Tensor]:
     hour = torch.randint(24, (rows,), generator=generator).float()
     working = (torch.rand(rows, generator=generator) < 5.0 / 7.0).float()
     rate = true_rate(temperature, hour, working)
-    # A gamma variable of shape DISPERSION and mean 1, a sum of exponential ones.
-    spread = -torch.rand(int(DISPERSION), rows, generator=generator).log().mean(0)
+    # A gamma variable of shape 1 / DISPERSION and mean 1, a mean of exponential ones.
+    spread = -torch.rand(round(1.0 / DISPERSION), rows, generator=generator).log().mean(0)
     return torch.stack([temperature, hour, working], 1), torch.poisson(rate * spread, generator=generator)
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     rows: list[tuple[str, dict[str, float]]] = []
     choices = (
         ("Poisson", likelihoods.Poisson(), "C1"),
-        ("negative binomial", likelihoods.NegativeBinomial(dispersion=dist.Gamma(2.0, 0.2)), "C0"),
+        ("negative binomial", likelihoods.NegativeBinomial(dispersion=dist.Gamma(2.0, 4.0)), "C0"),
     )
     for panel, (name, likelihood, color) in zip(panels, choices, strict=True):
         pyro.set_rng_seed(args.seed)

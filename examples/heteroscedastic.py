@@ -58,7 +58,7 @@ def main() -> None:
     for panel, name, color in ((panels[0], "heteroscedastic", "C0"), (panels[1], "constant noise", "C1")):
         pyro.set_rng_seed(args.seed)
         if name == "heteroscedastic":
-            likelihood, outputs = likelihoods.HeteroscedasticNormal(), 2
+            likelihood, outputs = likelihoods.HeteroscedasticNormal(scale=0.1), 2
         else:
             likelihood, outputs = likelihoods.Normal(scale=dist.Gamma(6.0, 6.0)), 1
         net = nn.Sequential(nn.Linear(1, 24), nn.Tanh(), nn.Linear(24, outputs))
@@ -84,7 +84,7 @@ def main() -> None:
     panels[0].set_ylabel("power (kW)")
     panels[1].set_ylabel("")
     panels[2].plot(grid, true_power(grid)[1], "k--", label="generated the data")
-    panels[2].set(title="standard deviation of the noise (kW)", xlabel="wind speed (m/s)", ylim=(0.0, 250.0))
+    panels[2].set(title="standard deviation of the noise (kW)", xlabel="wind speed (m/s)", xlim=(0.0, 18.0), ylim=(0.0, 250.0))
     panels[2].legend(frameon=False)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=90)

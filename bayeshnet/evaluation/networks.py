@@ -94,7 +94,8 @@ def freeze(
     Raises:
         ArgumentError: As for :func:`sample_networks`, or if ``output`` is something else.
         ArgumentTypeError: If an argument is of another type.
-        UsageError: As for :func:`sample_networks`, or if the likelihood has no formula for its mean.
+        UsageError: As for :func:`sample_networks`, or if the likelihood has no formula for its mean, or takes noise or
+            exposure of each row and ``output`` is not ``"network"``.
 
     Example:
         >>> from bayeshnet import AutoHypernet, BayesianModel, likelihoods
@@ -111,6 +112,11 @@ def freeze(
     if output not in ("functions", "mean", "network"):
         raise ArgumentError(f"output: is {output!r}; pass 'functions', 'mean' or 'network'.")
     model = _model_of(guide, model)
+    if output != "network" and model.likelihood.row_data:
+        raise UsageError(
+            f"output: {type(model.likelihood).__name__} takes {' and '.join(model.likelihood.row_data)} of each row, and "
+            "the module only gets inputs; freeze with output='network', or use predict."
+        )
     draws = _draws(model, guide, k, generator)
     kept = {name: value[:k] for name, value in draws.items()}
     return FrozenPosterior(model, _networks(model, draws, k), kept, output).eval()

@@ -77,7 +77,7 @@ def fit(
 
     With ``checkpoint=path`` the fit is written to a file while it runs: what was learned, the optimiser, schedule,
     random states, place in the data and history. The same call goes on from that file, if it is there, and ends with
-    the numbers of a fit that was never interrupted (on the CPU to the bit, see the page on saving); of a fit that has
+    the numbers of a fit that was never interrupted (on the CPU to the bit, see the page on resuming); of a fit that has
     ended it gives the end. The file of another model, guide, data set or other arguments is refused.
 
     Args:

@@ -194,3 +194,17 @@ class Twice(nn.Module):
 
     def forward(self, x):
         return self.norm(self.layer(self.norm(x)))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "name"),
+    [(likelihoods.Poisson(exposure=True), "exposure"), (likelihoods.Normal(scale=0.3, per_row=True), "noise")],
+)
+def test_what_needs_data_of_each_row_is_frozen_as_a_network_only(likelihood, name):
+    x, y = torch.rand(8, 2), torch.ones(8)
+    model = BayesianModel(nn.Linear(2, 1), likelihood=likelihood)
+    guide = AutoHypernet(model, example={"x": x, "y": y, name: torch.ones(8)})
+    for output in ("functions", "mean"):
+        with pytest.raises(UsageError, match=f"^output: {type(likelihood).__name__} takes {name} of each row"):
+            freeze(guide, 3, output=output)
+    assert freeze(guide, 3, output="network")(x).shape == (3, 8)

@@ -67,7 +67,7 @@ def test_counts_have_the_variance_of_a_negative_binomial():
     x, y = made.generated(40_000, seed=3)
     assert torch.equal(y, y.round())
     rate = made.true_rate(*x.T)
-    ratio = (y - rate).square() / (rate + rate.square() / made.DISPERSION)
+    ratio = (y - rate).square() / (rate + rate.square() * made.DISPERSION)
     # Standard error from the sample itself: the squares are heavy-tailed.
     assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / 40_000**0.5
-    assert abs(float(((y - rate) / (rate + rate.square() / made.DISPERSION).sqrt()).mean())) < 4 / 40_000**0.5
+    assert abs(float(((y - rate) / (rate + rate.square() * made.DISPERSION).sqrt()).mean())) < 4 / 40_000**0.5
