@@ -109,7 +109,10 @@ class Problem:
         names = [name for name, _ in net.named_parameters()]
         likelihood = likelihoods.Categorical() if self.noise is None else likelihoods.Normal(scale=self.noise)
         scales = dict(zip(names, self.prior_std, strict=True))
-        return BayesianModel(net, prior=priors.Normal(scale=scales), likelihood=likelihood, flat=True)
+        shape = None if self.is_classification else (self.widths[-1],)
+        return BayesianModel(
+            net, prior=priors.Normal(scale=scales), likelihood=likelihood, flat=True, target_shape=shape
+        )
 
     def functions(self, outputs: Tensor) -> Tensor:
         """What is compared ``[S, columns]``, from outputs of networks ``[S, B, out]``."""

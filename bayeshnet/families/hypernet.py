@@ -264,8 +264,7 @@ class Hypernet(Family, short_form="hypernet"):
         standard deviation, and what correlates and bends it starts anew.
 
         Raises:
-            UsageError: If the hypernetwork has no bias for each latent, or no learned noise scale where a spread is
-                asked for.
+            UsageError: If the hypernetwork has no bias for each latent, or no learned noise scale for a spread.
         """
         if self.noise is None:
             move_hnet(self.hnet, self.sampler, mean, std)
@@ -278,9 +277,8 @@ class Hypernet(Family, short_form="hypernet"):
 
         The default hypernetwork does by its own parametrisation, with any optimiser, and is one group with the rest;
         of one of the user's own the layers before the output layer's bias and skip are a group with a smaller rate.
-        Beside noise of blocks all of the hypernetwork is, since it bends noise that has the right place and scale
-        without it, and its output layer decays: of its thousands of weights each follows the noise of its gradient and
-        adds a little to the spread of what is drawn; what the data do not ask for again and again is taken back.
+        Beside noise of blocks, which has the right place and scale without it, all of the hypernetwork is, and its
+        output layer decays: each of its thousands of weights follows the noise of its gradient and spreads the draws.
         """
         internal = list(self.hnet.internal_params or ())
         if self.noise is not None:

@@ -23,6 +23,7 @@ class NoiseTransform(Transform):
         log_det: From noise ``[S, D]`` to the logarithm ``[S]`` of the determinant's absolute value.
 
     Example:
+        >>> import torch
         >>> transform = NoiseTransform(lambda z: 2.0 * z, lambda z: z.new_full((len(z),), 3.0).log())
         >>> z = torch.zeros(4, 3)
         >>> transform(z).shape, transform.log_abs_det_jacobian(z, transform(z)).shape

@@ -101,7 +101,9 @@ class Case:
             "classes": likelihoods.Categorical,
         }
         net = nn.Sequential(*layers, nn.Linear(size, self.outputs)).to(self.dtype)
-        return BayesianModel(net, prior=priors.Normal(scale=self.prior_scale), likelihood=makers[self.likelihood]())
+        shape = None if self.likelihood == "classes" else (self.outputs,)
+        prior = priors.Normal(scale=self.prior_scale)
+        return BayesianModel(net, prior=prior, likelihood=makers[self.likelihood](), target_shape=shape)
 
     def guide(self, model: BayesianModel, data: tuple[Tensor, Tensor]) -> AutoHypernet:
         options: dict[str, Any] = {} if self.conditional is None else {"num_inducing": self.num_inducing}

@@ -16,7 +16,7 @@ from bayeshnet.infer import Mixture as OldMixture
 def data():
     torch.manual_seed(0)
     x = torch.randn(12, 2)
-    return x, x[:, :1]
+    return x, x[:, 0]
 
 
 @pytest.fixture

@@ -144,6 +144,8 @@ def test_any_network(network):
     shape = (5, 1, 8, 8) if isinstance(network, nn.Sequential) and isinstance(network[0], nn.Conv2d) else (5, 64)
     x, y = torch.randn(shape), torch.randint(3, (5,))
     guide = AutoNormal(m)
+    if m.batch_norm.wants_rows:
+        m.set_reference_rows(x)
     loss = pyro.infer.Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1).loss(m, guide, x, y)
     assert torch.isfinite(torch.tensor(loss))
     assert not list(m.parameters())  # all weights are sites

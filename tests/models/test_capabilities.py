@@ -23,7 +23,7 @@ from bayeshnet.models.capabilities import (
     requires_targets,
     vectorises,
 )
-from bayeshnet.training import _fit
+from bayeshnet.training import _loop
 
 YES_OR_NO = (vectorises, requires_targets, has_bounded_density, has_rows, has_network, is_predictive)
 
@@ -65,7 +65,7 @@ def test_of_anything_else_nothing_is_known(model):
 
 def test_a_model_of_ones_own_that_answers_is_treated_likewise(monkeypatch):
     tried = []
-    monkeypatch.setattr(_fit, "checked_elbo", lambda elbo, *rest: tried.append(1) or elbo)
+    monkeypatch.setattr(_loop, "checked_elbo", lambda elbo, *rest: tried.append(1) or elbo)
     x = torch.linspace(-1.0, 1.0, 20)
     data = x, 2.0 * x
     for model, trials in ((Line(), 0), (plain, 1)):

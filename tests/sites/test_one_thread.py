@@ -128,7 +128,7 @@ def resampling_problem():
     return model, (x, x[:, 0])
 
 
-@pytest.mark.parametrize("where", ["conditional", "best_exponent", "diagnosis"])
+@pytest.mark.parametrize("where", ["log_likelihood", "best_exponent", "diagnosis"])
 def test_ctrl_c_after_the_steps_keeps_the_history(monkeypatch, where):
     """Before: the history was lost, and the guide left with the power 1 that it is calibrated at."""
     model, data = resampling_problem()
@@ -136,8 +136,8 @@ def test_ctrl_c_after_the_steps_keeps_the_history(monkeypatch, where):
     assert guide.num_proposals > 1
     assert float(guide.tempering_exponent) == 0.0
     before = {name: module.training for name, module in model.named_modules()}
-    if where == "conditional":
-        monkeypatch.setattr(BayesianModel, "conditional", interrupt)
+    if where == "log_likelihood":
+        monkeypatch.setattr(BayesianModel, "log_likelihood", interrupt)
     elif where == "best_exponent":
         monkeypatch.setattr("bayeshnet.guides._family_guide.best_exponent", interrupt)
     else:

@@ -16,7 +16,7 @@ from bayeshnet.models import priors
 from bayeshnet.sites.latents import latent_sites
 from bayeshnet.sites.prior import prior_start
 
-X, Y = torch.linspace(-1.0, 1.0, 24).reshape(8, 3), torch.zeros(8, 1)
+X, Y = torch.linspace(-1.0, 1.0, 24).reshape(8, 3), torch.zeros(8)
 
 
 class Counting(nn.Module):

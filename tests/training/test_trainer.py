@@ -200,6 +200,7 @@ def test_a_loss_that_is_nan_leaves_running_statistics():
     _, (x, y) = bnn()
     net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     model = BayesianModel(net, likelihood=likelihoods.Normal(scale=0.5), dataset_size=90)
+    model.set_reference_rows(x)  # fit would take them of all batches
     guide = AutoHypernet(model, example=(x, y))
     bad = torch.full_like(x, math.nan)
     kept = {}
