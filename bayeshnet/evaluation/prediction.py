@@ -25,7 +25,13 @@ from bayeshnet.evaluation._conditional import (
     mean_or_none,
     variance_or_none,
 )
-from bayeshnet.evaluation._mixture import class_quantiles, count_quantiles, draw_quantiles, mixture_cdf, mixture_quantiles
+from bayeshnet.evaluation._mixture import (
+    class_quantiles,
+    count_quantiles,
+    draw_quantiles,
+    mixture_cdf,
+    mixture_quantiles,
+)
 from bayeshnet.formatting import array, span
 from bayeshnet.sites.quantiles import checked_level, checked_levels, sample_quantiles
 
