@@ -139,6 +139,7 @@ def data(units=1.0):
     return {"x": x, "y": units * (x[:, 0].sin() + 2.0 * noise * torch.randn(80)), "noise": units * noise}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("units", [None, 1000.0])
 def test_a_fit_and_what_is_said_of_it(units):
     """The factor of the noise is 2 in the data; residuals in units of the noise of their rows say so, too."""

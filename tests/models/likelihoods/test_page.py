@@ -22,7 +22,7 @@ def test_the_page_runs():
         if i == 0:
             assert names["conditional"].mean.shape == (20, 80)
         if i == 2:
-            torch.testing.assert_close(names["pred"].conditional.stddev, names["errors"].expand(20, 80))
+            torch.testing.assert_close(names["pred"].aleatoric, names["errors"])
     assert len(repr(names["with_latent"])) > 0
 
 
