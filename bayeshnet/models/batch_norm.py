@@ -126,8 +126,10 @@ class BatchNormStatistics(nn.Module):
                 not kept, the same arguments of a later call are used instead.
             chosen: Whether the user chose them.
 
+        Rows with NaN or infinite numbers are left out: they would make every statistic NaN.
+
         Raises:
-            ArgumentError: If there are fewer than two rows.
+            ArgumentError: If there are fewer than two rows, or those that the user chose are not all finite.
         """
         parts = _parts_of(x)
         rows = max((len(part) for part in parts.values() if part.dim()), default=0)
@@ -136,9 +138,17 @@ class BatchNormStatistics(nn.Module):
                 f"x: has {rows} row{'s' * (rows != 1)}, and batch norm takes its statistics from reference rows; pass "
                 "at least two training inputs [B, ...]."
             )
+        good = _finite_rows([part for part in parts.values() if part.dim() and len(part) == rows])
+        if chosen and len(good) < rows:
+            raise ArgumentError(
+                f"x: holds NaN or infinite numbers in {rows - len(good)} of {rows} rows; pass rows without any."
+            )
+        if len(good) < 2:
+            good = torch.arange(rows)  # nothing can be made of these data: the fit says what is wrong with them
         for name in [*self._buffers]:
             del self._buffers[name]
-        places = torch.linspace(0, rows - 1, min(rows, self.num_rows), dtype=torch.double).round().long()
+        num = min(len(good), self.num_rows)
+        places = good[torch.linspace(0, len(good) - 1, num, dtype=torch.double).round().long()]
         for name, part in parts.items():
             if part.dim() and len(part) == rows:
                 self.register_buffer(f"rows_{name}", part.detach()[places.to(part.device)].clone())
@@ -296,3 +306,9 @@ def _parts_of(x: Any) -> dict[str, Tensor]:
     if not found:
         raise ArgumentError(f"x: is {kind_of(x)}; pass a tensor of inputs [B, ...], or a tuple of tensors.")
     return found
+
+
+def _finite_rows(parts: list[Tensor]) -> Tensor:
+    """Numbers of the rows without NaN and infinite entries, on the CPU."""
+    good = [torch.isfinite(part.detach()).reshape(len(part), -1).all(1).cpu() for part in parts]
+    return torch.stack(good).all(0).nonzero().flatten()

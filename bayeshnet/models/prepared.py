@@ -65,7 +65,9 @@ class PreparedByData:
         model.check_inputs(x)
         like = model._like  # pyright: ignore[reportPrivateUsage] - this is a part of the same class
         weights = {name: like.new_zeros(fn.event_shape) for name, fn in model.weight_priors().items()}
-        few = x[:2] if isinstance(x, Tensor) and x.dim() > 1 else x
+        few = x
+        if isinstance(x, Tensor) and x.dim() > 1:  # one row twice: batch norm takes no statistics of one
+            few = x[:2] if len(x) != 1 else x.expand(2, *x.shape[1:])
         f, lead = model.evaluate(few, weights, any_rows=True)
         if few is not x and len(few) and len(f) == len(few):  # the others have the same shape
             f = f[:1].expand(len(x), *f.shape[1:])

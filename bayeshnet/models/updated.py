@@ -15,6 +15,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import Predictive
+from pyro.infer.autoguide import AutoCallable, AutoGuide
 from torch import Size, Tensor, nn
 from torch.distributions import biject_to
 
@@ -180,6 +181,7 @@ def updated(
     Raises:
         ArgumentError: If the guide is a point, or lacks latents of this model.
         ArgumentTypeError: If it is neither a guide nor draws.
+        UsageError: If it is a guide of Pyro that was never called.
 
     Example:
         >>> from bayeshnet import AutoHypernet, BayesianModel, likelihoods
@@ -224,6 +226,8 @@ def _moments(model: BayesianModel, guide: Any, num_samples: int | None) -> tuple
     if not isinstance(guide, Mapping):
         if not callable(guide) or isinstance(guide, type):
             raise ArgumentTypeError(f"guide: is {kind_of(guide)}; pass a fitted guide, or draws by site in a dict.")
+        if isinstance(guide, AutoGuide) and not isinstance(guide, AutoCallable) and guide.prototype_trace is None:
+            raise UsageError(f"guide: is a {name} that was never called; fit it first.")
         exact = _gaussian(model, guide, size)
         if exact is not None:
             return exact, f"the Gaussian of {name}"
@@ -319,7 +323,13 @@ def _unconstrained(model: BayesianModel, draws: Mapping[str, Tensor]) -> Tensor:
             raise ArgumentError(
                 f"guide: gives no draws of {name!r}, only of {list(draws)}; pass a guide of this model."
             )
-        value = draws[name].reshape((len(draws[name]), *fn.event_shape)).double()
+        shape, given = (len(draws[name]), *fn.event_shape), draws[name].shape
+        if given.numel() != math.prod(shape) or given[len(given) - len(fn.event_shape) :] != fn.event_shape:
+            raise ArgumentError(
+                f"guide: gives draws {tuple(given)} of {name!r}, and those of this model are {shape}; pass "
+                "a guide of this model."
+            )
+        value = draws[name].reshape(shape).double()
         transform: Any = biject_to(cast("Any", fn).support)
         parts.append(transform.inv(value).reshape(len(value), -1))
     return torch.cat(parts, 1)

@@ -318,3 +318,24 @@ def test_another_number_of_calls():
         model.conditional(
             torch.randn(3, 3), {name: torch.randn(2, *size) for name, size in model.latent_shapes.items()}
         )
+
+
+def test_rows_that_are_not_finite_are_no_reference_rows():
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model = BayesianModel(net, likelihood=likelihoods.Normal(scale=0.5))
+    x = torch.randn(10, 2)
+    x[3, 1], x[7, 0] = torch.nan, torch.inf
+    with pytest.raises(ArgumentError, match="NaN or infinite numbers in 2 of 10 rows"):
+        model.set_reference_rows(x)
+    model.batch_norm.set_rows(x)
+    kept = [rows for name, rows in model.batch_norm.named_buffers() if name.startswith("rows_")]
+    assert torch.equal(kept[0], x[[0, 1, 2, 4, 5, 6, 8, 9]])
+
+
+def test_a_single_row_is_checked_without_statistics():
+    """They do not matter for its shape; before, a held-out row alone was refused."""
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model = BayesianModel(net, likelihood=likelihoods.Normal(scale=0.5))
+    model.check_observations(torch.zeros(1, 2), torch.zeros(1))
+    with pytest.raises(ArgumentError, match=r"y: has shape \(2,\)"):
+        model.check_observations(torch.zeros(1, 2), torch.zeros(2))

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributions import biject_to
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, load, load_posterior, predict, priors, save
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, UsageError
 from bayeshnet.models.updated import PosteriorPrior
 
 NOISE = 0.25  # exact in float32, which the likelihood keeps it in
@@ -244,3 +244,17 @@ def test_what_is_refused():
         model.updated({"weight": torch.randn(50, 1, 2)})
     with pytest.raises(ArgumentError, match="num_samples: is 1"):
         model.updated(AutoHypernet(model, example=FIRST), num_samples=1)
+
+
+def test_guides_of_other_models_and_guides_without_parameters():
+    model, other = (
+        BayesianModel(
+            nn.Sequential(nn.Linear(*sizes), nn.Linear(sizes[1], 1)), likelihood=likelihoods.Normal(scale=0.1)
+        )
+        for sizes in ((2, 4), (4, 2))
+    )
+    with pytest.raises(UsageError, match="guide: is a AutoNormal that was never called; fit it first"):
+        model.updated(AutoNormal(model))
+    draws = {name: torch.randn(50, *shape) for name, shape in other.latent_shapes.items()}
+    with pytest.raises(ArgumentError, match=r"gives draws \(50, 2, 4\) of '0.weight', and those .* \(50, 4, 2\)"):
+        model.updated(draws)

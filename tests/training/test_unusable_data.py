@@ -21,7 +21,7 @@ def problem(rows: int = 200, **options):
     x = torch.randn(rows, 3)
     y = x[:, 0].sin() + 0.1 * torch.randn(rows)
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
-    return BayesianModel(net, likelihood=likelihoods.Normal(scale=0.1), target_shape=(1,), **options), x, y
+    return BayesianModel(net, likelihood=likelihoods.Normal(scale=0.1), **options), x, y
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
