@@ -84,7 +84,9 @@ def main() -> None:
     panels[0].set_ylabel("power (kW)")
     panels[1].set_ylabel("")
     panels[2].plot(grid, true_power(grid)[1], "k--", label="generated the data")
-    panels[2].set(title="standard deviation of the noise (kW)", xlabel="wind speed (m/s)", xlim=(0.0, 18.0), ylim=(0.0, 250.0))
+    panels[2].set(
+        title="standard deviation of the noise (kW)", xlabel="wind speed (m/s)", xlim=(0.0, 18.0), ylim=(0.0, 250.0)
+    )
     panels[2].legend(frameon=False)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=90)
