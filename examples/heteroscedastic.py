@@ -58,7 +58,7 @@ def main() -> None:
     for panel, name, color in ((panels[0], "heteroscedastic", "C0"), (panels[1], "constant noise", "C1")):
         pyro.set_rng_seed(args.seed)
         if name == "heteroscedastic":
-            likelihood, outputs = likelihoods.HeteroscedasticNormal(scale=0.1), 2
+            likelihood, outputs = likelihoods.HeteroscedasticNormal(), 2
         else:
             likelihood, outputs = likelihoods.Normal(scale=dist.Gamma(6.0, 6.0)), 1
         net = nn.Sequential(nn.Linear(1, 24), nn.Tanh(), nn.Linear(24, outputs))

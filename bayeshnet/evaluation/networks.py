@@ -113,8 +113,9 @@ def freeze(
         raise ArgumentError(f"output: is {output!r}; pass 'functions', 'mean' or 'network'.")
     model = _model_of(guide, model)
     if output != "network" and model.likelihood.row_data:
+        kind, needed = type(model.likelihood).__name__, " and ".join(model.likelihood.row_data)
         raise UsageError(
-            f"output: {type(model.likelihood).__name__} takes {' and '.join(model.likelihood.row_data)} of each row, and "
+            f"output: {kind} takes {needed} of each row, and "
             "the module only gets inputs; freeze with output='network', or use predict."
         )
     draws = _draws(model, guide, k, generator)
