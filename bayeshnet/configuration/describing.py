@@ -225,6 +225,8 @@ def _facts(part: nn.Module, inner: Callable[[Any], Any]) -> dict[str, Any]:
         if key in _MODULE_STATE or (library and key.startswith("_")):
             continue
         attributes[key] = _digest(value) if isinstance(value, Tensor) else _digested(inner(value))
+    if "_parameters" not in vars(part):  # its constructor was not run; whoever uses it says so
+        return {"class": name_of(type(part)), "attributes": attributes}
     hidden = part._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
     buffers, parameters = dict(part.named_buffers(recurse=False)), dict(part.named_parameters(recurse=False))
     attributes.update({key: _digest(buffers[key]) for key in sorted(hidden) if key in buffers})

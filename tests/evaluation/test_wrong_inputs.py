@@ -103,7 +103,7 @@ def test_what_torch_said_is_chained():
 
 TAKES = "the model takes x and y, and weight, noise and exposure of the rows. Pass"
 DATA = {
-    "surplus parts": ((X, Y, torch.arange(8)), f"has 3 parts; {TAKES} a tuple (x, y)"),
+    "surplus parts": ((X, Y, torch.arange(8)), f"has 3 parts, the third one torch.int64 [8] and no weight of each row, floating-point [B]; {TAKES} a tuple"),
     "surplus key": ({"x": X, "y": Y, "index": Y}, f"has the keys ['x', 'y', 'index']; {TAKES} {{'x': ..., 'y': ...}}"),
     "wrong keys": ({"inputs": X, "labels": Y}, f"has the keys ['inputs', 'labels']; {TAKES} {{'x': ..., 'y': ...}}"),
     "numbers as keys": ({0: X, 1: Y}, "has the key 0, an int"),
@@ -390,7 +390,7 @@ NETWORK = "data: are no arguments of the model.*becomes a model by BayesianModel
         (
             lambda: fit(MODEL, GUIDE, [(X, Y, X)], steps=1, progress=False),
             ArgumentError,
-            r"data: has 3 parts; .*batch\[:2\]; where a loader .* data set of such pairs, or a collate_fn",
+            r"data: has 3 parts.*batch\[:2\]; where a loader .* data set of such pairs, or a collate_fn",
         ),
     ],
 )

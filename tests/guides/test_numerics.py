@@ -153,7 +153,7 @@ def density_mismatch(guide: AutoHypernet, dtype: torch.dtype) -> list[str]:
 
 # Six steps at a high rate may leave a sampler that folds, which is said by a warning, as it should be.
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::bayeshnet.errors.FoldingWarning")
+@pytest.mark.filterwarnings("ignore::bayeshnet.errors.FoldingWarning", "ignore::bayeshnet.errors.UnitsWarning")
 @pytest.mark.parametrize("first", range(0, NUM_CASES, PER_TEST))
 def test_two_hundred_random_guides(first):
     failures = []
@@ -180,6 +180,7 @@ def test_the_cases_reach_the_ends_of_their_ranges():
     assert len(likelihoods_seen) == 10
 
 
+@pytest.mark.filterwarnings("ignore::bayeshnet.errors.UnitsWarning")  # of all scales, on purpose
 def test_the_check_sees_a_wrong_density(monkeypatch):
     exact = (case for case in map(Case.draw, range(NUM_CASES)) if case.dtype == torch.float64 and case.conditional)
     case = next(case for case in exact if case.family == "mean_field")

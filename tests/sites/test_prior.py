@@ -73,7 +73,8 @@ def test_the_network_is_left_out_where_that_changes_nothing(kind):
     for value, wanted in zip(model.buffers(), other.buffers(), strict=True):
         assert torch.equal(value, wanted)
     assert expected_calls >= 48
-    assert calls == expected_calls if kind in ("dropout", "batch norm") else calls <= 2
+    # Batch norm does not change its running statistics here, so that it is left out as well.
+    assert calls == expected_calls if kind == "dropout" else calls <= 2
 
 
 def test_a_model_with_a_program_of_its_own_is_run_as_a_whole():
