@@ -104,7 +104,7 @@ class Family(Configured, nn.Module, ABC):
         ...         return dist.Normal(*placed(self.loc, self.log_scale.exp(), loc, scale)).to_event(1)
         >>> from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods
         >>> model = BayesianModel(nn.Linear(3, 1), likelihood=likelihoods.Normal(scale=0.1))
-        >>> x, y = torch.randn(20, 3), torch.randn(20, 1)
+        >>> x, y = torch.randn(20, 3), torch.randn(20)
         >>> guide = AutoHypernet(model, example=(x, y), family=Diagonal(), conditional=None)
         >>> guide
         AutoHypernet(latent_dim=4, sites=2, family=Diagonal())
