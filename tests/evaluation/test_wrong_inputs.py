@@ -103,7 +103,10 @@ def test_what_torch_said_is_chained():
 
 TAKES = "the model takes x and y, and weight, noise and exposure of the rows. Pass"
 DATA = {
-    "surplus parts": ((X, Y, torch.arange(8)), f"has 3 parts, the third one torch.int64 [8] and no weight of each row, floating-point [B]; {TAKES} a tuple"),
+    "surplus parts": (
+        (X, Y, torch.arange(8)),
+        f"has 3 parts, the third one torch.int64 [8] and no weight of each row, floating-point [B]; {TAKES} a tuple",
+    ),
     "surplus key": ({"x": X, "y": Y, "index": Y}, f"has the keys ['x', 'y', 'index']; {TAKES} {{'x': ..., 'y': ...}}"),
     "wrong keys": ({"inputs": X, "labels": Y}, f"has the keys ['inputs', 'labels']; {TAKES} {{'x': ..., 'y': ...}}"),
     "numbers as keys": ({0: X, 1: Y}, "has the key 0, an int"),
