@@ -117,6 +117,8 @@ def _configured(value: Any, inner: Callable[[Any], Any]) -> dict[str, Any]:
     # By the class: a network may have attributes of these names.
     cls = type(value)
     found: dict[str, Any] = {"kind": "configured", "of": cls.configured_as, "class": cls.__name__}
+    if isinstance(value, nn.Module) and "_modules" not in vars(value):
+        return found  # its constructor was not run; whoever uses it says so
     found["arguments"] = {name: inner(part) for name, part in cls.configuration(value).items()}
     if cls.__module__.split(".")[0] != "bayeshnet":
         found.update({"own": name_of(cls), **code_of_class(cls), "attributes": _own_attributes(value, inner)})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from bayeshnet.errors import ArgumentError, UsageError
+from bayeshnet.errors import UsageError
 from bayeshnet.models.data_checks import num_rows
 from bayeshnet.models.target_shapes import fitted_targets
 from bayeshnet.models.units_check import check_units
@@ -110,8 +110,6 @@ class PreparedByData:
                 f"({norm!r}); there is nothing to set."
             )
         model.check_inputs(x)
-        if any(not bool(torch.isfinite(part).all()) for part in _tensors(x)):
-            raise ArgumentError("x: holds NaN or infinite numbers; pass reference rows without them.")
         norm.set_rows(x, chosen=True)
 
     def with_statistics(self, x: Any, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,11 +144,6 @@ class PreparedByData:
         weights = [draws["weights"] if model.flat else draws[name] for name in model.weight_priors()]
         found = norm.of_draws(model.net, weights[0] if model.flat else weights, x, units=model.standardized_inputs)
         return {**draws, **found}
-
-
-def _tensors(x: Any) -> list[Tensor]:
-    parts = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple) else (x,)
-    return [part for part in parts if isinstance(part, Tensor)]
 
 
 def with_statistics(model: Any, x: Any, draws: dict[str, Tensor]) -> dict[str, Tensor]:
