@@ -23,6 +23,26 @@ def eight_schools(errors, effects=None):
         return pyro.sample("obs", dist.Normal(mu + tau * eta, errors), obs=effects)
 
 
+def eight_schools_moments():
+    """Exact posterior means and standard deviations, by quadrature over tau; mu and theta given tau are Gaussian."""
+    y, variance = EFFECTS.double(), ERRORS.double().square()
+    log_tau = torch.linspace(-12.0, 10.0, 20_001, dtype=torch.float64)
+    tau = log_tau.exp().unsqueeze(-1)
+    spread = tau.square() + variance  # of a school's effect around mu, [tau, school]
+    precision = 1.0 / 25.0 + (1.0 / spread).sum(-1)
+    mu = (y / spread).sum(-1) / precision  # given tau
+    fit = dist.Normal(0.0, spread.sqrt()).log_prob(y).sum(-1) + 0.5 * precision * mu.square() - 0.5 * precision.log()
+    weight = (fit + dist.HalfCauchy(5.0).log_prob(tau[:, 0]) + log_tau).softmax(0)
+    shrink = tau.square() / spread  # theta given mu and tau has mean mu + shrink (y - mu)
+    theta = shrink * y + (1.0 - shrink) * mu.unsqueeze(-1)
+    inner = shrink * variance + ((1.0 - shrink).square().T / precision).T
+    moments = {}
+    for name, mean, var in (("mu", mu, 1.0 / precision), ("tau", tau[:, 0], 0.0 * precision), ("theta", theta, inner)):
+        of_all = torch.tensordot(weight, mean, 1)
+        moments[name] = of_all, (torch.tensordot(weight, var + mean.square(), 1) - of_all.square()).sqrt()
+    return moments
+
+
 def away_from_zero(y):
     """Constrained latents whose Jacobians do not average out."""
     scale = pyro.sample("scale", dist.LogNormal(1.0, 0.5))
