@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.infer.util import is_validation_enabled
 from torch import Size, Tensor
 
 from bayeshnet.models.likelihoods._gaussian_tails import log_between, log_density, standardised
-from bayeshnet.models.likelihoods._targets import LocationLikelihood, refuse_outside
-from bayeshnet.models.likelihoods.limits import checked_limits, limits_repr
-from bayeshnet.models.likelihoods.parameters import Positive
+from bayeshnet.models.likelihoods.limits import LimitedLikelihood, NormalWithLimits
 
 __all__ = ["CensoredNormal", "ClampedNormal"]
 
 
-class ClampedNormal(dist.TorchDistribution):
+class ClampedNormal(NormalWithLimits):
     r"""A normal variable that is shown as the limit where it lies beyond one: :math:`y = \min(\max(z, l), u)`.
 
     At the limits it has the probabilities :math:`\Phi((l - m) / s)` and :math:`\Phi((m - u) / s)`, between them the
@@ -36,29 +30,6 @@ class ClampedNormal(dist.TorchDistribution):
         >>> fn.mean, fn.log_prob(torch.tensor(0.0)).exp()
         (tensor(0.3989), tensor(0.5000))
     """
-
-    arg_constraints: Any = {  # noqa: RUF012 - as torch declares it
-        "loc": dist.constraints.real,
-        "scale": dist.constraints.positive,
-    }
-
-    def __init__(
-        self, loc: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, validate_args: bool | None = None
-    ) -> None:
-        self.loc, self.scale, self.lower, self.upper = torch.broadcast_tensors(loc, scale, lower, upper)
-        super().__init__(self.loc.shape, Size(), validate_args=validate_args)
-
-    @property
-    def support(self) -> Any:
-        """The numbers between the limits, and these."""
-        return dist.constraints.interval(self.lower, self.upper)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ClampedNormal:
-        """The same distribution for every place of ``batch_shape``."""
-        parts = [part.expand(Size(batch_shape)) for part in (self.loc, self.scale, self.lower, self.upper)]
-        new = type(self)(*parts, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def _ends(self) -> tuple[Tensor, Tensor]:
         """The limits in standard deviations from the mean."""
@@ -120,7 +91,7 @@ class ClampedNormal(dist.TorchDistribution):
             return (self.loc + self.scale * noise).clamp(min=self.lower, max=self.upper)
 
 
-class CensoredNormal(LocationLikelihood):
+class CensoredNormal(LimitedLikelihood):
     r"""Gaussian observations with limits: what lies beyond is shown as the limit (Tobit model).
 
     :math:`y = \min(\max(f + \mathrm{scale} \cdot e, \mathrm{lower}), \mathrm{upper})`. Targets at a limit are censored:
@@ -142,38 +113,4 @@ class CensoredNormal(LocationLikelihood):
         tensor(0.3989)
     """
 
-    standardizes_targets = False  # the limits are in the units of the data
-    noise_is_std = False
-    lower: Tensor
-    upper: Tensor
-
-    def __init__(
-        self,
-        scale: Positive,
-        *,
-        lower: float | Tensor | None = None,
-        upper: float | Tensor | None = None,
-        learn: bool = False,
-        per_row: bool = False,
-    ) -> None:
-        super().__init__(per_row=per_row)
-        self.add_positive("scale", scale, learn=learn)
-        for name, limit in zip(("lower", "upper"), checked_limits(lower, upper), strict=True):
-            self.register_buffer(name, limit)
-
-    def extra_repr(self) -> str:
-        """The noise and the limits, for ``repr``."""
-        return f"{super().extra_repr()}, {limits_repr(self.lower, self.upper)}"
-
-    def conditional(self, f: Tensor, params: Mapping[str, Tensor], *, batch_dims: int) -> TorchDistributionMixin:
-        """See :meth:`Likelihood.conditional`."""
-        scale = self.parameter("scale", params, f, batch_dims)
-        made = ClampedNormal(f, scale, self.lower.to(f.dtype), self.upper.to(f.dtype))
-        return made.to_event(f.dim() - batch_dims)
-
-    def check_target(self, y: Tensor, event_shape: Size) -> None:
-        """See :meth:`Likelihood.check_target`."""
-        super().check_target(y, event_shape)
-        if is_validation_enabled():
-            limits = f"the numbers between the limits ({limits_repr(self.lower, self.upper)})"
-            refuse_outside(y, (y < self.lower.to(y.dtype)) | (y > self.upper.to(y.dtype)), limits)
+    distribution = ClampedNormal

@@ -1,17 +1,115 @@
-"""Limits of what is observed: one number for all targets, or one for each output."""
+"""Gaussian observations with limits: one number for all targets, or one for each output."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import pyro.distributions as dist
 import torch
-from torch import Tensor
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.infer.util import is_validation_enabled
+from torch import Size, Tensor
+from typing_extensions import Self
 
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.models.likelihoods._targets import LocationLikelihood, refuse_outside
+from bayeshnet.models.likelihoods.parameters import Positive
 
-__all__ = ["checked_limits", "limits_repr"]
+__all__ = ["LimitedLikelihood", "NormalWithLimits", "checked_limits", "limits_repr"]
+
+
+class NormalWithLimits(dist.TorchDistribution):
+    """Base of the distributions made of a normal one and two limits, which may be infinite.
+
+    Example:
+        >>> from bayeshnet.models.likelihoods.truncated_normal import BoundedNormal
+        >>> fn = BoundedNormal(torch.zeros(3), torch.tensor(1.0), torch.tensor(0.0), torch.tensor(torch.inf))
+        >>> isinstance(fn, NormalWithLimits), fn.expand((2, 3)).batch_shape
+        (True, torch.Size([2, 3]))
+    """
+
+    arg_constraints: Any = {  # noqa: RUF012 - as torch declares it
+        "loc": dist.constraints.real,
+        "scale": dist.constraints.positive,
+    }
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.loc, self.scale, self.lower, self.upper = torch.broadcast_tensors(loc, scale, lower, upper)
+        super().__init__(self.loc.shape, Size(), validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        """The numbers between the limits, and these."""
+        return dist.constraints.interval(self.lower, self.upper)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+        """The same distribution for every place of ``batch_shape``."""
+        parts = [part.expand(Size(batch_shape)) for part in (self.loc, self.scale, self.lower, self.upper)]
+        new = type(self)(*parts, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+
+class LimitedLikelihood(LocationLikelihood):
+    """Base of Gaussian likelihoods with limits; a subclass says by ``distribution`` what happens at them.
+
+    Args:
+        scale: The standard deviation of the normal: known (a number or ``[out]``), or a prior.
+        lower: The lower limit, one for all outputs or ``[out]``; None for none.
+        upper: The upper limit.
+        learn: Optimise ``scale`` as a parameter.
+        per_row: Multiply ``scale`` by a number of each row, the model's argument ``noise``.
+
+    Raises:
+        ArgumentError: If there is no limit, limits are in the wrong order, or as for :class:`Normal`.
+
+    Example:
+        >>> from bayeshnet import likelihoods
+        >>> isinstance(likelihoods.CensoredNormal(scale=1.0, lower=0.0), LimitedLikelihood)
+        True
+    """
+
+    standardizes_targets = False  # the limits are in the units of the data
+    noise_is_std = False
+    distribution: ClassVar[type[NormalWithLimits]]
+    lower: Tensor
+    upper: Tensor
+
+    def __init__(
+        self,
+        scale: Positive,
+        *,
+        lower: float | Tensor | None = None,
+        upper: float | Tensor | None = None,
+        learn: bool = False,
+        per_row: bool = False,
+    ) -> None:
+        super().__init__(per_row=per_row)
+        self.add_positive("scale", scale, learn=learn)
+        for name, limit in zip(("lower", "upper"), checked_limits(lower, upper), strict=True):
+            self.register_buffer(name, limit)
+
+    def extra_repr(self) -> str:
+        """The noise and the limits, for ``repr``."""
+        return f"{super().extra_repr()}, {limits_repr(self.lower, self.upper)}"
+
+    def conditional(self, f: Tensor, params: Mapping[str, Tensor], *, batch_dims: int) -> TorchDistributionMixin:
+        """See :meth:`Likelihood.conditional`."""
+        scale = self.parameter("scale", params, f, batch_dims)
+        made = self.distribution(f, scale, self.lower.to(f.dtype), self.upper.to(f.dtype))
+        return made.to_event(f.dim() - batch_dims)
+
+    def check_target(self, y: Tensor, event_shape: Size) -> None:
+        """See :meth:`Likelihood.check_target`."""
+        super().check_target(y, event_shape)
+        if is_validation_enabled():
+            limits = f"the numbers between the limits ({limits_repr(self.lower, self.upper)})"
+            refuse_outside(y, (y < self.lower.to(y.dtype)) | (y > self.upper.to(y.dtype)), limits)
 
 
 def checked_limits(lower: Any, upper: Any) -> tuple[Tensor, Tensor]:

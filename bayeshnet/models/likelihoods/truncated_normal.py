@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.infer.util import is_validation_enabled
 from torch import Size, Tensor
 
 from bayeshnet.models.likelihoods._gaussian_tails import log_between, log_density, quantile_between, standardised
-from bayeshnet.models.likelihoods._targets import LocationLikelihood, refuse_outside
-from bayeshnet.models.likelihoods.limits import checked_limits, limits_repr
-from bayeshnet.models.likelihoods.parameters import Positive
+from bayeshnet.models.likelihoods.limits import LimitedLikelihood, NormalWithLimits
 
 __all__ = ["BoundedNormal", "TruncatedNormal"]
 
 
-class BoundedNormal(dist.TorchDistribution):
+class BoundedNormal(NormalWithLimits):
     r"""The normal distribution between two limits, :math:`p(y) \propto N(y; m, s^2)` for :math:`l < y < u`.
 
     Computed in float64, and by logarithms of the normal distribution function, so that the limits may be far in the
@@ -36,29 +30,6 @@ class BoundedNormal(dist.TorchDistribution):
         >>> fn.mean, fn.variance
         (tensor(0.7979), tensor(0.3634))
     """
-
-    arg_constraints: Any = {  # noqa: RUF012 - as torch declares it
-        "loc": dist.constraints.real,
-        "scale": dist.constraints.positive,
-    }
-
-    def __init__(
-        self, loc: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, validate_args: bool | None = None
-    ) -> None:
-        self.loc, self.scale, self.lower, self.upper = torch.broadcast_tensors(loc, scale, lower, upper)
-        super().__init__(self.loc.shape, Size(), validate_args=validate_args)
-
-    @property
-    def support(self) -> Any:
-        """The numbers between the limits."""
-        return dist.constraints.interval(self.lower, self.upper)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> BoundedNormal:
-        """The same distribution for every place of ``batch_shape``."""
-        parts = [part.expand(Size(batch_shape)) for part in (self.loc, self.scale, self.lower, self.upper)]
-        new = type(self)(*parts, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def _ends(self) -> tuple[Tensor, Tensor]:
         """The limits in standard deviations from the mean, in float64."""
@@ -116,7 +87,7 @@ class BoundedNormal(dist.TorchDistribution):
             return self.icdf(torch.rand(shape, dtype=torch.float64, device=self.loc.device))
 
 
-class TruncatedNormal(LocationLikelihood):
+class TruncatedNormal(LimitedLikelihood):
     r"""Gaussian observations of which only those between limits exist, :math:`p(y) \propto N(y; f, \mathrm{scale}^2)`.
 
     What lies beyond the limits was never recorded; where it was recorded as the limit, use :class:`CensoredNormal`.
@@ -137,38 +108,4 @@ class TruncatedNormal(LocationLikelihood):
         tensor(0.7979)
     """
 
-    standardizes_targets = False  # the limits are in the units of the data
-    noise_is_std = False
-    lower: Tensor
-    upper: Tensor
-
-    def __init__(
-        self,
-        scale: Positive,
-        *,
-        lower: float | Tensor | None = None,
-        upper: float | Tensor | None = None,
-        learn: bool = False,
-        per_row: bool = False,
-    ) -> None:
-        super().__init__(per_row=per_row)
-        self.add_positive("scale", scale, learn=learn)
-        for name, limit in zip(("lower", "upper"), checked_limits(lower, upper), strict=True):
-            self.register_buffer(name, limit)
-
-    def extra_repr(self) -> str:
-        """The noise and the limits, for ``repr``."""
-        return f"{super().extra_repr()}, {limits_repr(self.lower, self.upper)}"
-
-    def conditional(self, f: Tensor, params: Mapping[str, Tensor], *, batch_dims: int) -> TorchDistributionMixin:
-        """See :meth:`Likelihood.conditional`."""
-        scale = self.parameter("scale", params, f, batch_dims)
-        made = BoundedNormal(f, scale, self.lower.to(f.dtype), self.upper.to(f.dtype))
-        return made.to_event(f.dim() - batch_dims)
-
-    def check_target(self, y: Tensor, event_shape: Size) -> None:
-        """See :meth:`Likelihood.check_target`."""
-        super().check_target(y, event_shape)
-        if is_validation_enabled():
-            limits = f"the numbers between the limits ({limits_repr(self.lower, self.upper)})"
-            refuse_outside(y, (y < self.lower.to(y.dtype)) | (y > self.upper.to(y.dtype)), limits)
+    distribution = BoundedNormal
