@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ __all__ = ["check_and_fill", "load", "save", "stem"]
 _MOST = 5  # differences that a message names
 
 
-def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
+def save(path: str | os.PathLike[str], *unnamed: nn.Module, **modules: nn.Module) -> Path:
     """Write the parameters and buffers of modules, and what the modules are, to ``PATH.safetensors``.
 
     Nothing is pickled: reading the file runs no code. To read it, build the same objects again and call :func:`load`,
@@ -42,6 +42,7 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
 
     Args:
         path: Where to; an ending ``.safetensors`` or ``.json`` is dropped. Folders are made.
+        unnamed: Refused: modules need names.
         modules: Any modules by a name of your choice: ``save("run", guide=guide, model=model)``. The model that a guide
             was built for is saved with it, also if it is not named.
 
@@ -64,6 +65,7 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
         >>> folder.cleanup()
     """
     target = stem(path)
+    _refuse_unnamed(unnamed)
     _check_modules(modules, "save it")
     modules, models = _with_models(modules)
     tensors: dict[str, Tensor] = {}
@@ -87,7 +89,7 @@ def save(path: str | os.PathLike[str], **modules: nn.Module) -> Path:
     return path
 
 
-def load(path: str | os.PathLike[str], *, strict: bool = True, **modules: nn.Module) -> None:
+def load(path: str | os.PathLike[str], *unnamed: nn.Module, strict: bool = True, **modules: nn.Module) -> None:
     """Read what :func:`save` wrote into modules of the same structure, in place.
 
     Everything is checked before anything is changed: the checksum of the file, and that each module is what was saved,
@@ -97,6 +99,7 @@ def load(path: str | os.PathLike[str], *, strict: bool = True, **modules: nn.Mod
 
     Args:
         path: As given to :func:`save`.
+        unnamed: Refused, as in :func:`save`.
         strict: Refuse modules that are not what was saved. False: warn of the differences, and load what fits.
         modules: The modules to fill, under the names they were saved with; some may be left out. A guide comes with its
             model: if that is not among the modules, the model that the guide was built for is filled as well.
@@ -121,6 +124,7 @@ def load(path: str | os.PathLike[str], *, strict: bool = True, **modules: nn.Mod
         >>> folder.cleanup()
     """
     target = stem(path)
+    _refuse_unnamed(unnamed)
     _check_modules(modules, "load")
     contents = read_contents(target)
     found: dict[str, tuple[Entry, nn.Module]] = {}
@@ -218,6 +222,15 @@ def _warn_of_numbers(name: str, module: nn.Module) -> None:
             f"{name}: is saved with NaN or infinite numbers in {wrong[:4]}; load an earlier file, or fit it again.",
             CheckpointWarning,
             stacklevel=stacklevel_of_user(),
+        )
+
+
+def _refuse_unnamed(unnamed: Sequence[Any]) -> None:
+    """Raise if modules are given without a name: Python's own error says nothing of names."""
+    if unnamed:
+        raise ArgumentTypeError(
+            f"modules: {len(unnamed)} given without a name, the first is {kind_of(unnamed[0])}; pass each by name: "
+            "model=model, guide=guide."
         )
 
 

@@ -82,6 +82,15 @@ def test_shared_memory_is_copied(tmp_path):
     assert torch.equal(other.weight, net.weight)
 
 
+def test_modules_without_a_name(tmp_path):
+    net = nn.Linear(3, 2)
+    with pytest.raises(ArgumentTypeError, match="modules: 1 given without a name, the first is a Linear; pass each by"):
+        save(tmp_path / "run", net)
+    save(tmp_path / "run", net=net)
+    with pytest.raises(ArgumentTypeError, match="modules: 1 given without a name"):
+        load(tmp_path / "run", net)
+
+
 def test_errors(tmp_path):
     net = nn.Linear(3, 2)
     save(tmp_path / "net", net=net)

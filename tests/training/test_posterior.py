@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 import re
 import subprocess
 import sys
@@ -36,7 +35,6 @@ from bayeshnet import (
 )
 from bayeshnet.configuration.configured import _KNOWN
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning
-from bayeshnet.training._files import read_file, write_file
 
 ROOT = Path(__file__).parents[2]
 X = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
@@ -430,60 +428,6 @@ def test_files_that_hold_no_guide_or_one_that_is_not_known(tmp_path):
         load_posterior(tmp_path / "nothing", net())
     with pytest.raises(CheckpointError, match="model: cannot be built from .* this network .*no param"):
         load_posterior(tmp_path / "run", nn.Tanh())
-
-
-def leaves(value, path=()):
-    """Every place in a description."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in items:
-        yield from leaves(part, (*path, key))
-
-
-def with_part(value, path, part):
-    value = copy.deepcopy(value)
-    place = value
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = part
-    return value
-
-
-HOSTILE = [
-    None,
-    -1,
-    10**12,
-    2**70,
-    1e300,
-    "os.system",
-    "",
-    [],
-    {},
-    [[]],
-    {"kind": "function", "name": "os.system"},
-    True,
-]
-HOSTILE.extend(
-    [{"kind": "configured", "of": "guide", "class": "AutoHypernet", "arguments": {}}, [10**6, 10**6], "../../x"]
-)
-
-
-def test_hostile_descriptions_end_in_the_packages_error(tmp_path):
-    """Every second place of a description in turn has something else: it is refused, or makes no difference."""
-    model = model_of(likelihood=likelihoods.Normal(scale=dist.Gamma(6.0, 6.0)))
-    guide = AutoHypernet(model, example=(X, Y), family=families.Mixture(families.LowRank(2), 2))
-    path = save(tmp_path / "run", guide=guide)
-    tensors, description = read_file(path)
-    chance = random.Random(0)
-    places = [place for place in leaves(description) if place]
-    refused = 0
-    for place in places[::2]:
-        write_file(path, tensors, with_part(description, place, chance.choice(HOSTILE)))
-        try:
-            load_posterior(path, net())
-        except CheckpointError:
-            refused += 1
-    assert refused > len(places) / 4
 
 
 # ---------------------------------------------------------------------- a fresh process
