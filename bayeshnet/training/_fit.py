@@ -184,12 +184,6 @@ def fit(
         file = FitFile(*written, describe_fit(model, guide, used, looks, options))
     if lr_schedule is None:
         lr_schedule = (lambda _: 1.0) if stop is not None else flat_then_cosine(total)
-    rules: dict[str, Any] = {
-        "stop": stop,
-        "callbacks": callbacks,
-        "validation": looks,
-        "file": file,
-    }
     # Gradients are taken even if the caller has switched them off, as for evaluation.
     with one_thread("fit"), torch.enable_grad():
         batches.check_known_size(steps=total)
@@ -198,7 +192,18 @@ def fit(
         trainer = Trainer(model, guide, elbo, lr, lr_schedule, optimizer, clip_norm)
         num_rows, per_batch = batches.rows()
         history = History(rows=num_rows, batch_size=per_batch)
-        _run(Loop(trainer, batches, history, total, check_elbo=loss is None, **rules), data, progress)
+        loop = Loop(
+            trainer,
+            batches,
+            history,
+            total,
+            stop=stop,
+            callbacks=callbacks,
+            validation=looks,
+            file=file,
+            check_elbo=loss is None,
+        )
+        _run(loop, data, progress)
     return history
 
 

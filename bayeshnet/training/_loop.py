@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 from torch import Tensor
 
-from bayeshnet.errors import BayeshnetError, DatasetSizeWarning
+from bayeshnet.errors import BayeshnetError
 from bayeshnet.models.capabilities import vectorises
 from bayeshnet.sites.arguments import call_error, require_targets
 from bayeshnet.training._batches import Batches
@@ -88,8 +88,6 @@ class Loop:
             stack.enter_context(warnings.catch_warnings())
             # Pyro's warning of a NaN loss; an error that says more follows.
             warnings.filterwarnings("ignore", message="Encountered NaN", category=UserWarning)
-            # The model goes by the sizes of batches alone; the data have been compared with dataset_size.
-            warnings.filterwarnings("ignore", message="A batch of", category=DatasetSizeWarning)
             for step in range(first, self.steps):
                 args, kwargs = next(self.batches)
                 self._make(step, args, kwargs)
