@@ -18,21 +18,20 @@ from bayeshnet.mnets.module_mainnet import functional_copy
 from bayeshnet.models import priors
 from bayeshnet.models._repr import model_repr
 from bayeshnet.models.batch_norm import BatchNormMode, BatchNormStatistics
-from bayeshnet.models.data_checks import check_input, check_output, check_parameters, check_rows, nan_error
+from bayeshnet.models.data_checks import check_input, check_parameters, check_rows
+from bayeshnet.models.evaluated import EvaluatedForDraws
 from bayeshnet.models.likelihoods import Likelihood, as_likelihood
 from bayeshnet.models.observations import check_missing, data_plate, observed, row_data, row_weight
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.models.prepared import PreparedByData
 from bayeshnet.models.prior_rules import prior_rule
-from bayeshnet.models.target_shapes import checked_shape, drops_dimension, fitted_targets
+from bayeshnet.models.target_shapes import checked_shape, fitted_targets
 from bayeshnet.models.units import Standardize, Units, standardization_from
 from bayeshnet.models.updated import PosteriorPrior, updated
 from bayeshnet.models.weight_sites import (
     build_priors,
     learned_scales,
-    placed_draws,
     refuse_unknown_names,
-    stacked_values,
 )
 
 __all__ = ["BayesianModel"]
@@ -40,7 +39,7 @@ __all__ = ["BayesianModel"]
 PriorLike: TypeAlias = "priors.Prior | TorchDistributionMixin | Callable[..., TorchDistributionMixin]"
 
 
-class BayesianModel(PreparedByData, Configured, nn.Module):
+class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
     """A Bayesian neural network as a Pyro model: ``w ~ prior``, ``y ~ likelihood(net(x; w))``.
 
     Calling it runs the Pyro program, so that every Pyro algorithm accepts it: ``SVI``, ``NUTS``, ``Predictive`` (also
@@ -234,7 +233,7 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
             check_rows(x, rows)
         if y is not None:
             y = fitted_targets(self.likelihood, y, f.shape[dims - 1 :], self.target_shape)
-        f = self._without_dropped(f, dims)
+        f = self.without_dropped(f, dims)
         given = self.units.of_rows(row_data(self.likelihood, f.shape[dims - 1 :], noise=noise, exposure=exposure))
         conditional = self.units.observed(self.likelihood.conditional(f, {**params, **given}, batch_dims=dims), f.dtype)
         if y is not None:
@@ -284,97 +283,6 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
         """Inputs ``[B, ...]``, or a tuple of the network's arguments, in the units and dtype of the network."""
         return self.units.inputs(x, dtype=self._like.dtype)
 
-    def evaluate(
-        self, x: Any, weights: Mapping[str, Tensor], *, reference: bool = False, any_rows: bool = False
-    ) -> tuple[Tensor, Size]:
-        """Run the network for draws of its weight sites.
-
-        Args:
-            x: Inputs as for :meth:`forward`.
-            weights: A value per weight site, each ``[*samples, *shape]`` with the same or broadcastable ``samples``;
-                and statistics of their batch norm, as :meth:`with_statistics` returns them.
-            reference: Use the reference rows of batch norm in training mode, too.
-            any_rows: Do without reference rows where there are none: only the shape of the outputs matters.
-
-        Returns:
-            Outputs ``[*samples, B, ...]``, and ``samples``. A last sample dimension of size 1 is taken for the place
-            of the data plate and dropped.
-        """
-        stacked, lead = stacked_values(weights, self.net, flat=self.flat)
-        f = self.batch_norm.evaluated(
-            self.net,
-            stacked[0] if self.flat else stacked,
-            x,
-            statistics=self.batch_norm.given(weights),
-            units=self.standardized_inputs,
-            reference=reference,
-            any_rows=any_rows,
-        )
-        f = check_output(f)
-        kept = lead[:-1] if len(lead) and lead[-1] == 1 else lead
-        return self.likelihood.arrange(f.reshape(kept + f.shape[1:]), batch_dims=len(kept) + 1), kept
-
-    def conditional(
-        self, x: Any, draws: Mapping[str, Tensor], **of_rows: Tensor | None
-    ) -> tuple[Tensor, TorchDistributionMixin]:
-        """Outputs, and the distribution of observations, for given draws of all latent sites.
-
-        Args:
-            x: Inputs ``[B, ...]``.
-            draws: A value ``[S, *event]`` per site of :attr:`latent_shapes`.
-            of_rows: ``noise`` and ``exposure`` as for :meth:`forward`.
-
-        Returns:
-            Outputs ``[S, B, ...]`` as the likelihood takes them, and the distribution with ``batch_shape`` ``[S, B]``
-            and the shape of one observation as ``event_shape``.
-
-        Raises:
-            ArgumentError: If outputs are NaN; the message says whether inputs or draws are.
-        """
-        self.check_inputs(x)
-        weights = placed_draws(draws, self.weight_priors(), self._like)
-        f, _ = self.evaluate(x, {**weights, **self.batch_norm.given(draws)}, reference=True)
-        if isinstance(x, Tensor) and x.dim() == 1:
-            check_rows(x, f.shape[1], some=False)
-        # A sum is cheap beside what follows, and NaN if there is one among what it adds.
-        if bool(torch.isnan(f.sum())) and bool(torch.isnan(f).any()):
-            raise nan_error(x, draws, f)
-        f = self._without_dropped(f, 2)
-        return f, self.conditional_of(f, draws, **of_rows)
-
-    def conditional_of(
-        self, f: Tensor, draws: Mapping[str, Tensor], **of_rows: Tensor | None
-    ) -> TorchDistributionMixin:
-        """The distribution of observations, given outputs ``f [S, B, ...]`` of :meth:`conditional` and all draws."""
-        given = self.units.of_rows(row_data(self.likelihood, f.shape[1:], **of_rows))
-        return self.units.observed(self.likelihood.conditional_of(f, draws, given), f.dtype)
-
-    def log_likelihood(
-        self,
-        x: Any,
-        y: Tensor,
-        draws: Mapping[str, Tensor],
-        *,
-        weight: Tensor | None = None,
-        size: int | None = None,
-        **of_rows: Tensor | None,
-    ) -> Tensor:
-        """The log-likelihood ``[S]`` of all rows as these tell it: what :meth:`forward` adds to the joint density.
-
-        Args:
-            x: Inputs ``[B, ...]``.
-            y: Targets ``[B, *target]``.
-            draws: A value ``[S, *event]`` per site of :attr:`latent_shapes`.
-            weight: As for :meth:`forward`.
-            size: Number of all rows; ``dataset_size`` or B by default.
-            of_rows: ``noise`` and ``exposure`` as for :meth:`forward`.
-        """
-        _, conditional = self.conditional(x, draws, **of_rows)
-        rows = conditional.batch_shape[1]
-        y = y.reshape(rows, *conditional.event_shape)  # of [B, 1] for single numbers the warning has been given
-        fn, y = self.observed(conditional, y, weight)
-        return fn.log_prob(y).double().sum(-1) * ((size or self.dataset_size or rows) / rows / self.kl_weight)
-
     def updated(self, guide: Any, *, dataset_size: int | None = None, num_samples: int | None = None) -> BayesianModel:
         """A model for the next data, whose prior is the posterior so far; see :mod:`bayeshnet.models.updated`.
 
@@ -384,10 +292,3 @@ class BayesianModel(PreparedByData, Configured, nn.Module):
             num_samples: Number of draws where moments are taken of draws; 20 for each latent, 2,000 to 20,000.
         """
         return updated(self, guide, dataset_size=dataset_size, num_samples=num_samples)
-
-    # ------------------------------------------------------------------ parts
-
-    def _without_dropped(self, f: Tensor, batch_dims: int) -> Tensor:
-        """Outputs without the dimension of size 1 that observations have not."""
-        drops = drops_dimension(self.likelihood, f.shape[batch_dims:], self.target_shape)
-        return f.squeeze(batch_dims) if drops else f
