@@ -55,8 +55,9 @@ def prior_start(
 ) -> PriorStart:
     """Find the centre and spread of each latent coordinate under the prior.
 
-    Exact for Normal priors that do not depend on other latents; median and interquartile range of prior draws
-    elsewhere; the prototype's value and 1 where the prior cannot be drawn from.
+    Exact for Normal priors that do not depend on other latents; for those that do by the parameters they have in prior
+    draws of the others; median and interquartile range of prior draws elsewhere; the prototype's value and 1 where the
+    prior cannot be drawn from.
 
     Args:
         model: The Pyro model.
@@ -139,24 +140,42 @@ def _same_latents(one: Trace, other: Trace) -> bool:
 
 def _constant_normal(traces: Sequence[Trace], site: LatentSite) -> tuple[Tensor, Tensor] | None:
     """Return location and scale of a Normal prior that is the same in every run; None for any other."""
-    found: list[tuple[Tensor, Tensor]] = []
-    for trace in traces[:2]:
-        fn = nodes_of(trace)[site.name]["fn"]
-        while not isinstance(fn, torch.distributions.Normal):
-            if isinstance(fn, TransformedDistribution) and not isinstance(fn, torch.distributions.LogNormal):
-                return None  # its base is Normal in other coordinates than the unconstrained ones
-            fn = getattr(fn, "base_dist", None)
-            if fn is None:
-                return None
-        found.append((fn.loc, fn.scale))
-    (loc, scale), (loc_again, scale_again) = found
-    if not (torch.equal(loc, loc_again) and torch.equal(scale, scale_again)):
+    first, second = (_normal(trace, site) for trace in traces[:2])
+    if first is None or second is None or not all(map(torch.equal, first, second)):
         return None
-    return loc.expand(site.shape).reshape(-1), scale.expand(site.shape).reshape(-1)
+    return first
+
+
+def _normal(trace: Trace, site: LatentSite) -> tuple[Tensor, Tensor] | None:
+    """Location and scale ``[n]`` of a site that is Normal in unconstrained coordinates; None for any other."""
+    fn = nodes_of(trace)[site.name]["fn"]
+    while not isinstance(fn, torch.distributions.Normal):
+        if isinstance(fn, TransformedDistribution) and not isinstance(fn, torch.distributions.LogNormal):
+            return None  # its base is Normal in other coordinates than the unconstrained ones
+        fn = getattr(fn, "base_dist", None)
+        if fn is None:
+            return None
+    return fn.loc.expand(site.shape).reshape(-1), fn.scale.expand(site.shape).reshape(-1)
 
 
 def _empirical(traces: Sequence[Trace], site: LatentSite) -> tuple[Tensor, Tensor]:
+    """Centre and spread of a site by draws of the prior.
+
+    A Normal whose location or scale depend on other latents is no draw but its parameters: latents that are alike,
+    such as the intercepts of groups with a common scale, then get one spread, which draws of each would not give. The
+    scale is the upper quartile of what the others make it, which is finite where its mean square is not.
+    """
+    parameters = [found for found in (_normal(trace, site) for trace in traces) if found is not None]
+    if len(parameters) == len(traces):
+        centre, spread = _middle(torch.stack([loc for loc, _ in parameters]))
+        scale = torch.quantile(torch.stack([scale for _, scale in parameters]), 0.75, dim=0)
+        return centre, torch.hypot(scale, spread).clamp(1e-3, 1e3)
     values = [nodes_of(trace)[site.name]["value"] for trace in traces]
-    draws = torch.stack([site.unconstrain(value).reshape(-1) for value in values])
+    centre, spread = _middle(torch.stack([site.unconstrain(value).reshape(-1) for value in values]))
+    return centre, spread.clamp(1e-3, 1e3)
+
+
+def _middle(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """The median of draws ``[S, n]``, and their interquartile range in units of a Gaussian's standard deviation."""
     quartiles = torch.quantile(draws, torch.tensor([0.25, 0.5, 0.75], dtype=draws.dtype, device=draws.device), dim=0)
-    return quartiles[1], ((quartiles[2] - quartiles[0]) / 1.349).clamp(1e-3, 1e3)
+    return quartiles[1], (quartiles[2] - quartiles[0]) / 1.349

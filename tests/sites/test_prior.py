@@ -110,6 +110,30 @@ def test_what_is_known_and_what_is_drawn():
     assert float(start.scale[0]) == pytest.approx((high - low) / 1.349, abs=0.06)
 
 
+def test_latents_that_are_alike_get_one_spread():
+    """Intercepts of groups: the spread is that of the conditional prior, by the quantiles of what it depends on."""
+
+    def model():
+        mean, spread = pyro.sample("mean", dist.Normal(5.0, 2.0)), pyro.sample("spread", dist.HalfNormal(1.0))
+        pyro.sample("apart", dist.Normal(torch.zeros(3), spread).to_event(1))
+        pyro.sample("around", dist.Normal(mean.expand(2), spread).to_event(1))
+        heavy = pyro.sample("heavy", dist.HalfCauchy(5.0))
+        pyro.sample("tailed", dist.Normal(torch.zeros(2), heavy).to_event(1))
+
+    torch.manual_seed(0)
+    sites = latent_sites(poutine.trace(model).get_trace())
+    start = prior_start(model, sites, torch.zeros(10), (), {}, num_draws=4000)
+    assert not bool(start.gaussian[1:].any())
+    apart, around, tailed = start.scale[2:5], start.scale[5:7], start.scale[8:]
+    assert len(set(apart.tolist())) == len(set(around.tolist())) == len(set(tailed.tolist())) == 1
+    upper = 1.1503  # the upper quartile of a half normal, whose density is .412 there: a standard error of .0166
+    assert float(apart[0]) == pytest.approx(upper, abs=0.07)
+    assert float(around[0]) == pytest.approx((upper**2 + 2.0**2) ** 0.5, abs=0.25)  # that of the quartile range: .05
+    assert float(tailed[0]) == pytest.approx(5.0 * (1.0 + 2.0**0.5), abs=1.7)  # density .0186, a standard error of .37
+    assert start.loc[2:5].tolist() == [0.0] * 3
+    assert float(start.loc[5]) == pytest.approx(5.0, abs=0.16)
+
+
 def test_an_improper_prior_starts_at_the_prototype():
     def model():
         return pyro.sample("z", dist.ImproperUniform(dist.constraints.positive, (), (2,)))
