@@ -58,14 +58,14 @@ def assert_elbos_agree(model, guide, args, *, loops: int) -> None:
         loops: Losses of a single particle to take the mean of.
     """
     options = {"num_particles": 50, "vectorize_particles": True}
-    plain, plain_error = mean_loss(Trace_ELBO(**options), model, guide, args, 40)
-    field, field_error = mean_loss(TraceMeanField_ELBO(**options), model, guide, args, 40)
+    plain, plain_error = mean_loss(Trace_ELBO(**options), model, guide, args, 20)
+    field, field_error = mean_loss(TraceMeanField_ELBO(**options), model, guide, args, 20)
     looped, looped_error = mean_loss(Trace_ELBO(num_particles=1), model, guide, args, loops)
     # Renyi's bound for one particle is the ELBO.
     renyi, renyi_error = mean_loss(RenyiELBO(num_particles=1), model, guide, args, loops)
     for other, error in ((field, field_error), (looped, looped_error), (renyi, renyi_error)):
         assert abs(plain - other) < 5 * math.hypot(plain_error, error)
     # With more particles it rises to the evidence.
-    more = [mean_loss(RenyiELBO(num_particles=k, vectorize_particles=True), model, guide, args, 60) for k in (2, 8, 64)]
+    more = [mean_loss(RenyiELBO(num_particles=k, vectorize_particles=True), model, guide, args, 25) for k in (2, 8, 64)]
     for (above, above_error), (below, below_error) in pairwise([(plain, plain_error), *more]):
         assert below < above + 5 * math.hypot(above_error, below_error)

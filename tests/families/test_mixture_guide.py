@@ -41,16 +41,16 @@ def test_elbos_agree(problem):
     """All bounds see one density, with draws that are shared out and with draws one by one."""
     model, args = PROBLEMS[problem]()
     guide = AutoHypernet(model, example=args, family=Mixture(num_components=3))
-    fit(model, guide, args, steps=100, progress=False)
-    assert_elbos_agree(model, guide, args, loops=150)
+    fit(model, guide, args, steps=60, progress=False)
+    assert_elbos_agree(model, guide, args, loops=80)
 
 
 def test_elbos_agree_for_components_of_one_hypernetwork():
     model, args = bnn()
     guide = AutoHypernet(model, example=args, family=Hypernet(num_components=2))
-    fit(model, guide, args, steps=100, progress=False)
+    fit(model, guide, args, steps=60, progress=False)
     assert "correlated within units, num_components=2), conditional=" in repr(guide)
-    assert_elbos_agree(model, guide, args, loops=150)
+    assert_elbos_agree(model, guide, args, loops=80)
 
 
 @pytest.mark.parametrize(("problem", "parallel"), PREDICTIVE)

@@ -30,8 +30,8 @@ from tests.scenarios import PREDICTIVE, PROBLEMS, assert_elbos_agree
 def test_elbos_agree(problem, noise):
     model, args = PROBLEMS[problem]()
     guide = AutoHypernet(model, example=args, family=Hypernet(noise=noise))
-    fit(model, guide, args, steps=150, progress=False)
-    assert_elbos_agree(model, guide, args, loops=300)
+    fit(model, guide, args, steps=60, progress=False)
+    assert_elbos_agree(model, guide, args, loops=120)
 
 
 @pytest.mark.parametrize("name", ["eight schools", "constrained"])
@@ -96,7 +96,7 @@ def test_local_latents_in_plates_and_guide_lists():
 @pytest.mark.slow
 def test_eight_schools_as_by_quadrature():
     guide = AutoHypernet(eight_schools, example=(ERRORS, EFFECTS))
-    fit(eight_schools, guide, (ERRORS, EFFECTS), steps=3000, num_particles=256, progress=False)
+    fit(eight_schools, guide, (ERRORS, EFFECTS), steps=2000, num_particles=64, progress=False)
     found = guide.sample_posterior(20_000)
     found["theta"] = found["mu"].unsqueeze(-1) + found["tau"].unsqueeze(-1) * found["eta"]
     for name, (mean, std) in eight_schools_moments().items():

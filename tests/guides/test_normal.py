@@ -42,8 +42,8 @@ def detached(guide):
 def test_elbos_agree(problem):
     model, args = PROBLEMS[problem]()
     guide = AutoHypernetNormal(model, example=args)
-    fit(model, guide, args, steps=100, progress=False)
-    assert_elbos_agree(model, guide, args, loops=300)
+    fit(model, guide, args, steps=60, progress=False)
+    assert_elbos_agree(model, guide, args, loops=120)
     assert not list(pyro.get_param_store().keys())
 
 
