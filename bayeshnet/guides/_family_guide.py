@@ -106,7 +106,7 @@ class FamilyGuide(Guide):
         """As in the base class; and attach the model, and place inducing points that have no rows of their own yet."""
         if has_network(model):
             self.attach(model)  # it may be a copy of the one that the guide was built for
-        if self.wants_rows and (rows := first_rows(data, self.wants_rows)) is not None:
+        if self.wants_rows and (rows := first_rows(data, self.wants_rows, model)) is not None:
             self.place_inducing(*rows)
         super().begin_fit(model, data)
 
@@ -118,9 +118,9 @@ class FamilyGuide(Guide):
         super().end_fit(model, data)
         if self.num_proposals > 1 and self.inducing is not None:
             with torch.random.fork_rng(devices=[]):
-                rows = first_rows(data, CALIBRATION_ROWS)
+                rows = first_rows(data, CALIBRATION_ROWS, model)
                 if rows is not None and has_network(self.original_model):
-                    self.calibrate(*rows, **first_row_data(data, CALIBRATION_ROWS))
+                    self.calibrate(*rows, **first_row_data(data, CALIBRATION_ROWS, model))
         with torch.random.fork_rng(devices=[]):
             diagnosis = self.diagnose(num_samples=64, thorough=False)
         for advice in diagnosis.advice:

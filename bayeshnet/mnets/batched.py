@@ -25,9 +25,9 @@ __all__ = ["batched_forward"]
 
 # What was learned about a network in one training / evaluation state: whether it can be vectorised. The networks are
 # held weakly, and nothing depends on the entries but speed.
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str | bool, ...], bool]] = weakref.WeakKeyDictionary()
 # Likewise, whether it writes to the weights that it is given: it is then given copies.
-_WRITES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
+_WRITES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str | bool, ...], bool]] = weakref.WeakKeyDictionary()
 
 
 def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_size: int | None = None) -> Any:
@@ -92,10 +92,10 @@ def _evaluated(net: nn.Module, mainnet: Any, weights: WeightSamples, x: Any, chu
         outputs = [None] if chain is None else [chain.forward(chunk, x) for chunk in chunks]
         if outputs[0] is not None:
             return _join(outputs, torch.cat)
-    known = _KNOWN.setdefault(net, {})
-    key = tuple(module.training for module in net.modules())
-    # A network that is built around another for one call is known by that.
-    writes = _WRITES.setdefault(getattr(net, "built_around", net), {})
+    # A network that is built around another for one call is known by that, and by how it is.
+    inner = getattr(net, "built_around", net)
+    known, writes = _KNOWN.setdefault(inner, {}), _WRITES.setdefault(inner, {})
+    key = (type(net).__qualname__, *(module.training for module in net.modules()))
 
     def evaluate(*, protect: bool) -> Any:
         return _evaluate(net, _Call(mainnet, x, protect=protect), chunks, known, key)
@@ -128,8 +128,8 @@ def _evaluate(
     net: nn.Module,
     run: _Call,
     chunks: list[list[Tensor]],
-    known: dict[tuple[bool, ...], bool],
-    key: tuple[bool, ...],
+    known: dict[tuple[str | bool, ...], bool],
+    key: tuple[str | bool, ...],
 ) -> Any:
     """The outputs, by vmap where that is possible and otherwise by a loop."""
     single = len(chunks) == 1 and len(chunks[0][0]) == 1
