@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -281,4 +282,12 @@ def _join(outputs: Sequence[Any], how: Callable[[list[Tensor]], Tensor]) -> Any:
     if isinstance(first, tuple | list):
         parts = [_join(list(column), how) for column in zip(*outputs, strict=True)]
         return make(*parts) if hasattr(first, "_fields") else make(parts)
+    if is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in fields(first) if field.init]
+        return replace(first, **{name: _join([getattr(out, name) for out in outputs], how) for name in names})
+    if first is not None and not isinstance(first, bool | int | float | str):
+        raise ArgumentTypeError(
+            f"net: returns {kind_of(first)}, and those of several samples of weights cannot be put together; let it "
+            "return tensors in a tuple, list, dict or dataclass, or pass BayesianModel(..., output=...)."
+        )
     return first  # None, numbers, strings: the same for all samples

@@ -74,8 +74,8 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn
             reference rows (see :meth:`set_reference_rows`), ``"batch"`` or ``"running"``. A layer that is in evaluation
             mode when the model is built keeps its running statistics.
         reference_rows: Number of those rows.
-        output: Which part of what the network returns is observed: a key or attribute (``"logits"``), a place in a tuple
-            (0), or a function from what it returns, for one set of weights, to a tensor ``[B, ...]``.
+        output: What is observed of that which the network returns: a key or attribute (``"logits"``), a place in a
+            tuple (0), or a function from what it returns, for one set of weights, to a tensor ``[B, ...]``.
         columns: How columns of a frame become numbers, :class:`~bayeshnet.models.Columns`, or the training frame; that
             of ``standardize=(frame, y)`` by default.
         inputs: Number of the network's arguments at the front of a batch ``(u, v, y)``; those that its ``forward``

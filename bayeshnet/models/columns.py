@@ -273,7 +273,7 @@ class ColumnEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Columns of numbers and of embeddings ``[B, out_features]``."""
         parts = [x[..., : self.numeric]]
-        parts += [layer(x[..., self.numeric + i].long()) for i, layer in enumerate(self.embeddings)]
+        parts += [layer(x[..., self.numeric + i].round().long()) for i, layer in enumerate(self.embeddings)]
         return torch.cat(parts, dim=-1)
 
 

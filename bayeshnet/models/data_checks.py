@@ -94,7 +94,8 @@ def check_output(f: Any) -> Tensor:
     """
     if not isinstance(f, Tensor):
         raise ArgumentTypeError(
-            f"net: returns {described(f)}; a likelihood needs one tensor. Pass BayesianModel(..., output=...): {_fix(f)}."
+            f"net: returns {described(f)}; a likelihood needs one tensor. Pass BayesianModel(..., output=...), "
+            f"{_fix(f)}."
         )
     if not f.is_floating_point():
         raise ArgumentTypeError(

@@ -124,6 +124,7 @@ class OutputOf(nn.Module, MainNetInterface):
         return getattr(self.net, "built_around", self.net)
 
     def distillation_targets(self) -> None:
+        """None: there is nothing to distil."""
         return
 
     def forward(self, x: Any, weights: Any = None, distilled_params: None = None, condition: None = None) -> Any:
