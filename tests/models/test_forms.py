@@ -35,7 +35,7 @@ def data():
 
 
 def test_arrays_are_the_tensors_that_they_hold():
-    model, (x, y) = made(), data()
+    model, (x, y) = made(dataset_size=8), data()
     tensors = torch.as_tensor(x).float(), torch.as_tensor(y).float()
     found = []
     for given in ((x, y), tensors):
@@ -73,6 +73,7 @@ def test_whole_numbers_stay_whole_and_floats_take_the_networks_dtype():
 def test_what_cannot_be_inputs_is_refused_by_name():
     model, (x, y) = made(), data()
     packed = pack_padded_sequence(torch.zeros(2, 3, 1), torch.tensor([3, 1]), batch_first=True)
+    ragged = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged)
     cases = [
         (packed, ArgumentTypeError, "x: is a PackedSequence"),
         (np.array(["a", "b"]), ArgumentTypeError, "x: is a ndarray of dtype <U1, which holds no numbers"),
@@ -80,7 +81,11 @@ def test_what_cannot_be_inputs_is_refused_by_name():
         ([1.0, 2.0], ArgumentTypeError, "x: is a list of float"),
         (pd.Series(["a", "b"], dtype="category"), ArgumentTypeError, "x: is a Series of dtype category"),
         (pd.Series([1, None], dtype="Int64"), ArgumentError, "x: has missing values"),
-        (torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), ArgumentTypeError, "x: is a nested tensor"),
+        (
+            torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
+            ArgumentTypeError,
+            "x: is a nested tensor",
+        ),
     ]
     for given, error, message in cases:
         with pytest.raises(error, match=re.escape(message)):
