@@ -215,9 +215,9 @@ def _of_array(value: Any, argument: str, like: Tensor, keep: bool) -> Tensor:
     dtype = getattr(value, "dtype", None)
     # Categories of pandas become numbers that mean nothing; its own types of numbers may hold missing values.
     array = value.to_numpy() if hasattr(value, "to_numpy") and not hasattr(value, "cat") else np.asarray(value)
-    if array.dtype == object and str(dtype)[:1] in "IUFb" and hasattr(value, "isna"):
-        if bool(value.isna().any()):
-            raise ArgumentError(f"{argument}: has missing values; remove or impute them.")
+    if str(dtype)[:1] in "IUFb" and hasattr(value, "isna") and bool(value.isna().any()):
+        raise ArgumentError(f"{argument}: has missing values; remove or impute them.")
+    if array.dtype == object and str(dtype)[:1] in "IUFb":
         array = np.asarray([entry.item() if hasattr(entry, "item") else entry for entry in array])
     if array.dtype.kind not in _KINDS or hasattr(value, "cat"):
         raise ArgumentTypeError(

@@ -92,6 +92,11 @@ def _may_be_several(net: Any) -> bool:
     return "Tensor" not in str(parameter.annotation).split("[")[0]
 
 
+def _units(model: Any) -> Any:
+    """The statistics of a model; None while it is being built."""
+    return vars(model)["_modules"].get("units")
+
+
 class GivenData:
     """The part of :class:`~bayeshnet.BayesianModel` that says what may stand where its arguments stand.
 
@@ -123,7 +128,7 @@ class GivenData:
             return x
         model = cast("BayesianModel", self)
         like, wanted, columns = model._like, model.inputs_taken, model.columns  # pyright: ignore[reportPrivateUsage] - this is a part of the same class
-        units = cast("Any", model._modules.get("units"))
+        units = _units(model)
 
         def keeps(name: str) -> bool:
             return units is None or units.takes_any_float(name)
@@ -164,7 +169,7 @@ class GivenData:
         if value is None or isinstance(value, Tensor):
             return value
         model = cast("BayesianModel", self)
-        units = cast("Any", model._modules.get("units"))
+        units = _units(model)
         keep = units is None or units.target_scale is not None
         if is_frame(value):
             value = value.to_numpy()

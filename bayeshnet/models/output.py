@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ def check_output_argument(output: Any) -> Picked:
     """
     whole = isinstance(output, int) and not isinstance(output, bool)
     if output is None or isinstance(output, str) or whole or (callable(output) and not isinstance(output, type)):
-        return output
+        return cast("Picked", output)
     raise ArgumentTypeError(
         f"output: is {kind_of(output)}; pass the key or attribute of the output that is observed, 'logits', its place, "
         "0, or a function from what the network returns to one tensor."

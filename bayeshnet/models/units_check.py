@@ -45,12 +45,20 @@ def check_units(model: BayesianModel, x: Any, y: Any, of_rows: Mapping[str, Any]
         >>> check_units(model, torch.randn(20, 2), torch.randn(20))
     """
     with torch.no_grad():
-        messages = [_of_inputs(part) for name, part in leaves(x) if not model.units.takes_any_float(name)]
+        parts = [part for name, part in leaves(x) if not model.units.takes_any_float(name)]
+        columns = model.columns
+        if columns is not None:  # categories have no unit
+            parts = [part[:, : len(columns.numeric)] if _is_of(part, columns.width) else part for part in parts]
+        messages = [_of_inputs(part) for part in parts]
         messages = [] if _begins_with_norm(model.net) else messages
         messages.append(_of_targets(model, x, y, of_rows or {}))
     for message in messages:
         if message is not None:
             warnings.warn(message, UnitsWarning, stacklevel=stacklevel_of_user())
+
+
+def _is_of(part: Any, width: int) -> bool:
+    return isinstance(part, Tensor) and part.dim() == 2 and part.shape[1] == width
 
 
 def _begins_with_norm(net: nn.Module) -> bool:

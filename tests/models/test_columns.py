@@ -170,9 +170,10 @@ def test_a_frame_beside_another_input():
             self.table, self.image = nn.Linear(9, 1), nn.Conv1d(1, 1, 2)
 
         def forward(self, table, image):
-            return self.table(table / 1e4) + self.image(image).mean((1, 2)).unsqueeze(1)
+            return self.table(table) + self.image(image).mean((1, 2)).unsqueeze(1)
 
     data, y = frame(), targets()
+    data = data.assign(income=data["income"] / 5e4, age=data["age"] / 40.0)
     model = BayesianModel(Beside(), likelihood=likelihoods.Normal(scale=0.3), columns=data)
     guide = AutoHypernet(model, example=((data, np.zeros((12, 1, 4))), y))
     functions = predict(model, guide.sample_posterior(2), {"image": np.zeros((12, 1, 4)), "table": data}).functions

@@ -19,6 +19,7 @@ from bayeshnet import (
     predict,
     sample_networks,
     save,
+    start_from,
 )
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from bayeshnet.mnets import batched_forward
@@ -96,6 +97,17 @@ def test_a_fit_its_file_and_sampled_networks(output, tmp_path):
     picked = [out["logits"] if output == "logits" else sum_of_squares(out) for out in whole]
     assert torch.allclose(torch.stack(picked).squeeze(-1), functions, atol=1e-6)
     assert torch.allclose(freeze(draws, 2, made, output="network")(X), functions, atol=1e-6)
+
+
+def test_a_guide_starts_from_a_network_with_such_an_output():
+    made, plain = model(), Returns(dict)
+    guide = AutoHypernet(made, example=(X, Y))
+    start_from(guide, plain)
+    with torch.no_grad():
+        expected = plain(X)["logits"].squeeze(-1)
+    near = predict(made, guide, X, 200).functions.mean(0)
+    far = predict(made, AutoHypernet(made, example=(X, Y)), X, 200).functions.mean(0)
+    assert float((near - expected).abs().mean()) < 0.5 * float((far - expected).abs().mean())
 
 
 def test_samples_of_dataclasses_are_put_together_and_of_others_refused():
