@@ -34,10 +34,19 @@ def _functions(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
+@cache
+def _with_helpers(path: Path) -> str:
+    """The text of a file of tests, and of the modules beside the tests that it imports."""
+    text = path.read_text(encoding="utf-8")
+    helpers = [ROOT / f"{name.replace('.', '/')}.py" for name in re.findall(r"^from (tests[\w.]*) import", text, re.M)]
+    return "\n".join([text, *(helper.read_text(encoding="utf-8") for helper in helpers if helper.is_file())])
+
+
 def check_rows(heading: str, *, least: int) -> None:
     """Assert that there are so many different rows below a heading, and that each names tests that exist.
 
-    The id of a parameter has to stand in the file of the test in quotes, or as a name (of a class or a function).
+    The id of a parameter has to stand in the file of the test, or one that it imports from the tests, in quotes or as a
+    name (of a class or a function).
 
     Args:
         heading: The heading, without ``##``.
@@ -55,6 +64,6 @@ def check_rows(heading: str, *, least: int) -> None:
             path = ROOT / file
             assert path.is_file(), f"{heading}: {file} does not exist"
             assert test in _functions(path), f"{heading}: {file} has no test {test}"
-            text = path.read_text(encoding="utf-8")
+            text = _with_helpers(path)
             wanted = rf"[\"']{re.escape(parameter)}[\"']|\b{re.escape(parameter)}\b"
             assert not parameter or re.search(wanted, text), f"{heading}: {file} has no row {parameter!r}"
