@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -177,6 +178,7 @@ def fit(
     looks = None
     if validation is not None:
         rows = validation if isinstance(validation, Validation) else Validation(validation)
+        rows = replace(rows, data=given_data(rows.data, model))
         looks = rows, rows.every or (_LOOK_EVERY if epochs is None else total // epochs)
     file = None
     if (written := checked_file(checkpoint, every)) is not None:

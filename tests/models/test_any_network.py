@@ -12,7 +12,16 @@ from pyro.optim import Adam
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from bayeshnet import AutoHypernetNormal, BayesianModel, fit, likelihoods, predict, predict_summary
+from bayeshnet import (
+    AutoHypernetNormal,
+    BayesianModel,
+    fit,
+    likelihoods,
+    load_posterior,
+    predict,
+    predict_summary,
+    save,
+)
 from bayeshnet.mnets import batched
 from tests.models.networks_brought import MULTIPLE, ROWS, B
 
@@ -208,6 +217,19 @@ def test_plain_pyro_takes_the_same_arguments(form):
     drawn = Predictive(model, guide=guide, num_samples=3)
     found = drawn(**inputs) if kwargs else drawn(*inputs)
     assert found["obs"].shape == (3, B)
+
+
+@pytest.mark.parametrize("key", ["lstm_packed", "transformer_padding", "inputs_dict", "inputs_one_dict"])
+def test_a_posterior_over_a_network_with_several_inputs_is_loaded_without_data(key, tmp_path):
+    row, _, x, model = brought(key)
+    y = torch.randn(B, dtype=torch.double)
+    guide = AutoHypernetNormal(model, example=(x, y))
+    save(tmp_path / "run", model=model, guide=guide)
+    loaded = load_posterior(tmp_path / "run", row.build().double())
+    torch.manual_seed(1)
+    first = predict(model, guide, x, 3).draws
+    torch.manual_seed(1)
+    assert torch.equal(predict(loaded.model, loaded.guide, x, 3).draws, first)
 
 
 def test_inputs_by_the_names_of_the_network_are_taken():
