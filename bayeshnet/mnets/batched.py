@@ -28,7 +28,7 @@ __all__ = ["batched_forward"]
 # held weakly, and nothing depends on the entries but speed.
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str | bool, ...], bool]] = weakref.WeakKeyDictionary()
 # Likewise, whether it writes to the weights that it is given: it is then given copies.
-_WRITES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str | bool, ...], bool]] = weakref.WeakKeyDictionary()
+_WRITES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
 
 
 def batched_forward(net: nn.Module, weights: WeightSamples, x: Any, *, chunk_size: int | None = None) -> Any:
@@ -96,13 +96,14 @@ def _evaluated(net: nn.Module, mainnet: Any, weights: WeightSamples, x: Any, chu
     # A network that is built around another for one call is known by that, and by how it is.
     inner = getattr(net, "built_around", net)
     known, writes = _KNOWN.setdefault(inner, {}), _WRITES.setdefault(inner, {})
-    key = (type(net).__qualname__, *(module.training for module in net.modules()))
+    modes = tuple(module.training for module in net.modules())
+    key = (type(net).__qualname__, *modes)
 
     def evaluate(*, protect: bool) -> Any:
         return _evaluate(net, _Call(mainnet, x, protect=protect), chunks, known, key)
 
-    if key in writes or under_functorch():
-        return evaluate(protect=writes.get(key, False))
+    if modes in writes or under_functorch():
+        return evaluate(protect=writes.get(modes, False))
     tensors = [tensor for chunk in chunks for tensor in chunk]
     values, before = [tensor.detach().clone() for tensor in tensors], Snapshot(net, buffers=True)
     outputs, failed = None, False
@@ -121,7 +122,7 @@ def _evaluated(net: nn.Module, mainnet: Any, weights: WeightSamples, x: Any, chu
         before.restore()
         known.pop(key, None)
         outputs = evaluate(protect=True)
-    writes[key] = failed or any(changed)
+    writes[modes] = failed or any(changed)
     return outputs
 
 

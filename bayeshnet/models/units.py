@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -60,18 +60,23 @@ def standardization_from(
     if not several and (is_single(given) or isinstance(given, str) or not isinstance(given, Iterable)):
         raise ArgumentTypeError(f"standardize: is {kind_of(given)}; {_ADVICE}.")
     batches: Iterable[Any] = [given] if several else given
-    found = Standardization.of_batches(_pair(batch, arguments) for batch in batches)
+    found = Standardization.of_batches(_pairs(batches, arguments, whole=several))
     return found if targets else Standardization(found.inputs)
 
 
-def _pair(batch: Any, arguments: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None) -> tuple[Any, Any]:
-    """Inputs and targets of a batch."""
-    args = tuple(batch) if isinstance(batch, tuple | list) else () if isinstance(batch, Mapping) else (batch,)
-    kwargs = dict(batch) if isinstance(batch, Mapping) else {}
-    if arguments is not None:
-        args, kwargs = arguments(args, kwargs)
-    named = {**dict(zip(("x", "y"), args, strict=False)), **kwargs}
-    return named.get("x"), named.get("y")
+def _pairs(
+    batches: Iterable[Any], arguments: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None, *, whole: bool
+) -> Iterator[tuple[Any, Any]]:
+    """Inputs and targets of batches; of all data at once there has to be nothing else."""
+    for batch in batches:
+        args = tuple(batch) if isinstance(batch, tuple | list) else () if isinstance(batch, Mapping) else (batch,)
+        kwargs = dict(batch) if isinstance(batch, Mapping) else {}
+        if arguments is not None:
+            args, kwargs = arguments(args, kwargs)
+        if whole and len(args) > 2:
+            raise ArgumentTypeError(f"standardize: is {kind_of(batch)} of {len(batch)}; {_ADVICE}.")
+        named = {**dict(zip(("x", "y"), args, strict=False)), **kwargs}
+        yield named.get("x"), named.get("y")
 
 
 class Units(nn.Module):
