@@ -204,7 +204,8 @@ def _check_arguments(model: Any, guide: Any, x: Any, num_samples: Any, batch_siz
     check_source(model, guide)
     first: Any = next((part for _, part in leaves(x)), x)
     if not hasattr(first, "shape"):
-        what = f"is {kind_of(x)}" + ("" if first is x else f" that begins with {kind_of(first)}")
+        begin: Any = x[0] if isinstance(x, tuple) and x else x
+        what = f"is {kind_of(x)}" + ("" if begin is x else f" that begins with {kind_of(begin)}")
         raise ArgumentTypeError(
             f"x: {what}; pass a tensor of inputs [B, ...], or a tuple of the network's arguments. A DataLoader is what "
             "predict_summary takes; for all draws take all inputs, torch.cat([x for x, _ in loader])."

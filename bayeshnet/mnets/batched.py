@@ -97,7 +97,7 @@ def _evaluated(net: nn.Module, mainnet: Any, weights: WeightSamples, x: Any, chu
     inner = getattr(net, "built_around", net)
     known, writes = _KNOWN.setdefault(inner, {}), _WRITES.setdefault(inner, {})
     modes = tuple(module.training for module in net.modules())
-    key = (type(net).__qualname__, *modes)
+    key = modes if inner is net else (type(net).__qualname__, *modes)
 
     def evaluate(*, protect: bool) -> Any:
         return _evaluate(net, _Call(mainnet, x, protect=protect), chunks, known, key)

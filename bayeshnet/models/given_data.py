@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from bayeshnet.checks import kind_of, require_count
+from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.models.forms import as_tensor, is_frame, mapped
+from bayeshnet.models.forms import as_tensor, is_frame, leaves, mapped
 
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
@@ -147,9 +147,9 @@ class GivenData:
             return (found,) if one else found
         if not isinstance(x, tuple | list):
             return taken("0", x)
-        if isinstance(x, list) and x and all(isinstance(part, int | float | str) for part in x):
+        if isinstance(x, list) and not any(hasattr(part, "shape") or is_frame(part) for _, part in leaves(x)):
             raise ArgumentTypeError(
-                f"x: is a list of {kind_of(x[0]).split()[-1]} numbers or strings; pass a tensor, torch.tensor(x)."
+                "x: is a list; pass a tensor, torch.tensor(x), or a list of the network's arguments, tensors or arrays."
             )
         found = mapped(x, taken)
         if wanted.takes_one and (len(found) > 1 or (isinstance(x, list) and len(found) == 1)):

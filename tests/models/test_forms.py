@@ -78,7 +78,7 @@ def test_what_cannot_be_inputs_is_refused_by_name():
         (packed, ArgumentTypeError, "x: is a PackedSequence"),
         (np.array(["a", "b"]), ArgumentTypeError, "x: is a ndarray of dtype <U1, which holds no numbers"),
         (pd.DataFrame({"a": [1.0]}), ArgumentTypeError, r"columns ['a'], and the model does not know"),
-        ([1.0, 2.0], ArgumentTypeError, "x: is a list of float"),
+        ([1.0, 2.0], ArgumentTypeError, "x: is a list; pass a tensor, torch.tensor(x)"),
         (pd.Series(["a", "b"], dtype="category"), ArgumentTypeError, "x: is a Series of dtype category"),
         (pd.Series([1, None], dtype="Int64"), ArgumentError, "x: has missing values"),
         (ragged, ArgumentTypeError, "x: is a nested tensor"),
