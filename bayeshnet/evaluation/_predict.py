@@ -41,8 +41,8 @@ def predict(
     parallel: bool = True,
     generator: torch.Generator | None = None,
     differentiable: bool = False,
-    noise: Tensor | None = None,
-    exposure: Tensor | None = None,
+    noise: Any = None,
+    exposure: Any = None,
     sites: None = None,
 ) -> Prediction: ...
 @overload
@@ -67,8 +67,8 @@ def predict(
     parallel: bool = True,
     generator: torch.Generator | None = None,
     differentiable: bool = False,
-    noise: Tensor | None = None,
-    exposure: Tensor | None = None,
+    noise: Any = None,
+    exposure: Any = None,
     sites: Sequence[str] | None = None,
 ) -> Prediction | dict[str, Prediction]:
     """Evaluate many sampled networks on inputs.

@@ -103,7 +103,7 @@ class EvaluatedForDraws:
     def log_likelihood(
         self,
         x: Any,
-        y: Tensor,
+        y: Any,
         draws: Mapping[str, Tensor],
         *,
         weight: Tensor | None = None,

@@ -48,7 +48,7 @@ class PreparedByData:
         check_units(model, x, y, of_rows)
 
     @torch.no_grad()
-    def check_observations(self, x: Any, y: Tensor) -> None:
+    def check_observations(self, x: Any, y: Any) -> None:
         """Raise unless the model accepts these inputs and targets, without running the Pyro program.
 
         The network is evaluated once, for all weights at 0 and as few rows as show the shape of its output.

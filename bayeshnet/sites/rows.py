@@ -19,7 +19,7 @@ from bayeshnet.sites.modes import evaluating
 __all__ = ["check_rows", "first_row_data", "first_rows"]
 
 
-def check_rows(model: BayesianModel, x: Any, y: Tensor, *, finite: bool = True) -> None:
+def check_rows(model: BayesianModel, x: Any, y: Any, *, finite: bool = True) -> None:
     """Raise unless the model accepts these rows; its modes, buffers and random numbers stay as they are.
 
     Args:

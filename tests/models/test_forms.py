@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
@@ -188,6 +189,7 @@ def test_batches_that_are_padded_to_different_lengths():
     assert summary.log_prob.shape == (8,)
 
 
+@pytest.mark.skipif(os.environ.get("BAYESHNET_CHECK_SHAPES") == "1", reason="annotations of scores name tensors")
 def test_scores_take_arrays():
     draws, y = torch.randn(5, 8), torch.randn(8)
     assert crps(draws.numpy(), y.numpy()) == crps(draws, y)
