@@ -88,6 +88,10 @@ class DatasetSizeWarning(BayeshnetWarning):
     """The size of the data set was not given, or is not that of the data: the prior counts too much or too little."""
 
 
+class RowDataWarning(BayeshnetWarning):
+    """Something in a batch is taken for weights of its rows, and may be something else."""
+
+
 class TargetShapeWarning(BayeshnetWarning):
     """Targets have a last dimension of size 1 that predictions will not have."""
 

@@ -66,7 +66,7 @@ def predict_sites(
     if isinstance(guide, list | tuple):
         raise ArgumentTypeError("guide: is a list; with sites pass a guide, or draws by site in a dict.")
     require_count("num_samples", num_samples)
-    args, kwargs = call_arguments(data, "x")
+    args, kwargs = call_arguments(data, "x", model)
     seeds = contextlib.nullcontext() if generator is None else seeded(base_seed(generator), 0)
     with one_thread("predict"), evaluating(model), seeds:
         given = _draws(model, guide, args, kwargs, num_samples, parallel)

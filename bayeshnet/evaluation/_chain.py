@@ -20,6 +20,7 @@ from bayeshnet.evaluation._noise import noise_std, some_rows
 from bayeshnet.evaluation._predict import predict
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.capabilities import is_predictive
+from bayeshnet.models.forms import num_rows
 from bayeshnet.sites.modes import evaluating
 
 __all__ = ["chain_length", "check_spread", "run_chain"]
@@ -80,7 +81,7 @@ def check_spread(
 ) -> None:
     """Compare spread of functions and observation noise of the guide's draws with those of the chain."""
     given = {name: value for name, value in (of_rows or {}).items() if name != "weight"}
-    if isinstance(x, Tensor):
+    if num_rows(x) > _FUNCTION_ROWS:
         x, given = some_rows(x, _FUNCTION_ROWS), {name: some_rows(v, _FUNCTION_ROWS) for name, v in given.items()}
     of_guide, of_chain = _functions(model, draws, x, given), _functions(model, chain, x, given)
     if not bool((of_chain.std(0) > 0).any()):

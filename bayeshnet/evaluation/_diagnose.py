@@ -89,7 +89,7 @@ def diagnose(
             report.advice.extend(found.advice)
         weighted = _weigh(report, model, guide, data, num_samples)
         if is_predictive(model):
-            args, kwargs = call_arguments(data, "data")
+            args, kwargs = call_arguments(data, "data", model)
             x, y = inputs_and_targets(args, kwargs)
             of_rows = row_arguments(args, kwargs)
             draws = posterior_draws(model, guide, x, num_samples) if weighted is None else weighted.draws

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayeshnet.checks import kind_of
 from bayeshnet.entropy.diagnosis import Diagnosis
+from bayeshnet.errors import ArgumentTypeError
 from bayeshnet.evaluation._predict import predict
 from bayeshnet.evaluation.psis import WeightedDraws
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.forms import num_rows, rows_of
 
 __all__ = ["check_noise", "noise_std", "some_rows"]
 
@@ -52,7 +55,9 @@ def check_noise(
         return
     of_rows = of_rows or {}
     corrected = weighted is not None and weighted.smoothed.reliable
-    if isinstance(x, Tensor):
+    if not isinstance(y, Tensor):
+        raise ArgumentTypeError(f"data: targets are {kind_of(y)}; pass a tensor, torch.as_tensor(y).")
+    if num_rows(x) == len(y):
         x, y = some_rows(x, _RESIDUAL_ROWS), some_rows(y, _RESIDUAL_ROWS)
         of_rows = {name: some_rows(value, _RESIDUAL_ROWS) for name, value in of_rows.items()}
     given = {name: value for name, value in of_rows.items() if name != "weight"}
@@ -90,7 +95,8 @@ def check_noise(
 
 
 def some_rows(x: Any, most: int) -> Any:
-    """Evenly spaced rows of a tensor with more than ``most``."""
-    if not isinstance(x, Tensor) or len(x) <= most:
+    """Evenly spaced rows of what has more than ``most``."""
+    rows = num_rows(x)
+    if rows <= most:
         return x
-    return x[torch.linspace(0, len(x) - 1, most, dtype=torch.double).round().long().to(x.device)]
+    return rows_of(x, torch.linspace(0, rows - 1, most, dtype=torch.double).round().long())

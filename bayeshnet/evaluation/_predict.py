@@ -13,12 +13,13 @@ from torch import Tensor
 from bayeshnet.checks import kind_of, require_count, require_flag
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.evaluation._by_site import predict_sites
-from bayeshnet.evaluation._rows import checked_row_data, num_rows, rows_of, spanned
+from bayeshnet.evaluation._rows import checked_row_data, spanned, taken_inputs
 from bayeshnet.evaluation._seeds import base_seed, check_generator, seeded
 from bayeshnet.evaluation._sources import Parts, Source, check_source, draws_of, like_of
 from bayeshnet.evaluation.prediction import Prediction
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.capabilities import is_predictive
+from bayeshnet.models.forms import leaves, num_rows, rows_of
 from bayeshnet.models.prepared import with_statistics
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
@@ -40,8 +41,8 @@ def predict(
     parallel: bool = True,
     generator: torch.Generator | None = None,
     differentiable: bool = False,
-    noise: Tensor | None = None,
-    exposure: Tensor | None = None,
+    noise: Any = None,
+    exposure: Any = None,
     sites: None = None,
 ) -> Prediction: ...
 @overload
@@ -66,8 +67,8 @@ def predict(
     parallel: bool = True,
     generator: torch.Generator | None = None,
     differentiable: bool = False,
-    noise: Tensor | None = None,
-    exposure: Tensor | None = None,
+    noise: Any = None,
+    exposure: Any = None,
     sites: Sequence[str] | None = None,
 ) -> Prediction | dict[str, Prediction]:
     """Evaluate many sampled networks on inputs.
@@ -130,6 +131,7 @@ def predict(
                     raise ArgumentError(f"{name}: is for networks; with sites it is one of the model's arguments, x.")
             return predict_sites(model, guide, x, num_samples, sites=sites, parallel=parallel, generator=generator)
         check_model(model)
+        x = taken_inputs(model, x)
         _check_arguments(model, guide, x, num_samples, batch_size)
         of_rows = checked_row_data(num_rows(x), like_of(model).device, noise=noise, exposure=exposure)
         with one_thread("predict"), evaluating(model):
@@ -200,9 +202,10 @@ def check_model(model: Any) -> None:
 
 def _check_arguments(model: Any, guide: Any, x: Any, num_samples: Any, batch_size: Any) -> None:
     check_source(model, guide)
-    first: Any = x[0] if isinstance(x, tuple) and x else x
+    first: Any = next((part for _, part in leaves(x)), x)
     if not hasattr(first, "shape"):
-        what = f"is {kind_of(x)}" + ("" if first is x else f" that begins with {kind_of(first)}")
+        begin: Any = x[0] if isinstance(x, tuple) and x else x
+        what = f"is {kind_of(x)}" + ("" if begin is x else f" that begins with {kind_of(begin)}")
         raise ArgumentTypeError(
             f"x: {what}; pass a tensor of inputs [B, ...], or a tuple of the network's arguments. A DataLoader is what "
             "predict_summary takes; for all draws take all inputs, torch.cat([x for x, _ in loader])."

@@ -12,43 +12,24 @@ from torch.utils.data import DataLoader
 
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.sites.arguments import ROW_DATA
+from bayeshnet.models.forms import as_tensor, fit_together, is_single, joined, leaves, mapped, num_rows, rows_of
+from bayeshnet.sites.arguments import call_arguments, inputs_and_targets, row_arguments
 
-__all__ = ["Rows", "checked_row_data", "num_rows", "rows_of", "spanned"]
+__all__ = ["Rows", "checked_row_data", "spanned", "taken_inputs"]
 
 
 _Block: TypeAlias = "tuple[Any, Tensor | None, dict[str, Tensor]]"  # inputs, targets, what else is given by name
 
 
-def num_rows(x: Any) -> int:
-    """Number of rows of inputs: a tensor, or a tuple of a network's arguments.
+def taken_inputs(model: Any, x: Any) -> Any:
+    """Inputs in the form that the model evaluates its network with: ``model.as_inputs(x)``, if it has that.
 
     Example:
-        >>> num_rows((torch.zeros(3, 2), 1.0))
-        3
+        >>> taken_inputs(print, (1, 2))
+        (1, 2)
     """
-    return int((x[0] if isinstance(x, tuple) else x).shape[0])
-
-
-def rows_of(x: Any, chosen: slice) -> Any:
-    """Some rows of inputs; arguments without rows are handed on.
-
-    Raises:
-        ArgumentTypeError: If the inputs are sparse.
-
-    Example:
-        >>> rows_of((torch.zeros(3, 2), 1.0), slice(0, 2))[0].shape
-        torch.Size([2, 2])
-    """
-    first = x[0] if isinstance(x, tuple) else x
-    if isinstance(first, Tensor) and first.layout != torch.strided:
-        raise ArgumentTypeError(
-            f"x: is a tensor of layout {first.layout}, which cannot be sliced; pass x.to_dense(), or batch_size=None."
-        )
-    if not isinstance(x, tuple):
-        return x[chosen]
-    rows = num_rows(x)
-    return tuple(arg[chosen] if isinstance(arg, Tensor) and arg.shape[:1] == (rows,) else arg for arg in x)
+    own = getattr(model, "as_inputs", None)
+    return x if own is None else own(x)
 
 
 def spanned(of_rows: Mapping[str, Tensor], chosen: slice) -> dict[str, Tensor]:
@@ -78,9 +59,10 @@ def checked_row_data(rows: int, device: torch.device, **given: Any) -> dict[str,
         {'noise': tensor([1., 1.])}
     """
     found: dict[str, Tensor] = {}
-    for name, value in given.items():
-        if value is None:
+    for name, one in given.items():
+        if one is None:
             continue
+        value = as_tensor(one, name, torch.zeros((), device=device), keep=True)
         if not isinstance(value, Tensor):
             raise ArgumentTypeError(f"{name}: is {kind_of(value)}; pass a tensor [B], one number for each row.")
         if value.shape[:1] != (rows,):
@@ -93,10 +75,11 @@ class Rows:
     """Inputs, and targets if they are wanted, row by row in their order.
 
     Args:
-        data: A tensor or array ``[B, ...]``; a tuple of the network's arguments; a dict with ``x``; or an iterable of
-            batches, whose batches are a tensor of inputs, a pair ``(x, y, ...)`` or a dict with ``x`` and ``y``.
-        targets: Targets ``[B, ...]`` of a tensor of inputs; True for those in the data.
+        data: Inputs in the forms of :mod:`bayeshnet.models.forms`; a dict with ``x``; or an iterable of batches, whose
+            batches are inputs, ``(x, y, ...)`` or a dict with ``x`` and ``y``.
+        targets: Targets ``[B, ...]`` of inputs that are given as a whole; True for those in the data.
         like: Arrays become tensors of its dtype.
+        model: The model that they are for, which may know more forms.
         wants: Names of what the likelihood needs of each row beside them, which is taken from dicts and batches.
         of_rows: Such values ``[B, ...]`` by name, or None, for inputs that are given as a whole.
 
@@ -113,11 +96,20 @@ class Rows:
         [(4, 4), (1, 1)]
     """
 
-    def __init__(self, data: Any, targets: Any, like: Tensor, *, wants: Sequence[str] = (), **of_rows: Any) -> None:
-        self._like, self._targets, self._wants = like, targets, wants
+    def __init__(
+        self,
+        data: Any,
+        targets: Any,
+        like: Tensor,
+        *,
+        model: Any = None,
+        wants: Sequence[str] = (),
+        **of_rows: Any,
+    ) -> None:
+        self._like, self._targets, self._wants, self._model = like, targets, wants, model
         self._of_rows = {name: value for name, value in of_rows.items() if value is not None}
         self._wanted = targets is not None and targets is not False
-        self._whole = isinstance(data, Tensor | tuple | Mapping) or hasattr(data, "__array__")
+        self._whole = is_single(data)
         if not self._whole and (not isinstance(data, Iterable) or isinstance(data, str | bytes)):
             raise ArgumentTypeError(
                 f"data: is {kind_of(data)}; pass inputs [B, ...], a tuple of the network's arguments, or an iterable "
@@ -144,19 +136,19 @@ class Rows:
         """The rows of a batch; of inputs that are given as a whole, a tuple is the network's arguments."""
         y: Any = None
         given: dict[str, Any] = {}
-        if isinstance(batch, Mapping):
-            if "x" not in batch:
-                raise ArgumentError(f"data: has the keys {list(batch)}; pass inputs as 'x', and targets as 'y'.")
-            x, y, given = batch["x"], batch.get("y"), {name: batch.get(name) for name in self._wants}
-        elif not self._whole and isinstance(batch, list | tuple):
+        named = isinstance(batch, Mapping) and ("x" in batch or "y" in batch or not self._of_network(batch))
+        if named or (not self._whole and isinstance(batch, list | tuple)):
             if not batch:
                 raise ArgumentError("data: has an empty batch; pass inputs, or pairs (x, y).")
-            x, y = batch[0], batch[1] if len(batch) > 1 else None
-            given = {name: value for name, value in zip(ROW_DATA, batch[2:], strict=False) if name in self._wants}
+            args, kwargs = call_arguments(batch, "data", self._model)
+            x, y = inputs_and_targets(args, kwargs)
+            if x is None:
+                raise ArgumentError(f"data: has the keys {list(batch)}; pass inputs as 'x', and targets as 'y'.")
+            given = {name: value for name, value in row_arguments(args, kwargs).items() if name in self._wants}
         else:
-            x = batch
-        x = tuple(self._tensor(part) for part in x) if isinstance(x, tuple) else self._tensor(x)
-        first = x[0] if isinstance(x, tuple) and x else x
+            x = taken_inputs(self._model, batch)
+        x = mapped(x, lambda _, part: self._tensor(part))
+        first = next((part for _, part in leaves(x)), None)
         if not isinstance(first, Tensor):
             raise ArgumentTypeError(f"data: inputs are {kind_of(first)}; pass a tensor or an array [B, ...].")
         if not first.dim():
@@ -175,13 +167,14 @@ class Rows:
             raise ArgumentError(f"targets: have shape {tuple(y.shape)} for {len(first)} rows; pass one for each row.")
         return x, y, of_rows
 
+    def _of_network(self, batch: Mapping[str, Any]) -> bool:
+        """Whether a dict holds inputs by the names that they have in the network."""
+        taken = getattr(self._model, "inputs_taken", None)
+        return taken is not None and (taken.takes_one or set(batch) <= set(taken.names))
+
     def _tensor(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(self._like.device)
-        if not hasattr(value, "__array__"):
-            return value
-        made = torch.as_tensor(value, device=self._like.device)
-        return made.to(self._like.dtype) if made.is_floating_point() else made
+        found = as_tensor(value, "data", self._like)
+        return found.to(self._like.device) if isinstance(found, Tensor) else found
 
     def first(self, num: int) -> tuple[Any, dict[str, Tensor]]:
         """The inputs of some of the first rows, and what is given with them.
@@ -204,6 +197,9 @@ class Rows:
         for batch in self._data:
             block = self._pair(batch)
             x = block[0]
+            if waiting and not fit_together(waiting[0][0], x):  # padded to another length
+                yield _joined(waiting)
+                waiting, count = [], 0
             start, rows = 0, num_rows(x)
             while rows - start >= size - count:
                 taken = slice(start, start + size - count)
@@ -228,14 +224,4 @@ def _joined(pieces: list[_Block]) -> _Block:
     targets = [y for _, y, _ in pieces if y is not None]
     y = torch.cat(targets) if targets else None
     given = {name: torch.cat([piece[2][name] for piece in pieces]) for name in pieces[0][2]}
-    inputs = [x for x, _, _ in pieces]
-    first = inputs[0]
-    if not isinstance(first, tuple):
-        return torch.cat(inputs), y, given
-    columns = list(zip(*inputs, strict=True))
-    rows = num_rows(first)
-    joined = [
-        torch.cat(column) if isinstance(column[0], Tensor) and column[0].shape[:1] == (rows,) else column[0]
-        for column in columns
-    ]
-    return tuple(joined), y, given
+    return joined([x for x, _, _ in pieces]), y, given

@@ -16,12 +16,13 @@ from bayeshnet.checks import require_count, require_flag, require_positive
 from bayeshnet.errors import ArgumentError
 from bayeshnet.evaluation._conditional import is_nominal, kind_of_noise
 from bayeshnet.evaluation._predict import check_model, drawn_from, tile_rows, tiles
-from bayeshnet.evaluation._rows import Rows, num_rows, rows_of, spanned
+from bayeshnet.evaluation._rows import Rows, spanned
 from bayeshnet.evaluation._seeds import base_seed, check_generator, seeded
 from bayeshnet.evaluation._sources import Parts, Source, check_source, like_of
 from bayeshnet.evaluation.prediction import Prediction
 from bayeshnet.evaluation.summary import PredictionSummary, joined, parts_of
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.forms import num_rows, rows_of
 from bayeshnet.models.prepared import with_statistics
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
@@ -42,11 +43,11 @@ def predict_summary(
     data: Any,
     num_samples: int = 500,
     *,
-    targets: Tensor | bool = False,
+    targets: Any = False,
     levels: Sequence[float] | None = None,
     functions: bool = False,
-    noise: Tensor | None = None,
-    exposure: Tensor | None = None,
+    noise: Any = None,
+    exposure: Any = None,
     batch_size: int | None = None,
     memory_gb: float = 0.5,
     parallel: bool = True,
@@ -63,8 +64,8 @@ def predict_summary(
     Args:
         model: The Bayesian network.
         guide: A fitted guide, draws, Pyro's ``MCMC`` or an ensemble, as for :func:`~bayeshnet.predict`.
-        data: Inputs as a tensor or array ``[B, ...]``; a tuple of the network's arguments; a dict with ``x`` and ``y``;
-            or an iterable of batches, such as a ``DataLoader``, whose batches are inputs, ``(x, y, ...)`` or dicts, in
+        data: Inputs in the forms of :meth:`~bayeshnet.BayesianModel.as_inputs`; a dict with ``x`` and ``y``; or an
+            iterable of batches, such as a ``DataLoader``, whose batches are inputs, ``(x, y, ...)`` or dicts, in
             whose order the rows are predicted. ``noise`` and ``exposure`` of a likelihood that needs them are taken
             from dicts, and from batches ``(x, y, weight, noise, exposure)``, as in a fit.
         num_samples: Number S of networks; draws given as ``guide`` are all used.
@@ -113,7 +114,7 @@ def predict_summary(
     alone = contextlib.nullcontext() if generator is None else torch.random.fork_rng(devices=[])
     with torch.no_grad(), one_thread("predict_summary"), evaluating(model), alone:
         wants = tuple(getattr(getattr(model, "likelihood", None), "row_data", ()))
-        rows = Rows(data, targets, like_of(model), wants=wants, noise=noise, exposure=exposure)
+        rows = Rows(data, targets, like_of(model), model=model, wants=wants, noise=noise, exposure=exposure)
         stream = _Stream(model, guide, rows, num_samples, base_seed(generator), parallel, 1e9 * memory_gb, batch_size)
         kept: list[dict[str, Tensor]] = []
         kind = ""

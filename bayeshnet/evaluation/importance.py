@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, DensityError, UsageError
 from bayeshnet.evaluation.psis import Estimate, WeightedDraws
 from bayeshnet.guides.base import with_model
+from bayeshnet.models.forms import is_single
 from bayeshnet.sites.arguments import (
     call_arguments,
     call_error,
@@ -164,12 +165,12 @@ def _pair(
 
 
 def _all_data(model: Callable[..., Any], data: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if not isinstance(data, Tensor | Mapping | tuple):
+    if not is_single(data):
         raise ArgumentTypeError(
             f"data: is {kind_of(data)}, and importance weights need all observations at once; pass the model's "
             "arguments as a tuple (x, y), a dict or a tensor; of a loader, its whole data set."
         )
-    args, kwargs = call_arguments(data, "data")
+    args, kwargs = call_arguments(data, "data", model)
     require_targets(model, args, kwargs, "data")
     return args, kwargs
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.evaluation._conditional import kind_of_noise, mean_or_none
+from bayeshnet.evaluation._rows import taken_inputs
 from bayeshnet.evaluation._seeds import base_seed, check_generator
 from bayeshnet.evaluation._sources import Parts, check_source, draws_of
 from bayeshnet.mnets.plain_copy import plain_copy
 from bayeshnet.models.capabilities import has_network
+from bayeshnet.models.output import pick
 from bayeshnet.models.target_shapes import drops_dimension
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
@@ -159,17 +161,17 @@ class FrozenPosterior(nn.Module):
         """Evaluate all networks.
 
         Args:
-            x: Inputs ``[B, ...]``, in the units of the data.
+            x: Inputs ``[B, ...]``, or a dict of them by name, in the units of the data.
             others: Further arguments of the network.
 
         Raises:
             UsageError: If the likelihood has no formula for its mean.
         """
-        given: Any = (x, *others) if others else x
+        given: Any = taken_inputs(self.model, (x, *others) if others else x)
         units = getattr(self.model, "standardized_inputs", None)
         given = given if units is None else units(given)
-        args = given if isinstance(given, tuple) else (given,)
-        f = torch.stack([network(*args) for network in self.networks])
+        output = getattr(self.model, "output", None)
+        f = torch.stack([pick(_called(network, given), output) for network in self.networks])
         likelihood = self.model.likelihood
         f = likelihood.arrange(f, batch_dims=2)
         if drops_dimension(likelihood, f.shape[2:], self.model.target_shape):
@@ -187,6 +189,13 @@ class FrozenPosterior(nn.Module):
                 f"output: {kind_of_noise(conditional)} has no formula for its mean; freeze with output='network'."
             )
         return found.mean(0) if self.output == "mean" else found
+
+
+def _called(network: nn.Module, x: Any) -> Any:
+    """What a plain network makes of inputs in the form of :meth:`~bayeshnet.BayesianModel.as_inputs`."""
+    if isinstance(x, tuple):
+        return network(*x)
+    return network(**x) if isinstance(x, dict) else network(x)
 
 
 def _model_of(guide: Any, model: Any) -> Any:
@@ -239,6 +248,7 @@ def _take_statistics(model: Any, network: nn.Module) -> None:
     if kept is None or not kept.layers or kept.mode == "running":
         return
     rows = [value for name, value in kept.named_buffers() if name.startswith("rows_")]
+    names = [name.removeprefix("rows_") for name, _ in kept.named_buffers() if name.startswith("rows_")]
     places = [name.removeprefix("module.") for name in kept.layers]
     layers: list[Any] = [network.get_submodule(name) for name in places]
     wrong = [name for name, layer in zip(places, layers, strict=True) if getattr(layer, "running_mean", None) is None]
@@ -263,8 +273,10 @@ def _take_statistics(model: Any, network: nn.Module) -> None:
 
     handles = [layer.register_forward_pre_hook(note(name)) for name, layer in zip(places, layers, strict=True)]
     try:
-        given: Any = model.standardized_inputs(tuple(rows) if len(rows) > 1 else rows[0])
-        network(*(given if isinstance(given, tuple) else (given,)))
+        kept_rows = dict(zip(names, rows, strict=True))
+        by_name = any(not name.isdigit() for name in names)
+        inputs = kept_rows if by_name else tuple(rows) if len(rows) > 1 else rows[0]
+        _called(network, model.standardized_inputs(inputs))
     finally:
         for handle in handles:
             handle.remove()

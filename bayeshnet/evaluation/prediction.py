@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -33,6 +33,7 @@ from bayeshnet.evaluation._mixture import (
     mixture_quantiles,
 )
 from bayeshnet.formatting import array, span
+from bayeshnet.models.forms import as_tensor
 from bayeshnet.sites.quantiles import checked_level, checked_levels, sample_quantiles
 
 __all__ = ["Prediction", "entropy_of", "require_existing"]
@@ -302,7 +303,7 @@ class Prediction:
 
     # ------------------------------------------------------------------ observations
 
-    def log_prob(self, y: Tensor) -> Tensor:
+    def log_prob(self, y: Any) -> Tensor:
         """Log predictive density of each observation, ``log mean_s p(y | f_s)``: ``[B]``.
 
         Args:
@@ -315,7 +316,7 @@ class Prediction:
         log_prob = self.conditional.log_prob(self._checked(y))
         return torch.logsumexp(log_prob, 0) - math.log(log_prob.shape[0])
 
-    def cdf(self, y: Tensor) -> Tensor:
+    def cdf(self, y: Any) -> Tensor:
         """Probability that an observation is at most ``y``, ``mean_s F(y | f_s)``: ``[B, ...]``.
 
         Where the distribution function is not known, the share of ``samples`` that are at most ``y``. For several
@@ -341,8 +342,9 @@ class Prediction:
         found = mixture_cdf(marginals(self.conditional), y)
         return (self.samples <= y).to(self.draws.dtype).mean(0) if found is None else found
 
-    def _checked(self, y: Tensor) -> Tensor:
+    def _checked(self, y: Any) -> Tensor:
         """Observations in the dtype in which the distribution takes them."""
+        y = as_tensor(y, "y", self.samples)
         if not isinstance(y, Tensor):
             raise ArgumentTypeError(f"y: is {kind_of(y)}; pass a tensor, torch.as_tensor(y).")
         labels = is_nominal(self.conditional)

@@ -106,7 +106,7 @@ class FamilyGuide(Guide):
         """As in the base class; and attach the model, and place inducing points that have no rows of their own yet."""
         if has_network(model):
             self.attach(model)  # it may be a copy of the one that the guide was built for
-        if self.wants_rows and (rows := first_rows(data, self.wants_rows)) is not None:
+        if self.wants_rows and (rows := first_rows(data, self.wants_rows, model)) is not None:
             self.place_inducing(*rows)
         super().begin_fit(model, data)
 
@@ -118,9 +118,9 @@ class FamilyGuide(Guide):
         super().end_fit(model, data)
         if self.num_proposals > 1 and self.inducing is not None:
             with torch.random.fork_rng(devices=[]):
-                rows = first_rows(data, CALIBRATION_ROWS)
+                rows = first_rows(data, CALIBRATION_ROWS, model)
                 if rows is not None and has_network(self.original_model):
-                    self.calibrate(*rows, **first_row_data(data, CALIBRATION_ROWS))
+                    self.calibrate(*rows, **first_row_data(data, CALIBRATION_ROWS, model))
         with torch.random.fork_rng(devices=[]):
             diagnosis = self.diagnose(num_samples=64, thorough=False)
         for advice in diagnosis.advice:
@@ -147,7 +147,7 @@ class FamilyGuide(Guide):
             return Diagnosis({})
         return self.family.diagnose(num_samples=num_samples, thorough=thorough)
 
-    def place_inducing(self, x: Tensor, y: Tensor) -> None:
+    def place_inducing(self, x: Any, y: Any) -> None:
         """Move the inducing points to random rows of these data, in place.
 
         Args:
@@ -161,10 +161,11 @@ class FamilyGuide(Guide):
         inducing, model = self.inducing, self.original_model
         if inducing is None or not has_network(model):
             raise UsageError(f"place_inducing: {_UNPLACED}")
+        x, y = model.as_inputs(x), model.as_targets(y)
         place_inducing(model, inducing, x, y, max(len(x), model.dataset_size or 0))
         self.inducing_placed.fill_(True)
 
-    def calibrate(self, x: Tensor, y: Tensor, **of_rows: Tensor) -> float:
+    def calibrate(self, x: Any, y: Any, **of_rows: Tensor) -> float:
         """Choose the tempering exponent of importance resampling: by the ELBO, on these data.
 
         :meth:`end_fit` does it. The result is the buffer ``tempering_exponent``, from 0 (all proposals weigh the same)
@@ -185,6 +186,7 @@ class FamilyGuide(Guide):
         model = self.original_model
         if self.inducing is None or not has_network(model):
             raise UsageError(f"calibrate: {_UNPLACED}")
+        x, y = model.as_inputs(x), model.as_targets(y)
         check_rows(model, x, y)
         with restored([self.tempering_exponent], on_error=True):
             self.tempering_exponent.fill_(1.0)

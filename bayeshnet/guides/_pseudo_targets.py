@@ -16,6 +16,7 @@ from bayeshnet.inducing.build import ConditionalPlan
 from bayeshnet.mnets.chain import LinearStep
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.capabilities import has_network
+from bayeshnet.models.output import with_output
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
 
@@ -63,7 +64,7 @@ def move_pseudo_targets(guide: Guide, plan: ConditionalPlan, mean: Tensor, draws
 def _layer_outputs(model: BayesianModel, x: Tensor, weights: list[Tensor], layers: Sequence[int]) -> list[Tensor]:
     """Return the mean over the draws of the outputs ``[m, out]`` of linear layers, the network's last one last."""
     with one_thread("start_from"), evaluating(model.net):
-        last = model.batch_norm.by_batch(model.net, weights, x).mean(0)
+        last = model.batch_norm.by_batch(with_output(model.net, model.output), weights, x).mean(0)
     found = {layers[-1]: last.flatten(0, -2)}
     if len(layers) > 1:  # only chains have several
         h: Any = x

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import unwrap
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class Guide(Configured, Summaries):
         require_trainable(type(self).__name__)
         super().__init__(model, init_loc_fn=prior_draw if init_loc_fn is None else CheckedInit(init_loc_fn))
         self._original: tuple[Callable[..., Any]] | None = (model,)  # in a tuple: no submodule of the guide
-        args, kwargs = call_arguments(example, "example")
+        args, kwargs = call_arguments(example, "example", unwrap(model))
         require_targets(model, args, kwargs, "example")
         show_example(model, args, kwargs)
         try:

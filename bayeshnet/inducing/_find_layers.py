@@ -17,6 +17,7 @@ from bayeshnet.mnets.chain import Chain, LinearStep
 from bayeshnet.mnets.module_mainnet import ModuleMainNet
 from bayeshnet.models.batch_norm_nets import without_running_statistics
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.output import with_output
 from bayeshnet.sites.modes import evaluating
 
 __all__ = ["Conditional", "NotApplicableError", "find_layers"]
@@ -67,7 +68,8 @@ def find_layers(
 
 def _network(model: BayesianModel, x: Tensor) -> tuple[Chain | HeadNet, list[tuple[int, int | None]]]:
     """Return the network in a form whose layers can be drawn one by one, and its linear layers, input to output."""
-    chain = model.net.as_chain() if hasattr(model.net, "as_chain") else None
+    # A part of the output is picked from what a whole network returns.
+    chain = model.net.as_chain() if hasattr(model.net, "as_chain") and model.output is None else None
     if chain is not None:
         last = [step for step in chain.steps if not isinstance(step, nn.Dropout | nn.Identity)][-1]
         if not isinstance(last, LinearStep):
@@ -137,18 +139,19 @@ def _head_of(model: BayesianModel, x: Tensor) -> HeadNet | None:
     features_net.eval()
     try:
         with evaluating(net), torch.no_grad():
-            features, whole = batched_forward(features_net, example, rows), batched_forward(net, example, rows)
+            features = batched_forward(with_output(features_net, model.output), example, rows)
+            whole = batched_forward(with_output(net, model.output), example, rows)
             again = features @ example[weight].transpose(1, 2)
             again = again if bias is None else again + example[bias].unsqueeze(1)
             same = features.dim() == 3 and again.shape == whole.shape and bool(torch.allclose(again, whole, atol=1e-4))
-    except (RuntimeError, ValueError, AttributeError):  # without it this need not be a network
+    except (RuntimeError, ValueError, AttributeError, TypeError):  # without it this need not be a network
         return None
     if not same:
         return None
     # Each draw's features have statistics of their own: those of the pseudo-inputs, which start at rows of the data.
     for layer in model.batch_norm.layers if model.batch_norm.mode != "running" else ():
         without_running_statistics(features_net.get_submodule(layer), drop=True)
-    return HeadNet(features_net, weight, bias)
+    return HeadNet(with_output(features_net, model.output), weight, bias)
 
 
 def _choose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ __all__ = ["batched_forward"]
 
 # What was learned about a network in one training / evaluation state: whether it can be vectorised. The networks are
 # held weakly, and nothing depends on the entries but speed.
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str | bool, ...], bool]] = weakref.WeakKeyDictionary()
 # Likewise, whether it writes to the weights that it is given: it is then given copies.
 _WRITES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]] = weakref.WeakKeyDictionary()
 
@@ -92,16 +93,17 @@ def _evaluated(net: nn.Module, mainnet: Any, weights: WeightSamples, x: Any, chu
         outputs = [None] if chain is None else [chain.forward(chunk, x) for chunk in chunks]
         if outputs[0] is not None:
             return _join(outputs, torch.cat)
-    known = _KNOWN.setdefault(net, {})
-    key = tuple(module.training for module in net.modules())
-    # A network that is built around another for one call is known by that.
-    writes = _WRITES.setdefault(getattr(net, "built_around", net), {})
+    # A network that is built around another for one call is known by that, and by how it is.
+    inner = getattr(net, "built_around", net)
+    known, writes = _KNOWN.setdefault(inner, {}), _WRITES.setdefault(inner, {})
+    modes = tuple(module.training for module in net.modules())
+    key = modes if inner is net else (type(net).__qualname__, *modes)
 
     def evaluate(*, protect: bool) -> Any:
         return _evaluate(net, _Call(mainnet, x, protect=protect), chunks, known, key)
 
-    if key in writes or under_functorch():
-        return evaluate(protect=writes.get(key, False))
+    if modes in writes or under_functorch():
+        return evaluate(protect=writes.get(modes, False))
     tensors = [tensor for chunk in chunks for tensor in chunk]
     values, before = [tensor.detach().clone() for tensor in tensors], Snapshot(net, buffers=True)
     outputs, failed = None, False
@@ -120,7 +122,7 @@ def _evaluated(net: nn.Module, mainnet: Any, weights: WeightSamples, x: Any, chu
         before.restore()
         known.pop(key, None)
         outputs = evaluate(protect=True)
-    writes[key] = failed or any(changed)
+    writes[modes] = failed or any(changed)
     return outputs
 
 
@@ -128,8 +130,8 @@ def _evaluate(
     net: nn.Module,
     run: _Call,
     chunks: list[list[Tensor]],
-    known: dict[tuple[bool, ...], bool],
-    key: tuple[bool, ...],
+    known: dict[tuple[str | bool, ...], bool],
+    key: tuple[str | bool, ...],
 ) -> Any:
     """The outputs, by vmap where that is possible and otherwise by a loop."""
     single = len(chunks) == 1 and len(chunks[0][0]) == 1
@@ -281,4 +283,12 @@ def _join(outputs: Sequence[Any], how: Callable[[list[Tensor]], Tensor]) -> Any:
     if isinstance(first, tuple | list):
         parts = [_join(list(column), how) for column in zip(*outputs, strict=True)]
         return make(*parts) if hasattr(first, "_fields") else make(parts)
+    if is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in fields(first) if field.init]
+        return replace(first, **{name: _join([getattr(out, name) for out in outputs], how) for name in names})
+    if first is not None and not isinstance(first, bool | int | float | str):
+        raise ArgumentTypeError(
+            f"net: returns {kind_of(first)}, and those of several samples of weights cannot be put together; let it "
+            "return tensors in a tuple, list, dict or dataclass, or pass BayesianModel(..., output=...)."
+        )
     return first  # None, numbers, strings: the same for all samples

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from bayeshnet.models import likelihoods, priors
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.columns import ColumnEmbedding, Columns
 from bayeshnet.models.local_reparam import flipout, local_reparameterisation
 from bayeshnet.models.param_sites import ParamCapture, emit_param_sites
 from bayeshnet.models.standardization import Standardization, Statistics
 
 __all__ = [
     "BayesianModel",
+    "ColumnEmbedding",
+    "Columns",
     "ParamCapture",
     "Standardization",
     "Statistics",

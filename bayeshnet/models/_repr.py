@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from bayeshnet.formatting import array, number, span, value
+from bayeshnet.models.output import output_repr
 
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
@@ -51,6 +52,12 @@ def model_repr(model: BayesianModel) -> str:
         f"prior: {getattr(model.prior, '__name__', value(model.prior))}",
         f"likelihood: {model.likelihood}",
     ]
+    if model.output is not None:
+        lines.append(f"output: {output_repr(model.output)}")
+    if model.inputs_taken.num > 1 or model.inputs_taken.chosen:
+        lines.append(f"inputs: {model.inputs_taken}")
+    if model.columns is not None:
+        lines.append(f"columns: {model.columns}")
     if model.dataset_size is not None:
         lines.append(f"dataset_size={model.dataset_size}")
     if model.target_shape is not None:

@@ -19,7 +19,7 @@ from bayeshnet.models.batch_norm_nets import (
     norm_layers,
     without_running_statistics,
 )
-from bayeshnet.models.data_checks import num_rows
+from bayeshnet.models.forms import leaves, mapped, num_rows
 
 __all__ = ["BatchNormMode", "BatchNormStatistics"]
 
@@ -161,11 +161,7 @@ class BatchNormStatistics(nn.Module):
     def _inputs(self, x: Any) -> Any:
         """The reference rows in the place of the rows of ``x``."""
         parts = self._parts()
-        if isinstance(x, Tensor):
-            return parts.get("0", x)
-        if isinstance(x, Mapping):
-            return {name: parts.get(str(name), part) for name, part in x.items()}
-        return tuple(parts.get(str(i), part) for i, part in enumerate(x))
+        return mapped(x, parts.get)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # The rows are a part of the state: there may be none here yet, or others.
@@ -299,10 +295,7 @@ def _has_statistics(layer: Any) -> bool:
 
 
 def _parts_of(x: Any) -> dict[str, Tensor]:
-    if isinstance(x, Tensor):
-        return {"0": x}
-    pairs = x.items() if isinstance(x, Mapping) else enumerate(x if isinstance(x, tuple | list) else ())
-    found = {str(name): part for name, part in pairs if isinstance(part, Tensor)}
+    found = {name: part for name, part in leaves(x) if isinstance(part, Tensor)}
     if not found:
         raise ArgumentError(f"x: is {kind_of(x)}; pass a tensor of inputs [B, ...], or a tuple of tensors.")
     return found

@@ -18,10 +18,14 @@ from bayeshnet.mnets.module_mainnet import functional_copy
 from bayeshnet.models import priors
 from bayeshnet.models._repr import model_repr
 from bayeshnet.models.batch_norm import BatchNormMode, BatchNormStatistics
+from bayeshnet.models.columns import columns_from
 from bayeshnet.models.data_checks import check_input, check_parameters, check_rows
 from bayeshnet.models.evaluated import EvaluatedForDraws
+from bayeshnet.models.forms import leaves
+from bayeshnet.models.given_data import GivenData, network_inputs
 from bayeshnet.models.likelihoods import Likelihood, as_likelihood
 from bayeshnet.models.observations import check_missing, data_plate, observed, row_data, row_weight
+from bayeshnet.models.output import Picked, check_output_argument
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.models.prepared import PreparedByData
 from bayeshnet.models.prior_rules import prior_rule
@@ -39,7 +43,7 @@ __all__ = ["BayesianModel"]
 PriorLike: TypeAlias = "priors.Prior | TorchDistributionMixin | Callable[..., TorchDistributionMixin]"
 
 
-class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
+class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn.Module):
     """A Bayesian neural network as a Pyro model: ``w ~ prior``, ``y ~ likelihood(net(x; w))``.
 
     Calling it runs the Pyro program, so that every Pyro algorithm accepts it: ``SVI``, ``NUTS``, ``Predictive`` (also
@@ -70,8 +74,16 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
             reference rows (see :meth:`set_reference_rows`), ``"batch"`` or ``"running"``. A layer that is in evaluation
             mode when the model is built keeps its running statistics.
         reference_rows: Number of those rows.
+        output: What is observed of that which the network returns: a key or attribute (``"logits"``), a place in a
+            tuple (0), or a function from what it returns, for one set of weights, to a tensor ``[B, ...]``.
+        columns: How columns of a frame become numbers, :class:`~bayeshnet.models.Columns`, or the training frame; that
+            of ``standardize=(frame, y)`` by default.
+        inputs: Number of the network's arguments at the front of a batch ``(u, v, y)``; those that its ``forward``
+            requires by default. See :meth:`as_inputs` for the forms of data, and ``docs/networks.md``.
 
     Attributes:
+        inputs_taken: What is known of the network's arguments;
+            :class:`~bayeshnet.models.given_data.NetworkInputs`.
         units: The statistics by which data are standardised; :class:`~bayeshnet.models.units.Units`.
         batch_norm: What normalises batch norm, with the reference rows;
             :class:`~bayeshnet.models.batch_norm.BatchNormStatistics`.
@@ -93,7 +105,7 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
     """
 
     configured_as = "model"
-    unrecorded = frozenset({"net", "prior", "likelihood", "standardize"})
+    unrecorded = frozenset({"net", "prior", "likelihood", "standardize", "columns", "inputs"})
 
     # What is known of the model without running it, see bayeshnet.models.capabilities.
     max_plate_nesting: ClassVar[int] = 1
@@ -115,6 +127,9 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         standardize: Standardize = None,
         batch_norm: BatchNormMode = "draws",
         reference_rows: int = 256,
+        output: Picked = None,
+        columns: Any = None,
+        inputs: int | None = None,
     ) -> None:
         super().__init__()
         require_trainable("BayesianModel")
@@ -131,6 +146,11 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         dtype = torch.get_default_dtype() if example is None else example.dtype
         check_parameters(net)
         self.net = functional_copy(net)
+        self.inputs_taken = network_inputs(net, inputs)
+        self.output = check_output_argument(output)
+        self.columns = columns_from(columns, standardize)
+        if self.columns is not None:
+            self.columns.check_network(net)
         self.batch_norm = BatchNormStatistics(self.net, batch_norm, reference_rows)
         self.prior = prior
         self.likelihood = likelihood
@@ -142,7 +162,8 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         self.register_buffer("_like", torch.zeros((), dtype=dtype, device=getattr(example, "device", None)), False)
         self._like: Tensor
         self._prior_cache: tuple[tuple[torch.dtype, torch.device], dict[str, TorchDistributionMixin]] | None = None
-        found = standardization_from(standardize, targets=likelihood.standardizes_targets)
+        found = standardization_from(standardize, targets=likelihood.standardizes_targets, arguments=self.as_arguments)
+        found = found if self.columns is None else self.columns.only_numbers(found)
         self.units = Units(found, device=self._like.device)
         likelihood.check_dtype(dtype)
         refuse_unknown_names(prior, self.net)
@@ -158,7 +179,8 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         """See :meth:`~bayeshnet.configuration.Configured.configuration`."""
         units = self.units.standardization
         parts = {"net": self.net, "prior": self.prior, "likelihood": self.likelihood, "standardize": units}
-        return {**super().configuration(), **parts}
+        inputs = self.inputs_taken.num if self.inputs_taken.chosen else None
+        return {**super().configuration(), **parts, "columns": self.columns, "inputs": inputs}
 
     def facts(self) -> Mapping[str, Any]:
         """See :meth:`~bayeshnet.configuration.Configured.facts`."""
@@ -201,20 +223,25 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
 
     def forward(
         self,
-        x: Any,
-        y: Tensor | None = None,
-        weight: Tensor | None = None,
-        noise: Tensor | None = None,
-        exposure: Tensor | None = None,
+        x: Any = None,
+        y: Any = None,
+        weight: Any = None,
+        noise: Any = None,
+        exposure: Any = None,
+        *others: Any,
+        **named: Any,
     ) -> Tensor:
         """Draw weights and observations, or score observations.
 
         Args:
-            x: Inputs ``[B, ...]``, or a tuple of the network's arguments, the first one ``[B, ...]``.
+            x: Inputs ``[B, ...]``, or several, see :meth:`as_inputs`; what follows is one place later for each further
+                input that is given in a place of its own, see :meth:`as_arguments`.
             y: Targets ``[B, *target]``, see ``target_shape``; for classification labels ``[B]``. None draws them.
             weight: Factors ``[B]`` of each row's log-likelihood, 0 or more; they do not matter where ``y`` is drawn.
             noise: Known noise of each row ``[B]`` or ``[B, *target]``, for likelihoods with ``per_row=True``.
             exposure: Exposure of each row ``[B]`` or ``[B, *target]``, for likelihoods with ``exposure=True``.
+            others: The last of these, after several inputs in places of their own.
+            named: Inputs by the names that they have in the network.
 
         Returns:
             The observations ``[..., B, *target]``.
@@ -224,6 +251,7 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
                 likelihood needs something of each row that is not given, or has no use for it.
             ArgumentTypeError: If a dtype does not fit.
         """
+        x, y, weight, noise, exposure = self.in_order(x, y, weight, noise, exposure, *others, **named)
         self.check_inputs(x)
         draws, params = self.sample_latents()
         f, lead = self.evaluate(x, draws, reference=y is None)
@@ -276,11 +304,12 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         return draws, self.likelihood.sample_params()
 
     def check_inputs(self, x: Any) -> None:
-        """Raise unless inputs ``[B, ...]``, or the network's arguments in a tuple, are tensors of its dtype."""
-        check_input(x, self._like, any_float=self.units.takes_any_float(0))
+        """Raise unless inputs ``[B, ...]``, or the network's arguments in a tuple or dict, are of its dtype."""
+        first = next((name for name, _ in leaves(x)), "0")
+        check_input(x, self._like, any_float=self.units.takes_any_float(first))
 
     def standardized_inputs(self, x: Any) -> Any:
-        """Inputs ``[B, ...]``, or a tuple of the network's arguments, in the units and dtype of the network."""
+        """Inputs ``[B, ...]``, or a tuple or dict of the network's arguments, in the units and dtype of the network."""
         return self.units.inputs(x, dtype=self._like.dtype)
 
     def updated(self, guide: Any, *, dataset_size: int | None = None, num_samples: int | None = None) -> BayesianModel:

@@ -17,6 +17,9 @@ A model says by attributes what is known of it. Of a plain function nothing is, 
 ``check_observations``, ``dataset_size``
     A method ``(x, y)`` that refuses rows which the model cannot be trained on, and their number. Without them rows are
     neither looked at nor counted.
+``as_arguments``, ``as_inputs``
+    Methods that make the arguments of the model, and the inputs of its network, of the forms of data. Without
+    them arguments are passed on as they are.
 ``weight_priors``, ``net``, ``likelihood``
     With all of the others: the latents are weights of the network ``net``, whose priors the method gives by parameter,
     and those of the likelihood; ``flat`` says whether the weights are one site. Without them no layer is drawn

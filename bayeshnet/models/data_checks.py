@@ -9,8 +9,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.models.forms import leaves
+from bayeshnet.models.output import described
 
 __all__ = [
     "check_input",
@@ -19,7 +20,6 @@ __all__ = [
     "check_positive_support",
     "check_rows",
     "nan_error",
-    "num_rows",
 ]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -33,7 +33,7 @@ def nan_error(x: Any, draws: Mapping[str, Tensor], f: Tensor) -> ArgumentError:
         >>> str(nan_error(torch.ones(3, 1), {"weight": torch.full((2, 1), torch.inf)}, f))[:67]
         "guide: gives draws that are NaN or infinite at the sites ['weight']"
     """
-    parts = [part for part in (x if isinstance(x, tuple) else (x,)) if isinstance(part, Tensor)]
+    parts = [part for _, part in leaves(x) if isinstance(part, Tensor)]
     bad = [part for part in parts if part.is_floating_point() and not bool(torch.isfinite(part).all())]
     rows = torch.isnan(f).transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
     some = f"{rows[:5]}{' and more' if len(rows) > 5 else ''}"
@@ -56,10 +56,10 @@ def nan_error(x: Any, draws: Mapping[str, Tensor], f: Tensor) -> ArgumentError:
 
 
 def check_input(x: Any, like: Tensor, *, any_float: bool = False) -> None:
-    """Raise unless inputs are tensors with values, the first one of the weights' dtype if it is of floating point.
+    """Raise unless inputs have values, and the first one is of the weights' dtype if it is of floating point.
 
     Args:
-        x: Inputs, or a tuple of them.
+        x: Inputs, or a tuple or dict of them.
         like: A tensor with the dtype of the weights.
         any_float: Whether other floating-point dtypes are accepted, because they will be converted.
 
@@ -69,12 +69,9 @@ def check_input(x: Any, like: Tensor, *, any_float: bool = False) -> None:
     Example:
         >>> check_input(torch.zeros(3, 2), torch.zeros(()))
     """
-    for part in x if isinstance(x, tuple) else (x,):
-        if isinstance(part, Tensor) and part.is_meta:
-            raise ArgumentTypeError("x: is on the meta device, it has no values; pass a tensor that has.")
-        if hasattr(part, "__array__") and not isinstance(part, Tensor):
-            raise ArgumentTypeError(f"x: is {kind_of(part)}; pass a tensor, torch.as_tensor(x, dtype={like.dtype}).")
-    first = x[0] if isinstance(x, tuple) and x else x
+    if any(isinstance(part, Tensor) and part.is_meta for _, part in leaves(x)):
+        raise ArgumentTypeError("x: is on the meta device, it has no values; pass a tensor that has.")
+    first = next((part for _, part in leaves(x)), None)
     if any_float:
         return
     if isinstance(first, Tensor) and first.is_floating_point() and first.dtype != like.dtype:
@@ -97,8 +94,8 @@ def check_output(f: Any) -> Tensor:
     """
     if not isinstance(f, Tensor):
         raise ArgumentTypeError(
-            f"net: returns {kind_of(f)}; a likelihood needs one tensor. Wrap the network in a module that "
-            "returns the output to be observed."
+            f"net: returns {described(f)}; a likelihood needs one tensor. Pass BayesianModel(..., output=...), "
+            f"{_fix(f)}."
         )
     if not f.is_floating_point():
         raise ArgumentTypeError(
@@ -107,6 +104,15 @@ def check_output(f: Any) -> Tensor:
     if f.dim() < 2:
         raise ArgumentError("net: returns a single number; a likelihood needs one output per row, [B, ...].")
     return f
+
+
+def _fix(f: Any) -> str:
+    """Which ``output=`` picks a tensor of what a network returned."""
+    if isinstance(f, Mapping):
+        return f"the key of the output that is observed, such as {next(iter(f), 'logits')!r}, or a function"
+    if isinstance(f, tuple | list) and not hasattr(f, "_fields"):
+        return "the place of the output that is observed, such as 0, or a function"
+    return "the attribute that is observed, or a function from what is returned to one tensor"
 
 
 def check_rows(x: Any, rows: int, *, some: bool = True) -> None:
@@ -202,14 +208,3 @@ def check_positive_support(prior: torch.distributions.Distribution, argument: st
         f"{argument}: its prior {prior} is not restricted to positive numbers, or discrete; use dist.Gamma, "
         "dist.HalfNormal, dist.LogNormal, ..."
     )
-
-
-def num_rows(x: Any) -> int:
-    """Number of rows of inputs: the first dimension of the first tensor among them; 0 if there is none.
-
-    Example:
-        >>> num_rows(torch.zeros(7, 3)), num_rows((torch.zeros(5, 2), None)), num_rows(None)
-        (7, 5, 0)
-    """
-    parts = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple | list) else (x,)
-    return next((len(part) for part in parts if isinstance(part, Tensor) and part.dim()), 0)

@@ -11,6 +11,7 @@ from torch import Size, Tensor
 
 from bayeshnet.models.data_checks import check_output, check_rows, nan_error
 from bayeshnet.models.observations import row_data
+from bayeshnet.models.output import with_output
 from bayeshnet.models.target_shapes import drops_dimension
 from bayeshnet.models.weight_sites import placed_draws, stacked_values
 
@@ -49,7 +50,7 @@ class EvaluatedForDraws:
         model = cast("BayesianModel", self)
         stacked, lead = stacked_values(weights, model.net, flat=model.flat)
         f = model.batch_norm.evaluated(
-            model.net,
+            with_output(model.net, model.output),
             stacked[0] if model.flat else stacked,
             x,
             statistics=model.batch_norm.given(weights),
@@ -67,7 +68,7 @@ class EvaluatedForDraws:
         """Outputs, and the distribution of observations, for given draws of all latent sites.
 
         Args:
-            x: Inputs ``[B, ...]``.
+            x: Inputs ``[B, ...]``, or several, see :meth:`~bayeshnet.BayesianModel.as_inputs`.
             draws: A value ``[S, *event]`` per site of :attr:`latent_shapes`.
             of_rows: ``noise`` and ``exposure`` as for :meth:`forward`.
 
@@ -79,6 +80,7 @@ class EvaluatedForDraws:
             ArgumentError: If outputs are NaN; the message says whether inputs or draws are.
         """
         model = cast("BayesianModel", self)
+        x = model.as_inputs(x)
         model.check_inputs(x)
         weights = placed_draws(draws, model.weight_priors(), model._like)  # pyright: ignore[reportPrivateUsage] - this is a part of the same class
         f, _ = model.evaluate(x, {**weights, **model.batch_norm.given(draws)}, reference=True)
@@ -101,7 +103,7 @@ class EvaluatedForDraws:
     def log_likelihood(
         self,
         x: Any,
-        y: Tensor,
+        y: Any,
         draws: Mapping[str, Tensor],
         *,
         weight: Tensor | None = None,
@@ -120,6 +122,7 @@ class EvaluatedForDraws:
         """
         model = cast("BayesianModel", self)
         _, conditional = model.conditional(x, draws, **of_rows)
+        y, weight = model.as_targets(y), model.as_targets(weight)
         rows = conditional.batch_shape[1]
         y = y.reshape(rows, *conditional.event_shape)  # of [B, 1] for single numbers the warning has been given
         fn, y = model.observed(conditional, y, weight)

@@ -19,6 +19,7 @@ from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.forms import num_rows
 from bayeshnet.models.per_row import Moments, PerRowNoise, SharedWeightError
 
 __all__ = ["flipout", "local_reparameterisation"]
@@ -110,18 +111,19 @@ class _PerRowModel(BayesianModel):
     _method: ClassVar[Method] = "local"
     _shared: frozenset[str] = frozenset()
 
-    def forward(self, x: Any, y: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        if y is None:  # new observations belong to one network
-            return _view(self, BayesianModel).forward(x, y, *args, **kwargs)
-        return super().forward(x, y, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        given = self.in_order(*args, **kwargs)
+        if given[1] is None:  # new observations belong to one network
+            return _view(self, BayesianModel).forward(*given)
+        return super().forward(*given)
 
     def evaluate(self, x: Any, weights: Mapping[str, Tensor], **options: bool) -> tuple[Tensor, Size]:
-        first = x[0] if isinstance(x, tuple) else next(iter(x.values())) if isinstance(x, dict) else x
+        rows = num_rows(x)
         while True:
             moments = self._moments(weights)
-            if not any(moments) or not isinstance(first, Tensor) or first.dim() == 0:
+            if not any(moments) or not rows:
                 return super().evaluate(x, weights, **options)
-            net = _PerRowNet(self.net, moments, first.shape[0], self._method)
+            net = _PerRowNet(self.net, moments, rows, self._method)
             twin = BayesianModel.__new__(BayesianModel)
             twin.__dict__ = {**self.__dict__, "_modules": {**self._modules, "net": net}}
             try:

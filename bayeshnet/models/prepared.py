@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayeshnet.errors import UsageError
-from bayeshnet.models.data_checks import num_rows
+from bayeshnet.models.forms import num_rows
 from bayeshnet.models.target_shapes import fitted_targets
 from bayeshnet.models.units_check import check_units
 
@@ -36,19 +36,19 @@ class PreparedByData:
         :meth:`set_reference_rows` stay.
 
         Args:
-            x: Inputs ``[B, ...]``, or a tuple of the network's arguments.
+            x: Inputs ``[B, ...]``, or several, see :meth:`~bayeshnet.BayesianModel.as_inputs`.
             y: Targets.
             example: Keep rows only if there are none yet.
             of_rows: What else is given of each row: ``weight``, ``noise``, ``exposure``.
         """
         model = cast("BayesianModel", self)
-        norm = model.batch_norm
+        norm, x, y = model.batch_norm, model.as_inputs(x), model.as_targets(y)
         if norm.wants_rows and not norm.chosen and not (example and norm.rows_kept) and num_rows(x):
             norm.set_rows(x)
         check_units(model, x, y, of_rows)
 
     @torch.no_grad()
-    def check_observations(self, x: Any, y: Tensor) -> None:
+    def check_observations(self, x: Any, y: Any) -> None:
         """Raise unless the model accepts these inputs and targets, without running the Pyro program.
 
         The network is evaluated once, for all weights at 0 and as few rows as show the shape of its output.
@@ -62,6 +62,7 @@ class PreparedByData:
             ArgumentTypeError: If a dtype does not fit.
         """
         model = cast("BayesianModel", self)
+        x, y = model.as_inputs(x), model.as_targets(y)
         model.check_inputs(x)
         like = model._like  # pyright: ignore[reportPrivateUsage] - this is a part of the same class
         weights = {name: like.new_zeros(fn.event_shape) for name, fn in model.weight_priors().items()}
@@ -86,7 +87,7 @@ class PreparedByData:
         leaves them as they are.
 
         Args:
-            x: Training inputs ``[B, ...]``, or a tuple of the network's arguments.
+            x: Training inputs ``[B, ...]``, or several, see :meth:`~bayeshnet.BayesianModel.as_inputs`.
 
         Raises:
             ArgumentError: If there are fewer than two rows, or some are NaN or infinite.
@@ -109,6 +110,7 @@ class PreparedByData:
                 "set_reference_rows: the network has no batch norm whose statistics are taken for each draw "
                 f"({norm!r}); there is nothing to set."
             )
+        x = model.as_inputs(x)
         model.check_inputs(x)
         norm.set_rows(x, chosen=True)
 

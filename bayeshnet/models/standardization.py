@@ -13,6 +13,7 @@ from bayeshnet.checks import kind_of
 from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.formatting import span
+from bayeshnet.models.forms import as_tensor, leaves, mapped, num_rows
 
 __all__ = ["Standardization", "Statistics"]
 
@@ -75,8 +76,8 @@ class Standardization(Configured):
     8e4))``.
 
     Attributes:
-        inputs: Statistics of each argument of the network; None for one that is left as it is. Those after the last
-            are left as they are, too.
+        inputs: Statistics of each argument of the network, in a dict for arguments by name; None for one that is left
+            as it is. Those after the last, or not in the dict, are left as they are, too.
         targets: Statistics of the targets; None where they are left as they are.
 
     Example:
@@ -88,18 +89,25 @@ class Standardization(Configured):
 
     configured_as = "units"
 
-    inputs: Sequence[Statistics | None] = ()
+    inputs: Sequence[Statistics | None] | Mapping[str, Statistics | None] = ()
     targets: Statistics | None = None
 
     def __post_init__(self) -> None:
         inputs = (self.inputs,) if isinstance(self.inputs, Statistics) else self.inputs
-        object.__setattr__(self, "inputs", tuple(inputs))
-        for name, part in (*(("inputs", part) for part in self.inputs), ("targets", self.targets)):
+        object.__setattr__(self, "inputs", dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs))
+        for name, part in (*(("inputs", part) for part in self.inputs_by_name.values()), ("targets", self.targets)):
             if part is not None and not isinstance(part, Statistics):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ArgumentTypeError(f"{name}: is {kind_of(part)}; pass Statistics(loc, scale), or None.")
 
+    @property
+    def inputs_by_name(self) -> dict[str, Statistics | None]:
+        """Statistics of each argument of the network by its name, or its place."""
+        if isinstance(self.inputs, Mapping):
+            return dict(self.inputs)
+        return {str(i): part for i, part in enumerate(self.inputs)}
+
     @classmethod
-    def of(cls, x: Any, y: Tensor | None = None, *, feature_dim: int | None = None) -> Standardization:
+    def of(cls, x: Any, y: Any = None, *, feature_dim: int | None = None) -> Standardization:
         """Statistics of data, computed in float64.
 
         Of inputs ``[B, K]`` there is one mean and standard deviation for each column, of images ``[B, C, H, W]`` and
@@ -108,13 +116,13 @@ class Standardization(Configured):
         counts. The statistics have the dtype of the data.
 
         Args:
-            x: Inputs ``[B, ...]``, or a tuple of the network's arguments.
+            x: Inputs ``[B, ...]``, tensor or array; a tuple, list or dict of the network's arguments.
             y: Targets ``[B, ...]``; None to leave them as they are.
             feature_dim: The dimension of the inputs whose entries have statistics of their own; 1 or -1, say.
 
         Raises:
             ArgumentError: If there are fewer than two rows, or NaN or infinite numbers; NaN targets are left out.
-            ArgumentTypeError: If something is no tensor.
+            ArgumentTypeError: If something holds no numbers.
         """
         return cls.of_batches([(x, y)], feature_dim=feature_dim)
 
@@ -136,38 +144,48 @@ class Standardization(Configured):
             >>> torch.allclose(parts.inputs[0].loc, Standardization.of(x, y).inputs[0].loc)
             True
         """
-        inputs: list[_Moments | None] = []
+        inputs: dict[str, _Moments | None] = {}
         targets: _Moments | None = None
+        places = True
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             for number_of_batch, (x, y) in enumerate(map(_pair, batches)):
-                parts = x if isinstance(x, tuple) else (x,)
+                parts = dict(leaves(x))
                 if number_of_batch == 0:
-                    rows = len(parts[0]) if isinstance(parts[0], Tensor) and parts[0].dim() else 0
-                    inputs = [_Moments.for_inputs(part, rows, feature_dim) for part in parts]
+                    inputs = {name: _Moments.for_inputs(part, num_rows(x), feature_dim) for name, part in parts.items()}
+                    places = not isinstance(x, Mapping)
                     targets = _Moments.for_targets(y)
-                for moments, part in zip(inputs, parts, strict=True):
+                if parts.keys() != inputs.keys():
+                    raise ArgumentError(f"x: batches have the parts {list(inputs)} and {list(parts)}; pass equal ones.")
+                for name, moments in inputs.items():
                     if moments is not None:
-                        moments.add(part, "x")
+                        moments.add(parts[name], "x")
                 if targets is not None:
                     targets.add(y, "y")
-        return cls(
-            [None if part is None else part.statistics("x") for part in inputs],
-            None if targets is None else targets.statistics("y"),
-        )
+        found = {name: None if part is None else part.statistics("x") for name, part in inputs.items()}
+        return cls(list(found.values()) if places else found, None if targets is None else targets.statistics("y"))
 
     def __repr__(self) -> str:
-        parts = ["as they are" if part is None else repr(part) for part in self.inputs] or ["as they are"]
+        shown_by = {name: "as they are" if part is None else repr(part) for name, part in self.inputs_by_name.items()}
+        if isinstance(self.inputs, Mapping):
+            parts = [f"{name} by {part}" for name, part in shown_by.items()]
+        else:
+            parts = list(shown_by.values())
+        parts = parts or ["as they are"]
         shown = parts[0] if len(parts) == 1 else f"({'; '.join(parts)})"
         return f"inputs by {shown}; targets {'as they are' if self.targets is None else f'by {self.targets!r}'}"
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
-    """Inputs and targets of a batch."""
+    """Inputs and targets of a batch, as tensors."""
     if isinstance(batch, Mapping):
-        return batch.get("x"), batch.get("y")
-    if isinstance(batch, tuple | list):
-        return batch[0], batch[1] if len(batch) > 1 else None
-    return batch, None
+        x, y = batch.get("x"), batch.get("y")
+    elif isinstance(batch, tuple | list):
+        x, y = batch[0], batch[1] if len(batch) > 1 else None
+    else:
+        x, y = batch, None
+    like = torch.zeros(())
+    x = mapped(x, lambda _, part: as_tensor(part, "x", like, keep=True))
+    return tuple(x) if isinstance(x, list) else x, as_tensor(y, "y", like, keep=True)
 
 
 class _Moments:
@@ -185,13 +203,7 @@ class _Moments:
 
     @classmethod
     def for_inputs(cls, part: Any, rows: int, feature_dim: int | None) -> _Moments | None:
-        if isinstance(part, Tensor) and not part.is_floating_point():
-            return None
-        if not isinstance(part, Tensor):
-            if hasattr(part, "__array__"):
-                raise ArgumentTypeError(f"x: is {kind_of(part)}; pass a tensor, torch.as_tensor(x).")
-            return None
-        if part.dim() == 0 or len(part) != rows:
+        if not isinstance(part, Tensor) or not part.is_floating_point() or part.dim() == 0 or len(part) != rows:
             return None
         if feature_dim is not None:
             kept = feature_dim + part.dim() if feature_dim < 0 else feature_dim

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.models.forms import is_single, mapped
 from bayeshnet.models.rescaled import rescaled
 from bayeshnet.models.standardization import Standardization, Statistics
 
 __all__ = ["Standardize", "Units", "standardization_from"]
 
-Standardize: TypeAlias = "Standardization | tuple[Any, Any] | Iterable[Any] | None"
+Standardize: TypeAlias = "Standardization | tuple[Any, ...] | Mapping[str, Any] | Iterable[Any] | None"
 """Statistics, data ``(x, y)`` or batches of them to take statistics of, or nothing to be standardised."""
 
 _ADVICE = (
@@ -25,12 +26,15 @@ _ADVICE = (
 )
 
 
-def standardization_from(given: Any, *, targets: bool) -> Standardization | None:
+def standardization_from(
+    given: Any, *, targets: bool, arguments: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+) -> Standardization | None:
     """The statistics that are meant by an argument ``standardize``.
 
     Args:
         given: Data ``(x, y)``, batches of them, a :class:`Standardization`, or None.
         targets: Whether the likelihood is one of a location and a scale, so that targets can be standardised.
+        arguments: What makes the arguments of the model of those of a batch, positional and by name.
 
     Raises:
         ArgumentError: If targets are to be standardised that cannot be, or for the reasons of
@@ -52,13 +56,27 @@ def standardization_from(given: Any, *, targets: bool) -> Standardization | None
         return given
     if isinstance(given, bool):
         raise ArgumentTypeError(f"standardize: is {given}, and statistics come from data; {_ADVICE}.")
-    if isinstance(given, tuple) and len(given) == 2:
-        x, y = given
-        return Standardization.of(x, y if targets else None)
-    if isinstance(given, Tensor | Mapping | tuple | str) or not isinstance(given, Iterable):
+    several = isinstance(given, tuple | Mapping) and len(given) > 1
+    if not several and (is_single(given) or isinstance(given, str) or not isinstance(given, Iterable)):
         raise ArgumentTypeError(f"standardize: is {kind_of(given)}; {_ADVICE}.")
-    found = Standardization.of_batches(given)
+    batches: Iterable[Any] = [given] if several else given
+    found = Standardization.of_batches(_pairs(batches, arguments, whole=several))
     return found if targets else Standardization(found.inputs)
+
+
+def _pairs(
+    batches: Iterable[Any], arguments: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None, *, whole: bool
+) -> Iterator[tuple[Any, Any]]:
+    """Inputs and targets of batches; of all data at once there has to be nothing else."""
+    for batch in batches:
+        args = tuple(batch) if isinstance(batch, tuple | list) else () if isinstance(batch, Mapping) else (batch,)
+        kwargs = dict(batch) if isinstance(batch, Mapping) else {}
+        if arguments is not None:
+            args, kwargs = arguments(args, kwargs)
+        if whole and len(args) > 2:
+            raise ArgumentTypeError(f"standardize: is {kind_of(batch)} of {len(batch)}; {_ADVICE}.")
+        named = {**dict(zip(("x", "y"), args, strict=False)), **kwargs}
+        yield named.get("x"), named.get("y")
 
 
 class Units(nn.Module):
@@ -77,11 +95,12 @@ class Units(nn.Module):
     def __init__(self, standardization: Standardization | None = None, *, device: Any = None) -> None:
         super().__init__()
         self._what: dict[str, str] = {}
-        self._num_inputs = 0
+        self._inputs: tuple[str, ...] = ()
         if standardization is None:
             return
-        self._num_inputs = len(standardization.inputs)
-        parts = {f"inputs_{i}": part for i, part in enumerate(standardization.inputs)}
+        by_name = standardization.inputs_by_name
+        self._inputs = tuple(by_name)
+        parts = {f"inputs_{name}": part for name, part in by_name.items()}
         for name, part in {**parts, "targets": standardization.targets}.items():
             if part is not None:
                 self._what[name] = part.what
@@ -96,13 +115,17 @@ class Units(nn.Module):
         """The statistics, as plain data."""
         if not self._what:
             return None
-        names = [*(f"inputs_{i}" for i in range(self._num_inputs)), "targets"]
-        found = [self._statistics(name) for name in names]
-        parts = [
-            None if part is None else Statistics(*part, what=self._what[name])
-            for name, part in zip(names, found, strict=True)
-        ]
-        return Standardization(parts[:-1], parts[-1])
+        found = {name: self._statistics(f"inputs_{name}") for name in self._inputs}
+        inputs = {
+            name: None if part is None else Statistics(*part, what=self._what[f"inputs_{name}"])
+            for name, part in found.items()
+        }
+        targets = self._statistics("targets")
+        places = all(name == str(i) for i, name in enumerate(inputs))
+        return Standardization(
+            list(inputs.values()) if places else inputs,
+            None if targets is None else Statistics(*targets, what=self._what["targets"]),
+        )
 
     @property
     def target_scale(self) -> Tensor | None:
@@ -110,31 +133,27 @@ class Units(nn.Module):
         found = self._statistics("targets")
         return None if found is None else found[1]
 
-    def takes_any_float(self, i: int) -> bool:
-        """Whether argument i of the network is standardised, and then converted to its dtype."""
-        return f"inputs_{i}" in self._what
+    def takes_any_float(self, name: str = "0") -> bool:
+        """Whether an argument of the network, by place or key, is standardised, and then converted to its dtype."""
+        return f"inputs_{name}" in self._what
 
     def inputs(self, x: Any, *, dtype: torch.dtype | None = None) -> Any:
         """Inputs in the units of the network.
 
         Args:
-            x: Inputs ``[B, ...]``, or a tuple of the network's arguments; a dict is left as it is.
+            x: Inputs ``[B, ...]``, or a tuple or dict of the network's arguments.
             dtype: That of the network.
         """
-        if not self._what:
-            return x
-        if isinstance(x, tuple):
-            return tuple(self._input(i, part, dtype) for i, part in enumerate(x))
-        return self._input(0, x, dtype)
+        return mapped(x, lambda name, part: self._input(name, part, dtype)) if self._what else x
 
-    def _input(self, i: int, part: Any, dtype: torch.dtype | None) -> Any:
-        found = self._statistics(f"inputs_{i}")
+    def _input(self, name: str, part: Any, dtype: torch.dtype | None) -> Any:
+        found = self._statistics(f"inputs_{name}")
         if found is None or not isinstance(part, Tensor):
             return part
         loc, scale = found
         if part.dim() and loc.dim() and loc.shape[0] not in (1, part.shape[part.dim() - loc.dim()]):
             raise ArgumentError(
-                f"x: has shape {list(part.shape)}, and was standardised by {len(loc)} {self._what[f'inputs_{i}']}s; "
+                f"x: has shape {list(part.shape)}, and was standardised by {len(loc)} {self._what[f'inputs_{name}']}s; "
                 "pass inputs with as many."
             )
         # A tensor without dimensions does not widen others by itself.

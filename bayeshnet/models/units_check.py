@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.errors import UnitsWarning
+from bayeshnet.models.forms import leaves, mapped
 
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
@@ -44,13 +45,20 @@ def check_units(model: BayesianModel, x: Any, y: Any, of_rows: Mapping[str, Any]
         >>> check_units(model, torch.randn(20, 2), torch.randn(20))
     """
     with torch.no_grad():
-        parts = list(x) if isinstance(x, tuple) else [x]
-        messages = [_of_inputs(part) for i, part in enumerate(parts) if not model.units.takes_any_float(i)]
+        parts = [part for name, part in leaves(x) if not model.units.takes_any_float(name)]
+        columns = model.columns
+        if columns is not None:  # categories have no unit
+            parts = [part[:, : len(columns.numeric)] if _is_of(part, columns.width) else part for part in parts]
+        messages = [_of_inputs(part) for part in parts]
         messages = [] if _begins_with_norm(model.net) else messages
         messages.append(_of_targets(model, x, y, of_rows or {}))
     for message in messages:
         if message is not None:
             warnings.warn(message, UnitsWarning, stacklevel=stacklevel_of_user())
+
+
+def _is_of(part: Any, width: int) -> bool:
+    return isinstance(part, Tensor) and part.dim() == 2 and part.shape[1] == width
 
 
 def _begins_with_norm(net: nn.Module) -> bool:
@@ -116,12 +124,11 @@ def _of_targets(model: BayesianModel, x: Any, y: Any, of_rows: Mapping[str, Any]
     if not rows or not bool(torch.isfinite(y).any()):
         return None
     targets = y.detach()
-    parts = x if isinstance(x, tuple) else (x,)
     try:
-        some = tuple(_some_of(part, rows) for part in parts)
+        some = mapped(x, lambda _, part: _some_of(part, rows))
         given = {name: _some_of(value, rows) for name, value in of_rows.items() if name in model.likelihood.row_data}
         draws = _prior_draws(model)
-        _, conditional = model.conditional(some if isinstance(x, tuple) else some[0], draws, **given)
+        _, conditional = model.conditional(some, draws, **given)
         sampled = torch.as_tensor(conditional.sample()).double()
     except Exception:  # whatever is wrong with the model or the data, running it says it better
         return None

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from bayeshnet.checks import kind_of, shown
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError
 from bayeshnet.models.capabilities import has_bounded_density, latents_of, requires_targets
+from bayeshnet.models.forms import is_single
+from bayeshnet.models.given_data import ROW_DATA
 
 __all__ = [
     "ROW_DATA",
@@ -34,22 +36,28 @@ __all__ = [
 ]
 
 
-def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_arguments(data: Any, argument: str, model: Any = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and keyword arguments that data stand for.
 
     Args:
-        data: A tuple or list of positional arguments, a dict of keyword arguments, or one tensor.
+        data: A tuple or list of positional arguments, a dict of keyword arguments, or one tensor, array or frame.
         argument: Name of the argument, for messages.
+        model: The model that they are for, which may know more forms: ``model.as_arguments(args, kwargs)``.
 
     Raises:
-        ArgumentTypeError: If ``data`` is none of these.
+        ArgumentTypeError: If ``data`` is none of these, or something in it is not what the model takes.
+        ArgumentError: If the model cannot take it for its arguments.
 
     Example:
         >>> call_arguments({"x": 1}, "data"), call_arguments((1, 2), "data")
         (((), {'x': 1}), ((1, 2), {}))
     """
-    if isinstance(data, Tensor):
-        return (data,), {}
+    args, kwargs = _call_arguments(data, argument)
+    own = getattr(model, "as_arguments", None)
+    return (args, kwargs) if own is None else own(args, kwargs)
+
+
+def _call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(data, Mapping):
         for key in data:
             if not isinstance(key, str):
@@ -60,6 +68,8 @@ def call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str,
         return (), dict(data)
     if isinstance(data, tuple | list):
         return tuple(data), {}
+    if is_single(data):
+        return (data,), {}
     raise ArgumentTypeError(
         f"{argument}: is {kind_of(data)}; pass the model's arguments as a tuple (x, y), a dict of keyword "
         "arguments, or a tensor. For a DataLoader pass one batch: next(iter(loader))."
@@ -120,17 +130,22 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
         raise ArgumentError(
             f"{argument}: has {given}; the model takes x and y, and weight, noise and exposure of the rows. Pass "
             f"{fix}; where a loader makes the batches, give it a data set of such pairs, or a collate_fn that returns "
-            "one; several inputs of the network are one tuple x."
+            f"one; several inputs of the network are one tuple x{_counted(model)}."
         )
     if inputs_and_targets(args, kwargs)[1] is None:
         raise ArgumentError(
-            f"{argument}: has no targets, so the observations would be taken for latents; pass a tuple (x, y). A list "
-            "is taken for a list of batches."
+            f"{argument}: has no targets, so the observations would be taken for latents; pass a tuple (x, y)"
+            f"{_counted(model)}. A list is taken for a list of batches."
         )
 
 
-# What a Bayesian network takes of each row beside x and y, in this order.
-ROW_DATA = ("weight", "noise", "exposure")
+def _counted(model: Any) -> str:
+    """What a message adds for a network with several inputs."""
+    taken = getattr(model, "inputs_taken", None)
+    if taken is None or taken.num == 1:
+        several = taken is not None and taken.names[1:]
+        return ", or BayesianModel(..., inputs=2) for batches (u, v, y)" if several else ""
+    return f"; the network has inputs: {taken}; ((u, v), y) and (u, v, y) are taken, or {{'x': (u, v), 'y': y}}"
 
 
 def _is_no_weight(args: Sequence[Any]) -> bool:

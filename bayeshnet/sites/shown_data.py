@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from pyro.poutine.messenger import unwrap
-from torch import Tensor
 
+from bayeshnet.models.forms import fit_together, is_single, joined, num_rows
 from bayeshnet.sites.arguments import call_arguments, inputs_and_targets, row_arguments
 from bayeshnet.sites.modes import evaluating
 
@@ -46,7 +46,7 @@ def show_data(model: Any, data: Any) -> None:
         return
     wanted: int = getattr(unwrap(model), "rows_to_show", 0)
     with torch.random.fork_rng(devices=[]):
-        found = _some_rows(data, wanted)
+        found = _some_rows(data, wanted, unwrap(model))
     if found is not None:
         _show(model, prepare, *found, example=False)
 
@@ -64,35 +64,23 @@ def _show(
         prepare(x, y, example=example, **of_rows)
 
 
-def _some_rows(data: Any, wanted: int) -> tuple[Any, Any, dict[str, Any]] | None:
-    if isinstance(data, Tensor | Mapping | tuple):
-        arguments = call_arguments(data, "data")
+def _some_rows(data: Any, wanted: int, model: Any) -> tuple[Any, Any, dict[str, Any]] | None:
+    if is_single(data):
+        arguments = call_arguments(data, "data", model)
         return *inputs_and_targets(*arguments), row_arguments(*arguments)
     parts: list[tuple[Any, Any, dict[str, Any]]] = []
     count = 0
     for batch in itertools.islice(data, max(1, wanted)):
-        arguments = call_arguments(batch, "data")
+        arguments = call_arguments(batch, "data", model)
         x, y = inputs_and_targets(*arguments)
+        if parts and not fit_together(parts[0][:2], (x, y)):
+            break
         parts.append((x, y, row_arguments(*arguments)))
-        first = next((part for part in _leaves(x) if isinstance(part, Tensor) and part.dim()), None)
-        count += 0 if first is None else len(first)
-        if first is None or count >= wanted:
+        count += num_rows(x)
+        if not num_rows(x) or count >= wanted:
             break
     if not parts:
         return None
     names = [name for name in parts[0][2] if all(name in given for _, _, given in parts)]
-    of_rows = {name: _joined([given[name] for _, _, given in parts]) for name in names}
-    return _joined([x for x, _, _ in parts]), _joined([y for _, y, _ in parts]), of_rows
-
-
-def _leaves(x: Any) -> Sequence[Any]:
-    return x if isinstance(x, tuple) else (x,)
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    """Inputs of several batches one after the other; what has no rows, or others' shapes, is that of the first."""
-    first = parts[0]
-    if isinstance(first, tuple):
-        return tuple(_joined(list(column)) for column in zip(*parts, strict=True))
-    same = isinstance(first, Tensor) and all(isinstance(p, Tensor) and p.shape[1:] == first.shape[1:] for p in parts)
-    return torch.cat(list(parts)) if same and first.dim() else first
+    of_rows = {name: joined([given[name] for _, _, given in parts]) for name in names}
+    return joined([x for x, _, _ in parts]), joined([y for _, y, _ in parts]), of_rows

@@ -21,9 +21,10 @@ from torch.utils.data import (
 
 from bayeshnet.checks import kind_of
 from bayeshnet.deprecation import stacklevel_of_user
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, DatasetSizeWarning
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, DatasetSizeWarning, RowDataWarning
 from bayeshnet.models.capabilities import has_rows
-from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
+from bayeshnet.models.forms import is_single
+from bayeshnet.sites.arguments import call_arguments, inputs_and_targets, require_targets
 from bayeshnet.training._minibatches import Minibatches
 from bayeshnet.training._random import RandomStates, generators_of
 
@@ -94,7 +95,7 @@ class Batches:
     """
 
     def __init__(self, data: Any, model: Any) -> None:
-        self._single = isinstance(data, Tensor | Mapping | tuple)
+        self._single = is_single(data)
         if not self._single and (not isinstance(data, Iterable) or isinstance(data, str | bytes)):
             raise ArgumentTypeError(
                 f"data: is {kind_of(data)}; pass the model's arguments as a tuple (x, y), or an iterable of "
@@ -106,11 +107,12 @@ class Batches:
             )
         self._data: Any = data
         self._model = model if has_rows(model) else None
-        self._arguments = call_arguments(data, "data") if self._single else None
+        self._arguments = call_arguments(data, "data", self._model) if self._single else None
         self._pass: Iterator[Any] | None = None
         self._random: RandomStates | None = None  # those at the start of the pass
         self._generators = generators_of(data)
         self._at = Position(count=self._model is not None)
+        self._warned = False
 
     def __iter__(self) -> Batches:
         return self
@@ -132,7 +134,11 @@ class Batches:
                 self.check_counted_size(whole=True)
             at.passes, at.taken, self._pass = at.passes + 1, 0, None
         at.taken += 1
-        arguments = call_arguments(batch, "data")
+        arguments = call_arguments(batch, "data", self._model)
+        if len(arguments[0]) > 2 and not self._warned and self._model is not None:
+            self._warned = True
+            require_targets(self._model, *arguments, "data")
+            warnings.warn(_third(arguments[0][2], self._model), RowDataWarning, stacklevel=stacklevel_of_user())
         if at.count:
             rows = _num_rows(arguments)
             at.seen, at.num, at.largest = at.seen + rows, at.num + 1, max(at.largest, rows)
@@ -219,7 +225,7 @@ class Batches:
         if isinstance(data, Minibatches):
             return _Rows(data.rows, ((data.rows, data.rows),), data.batch_size)
         if self._single or isinstance(data, list):
-            return _rows_of_batches([data] if self._single else data)
+            return _rows_of_batches([data] if self._single else data, self._model)
         return _rows_of_loader(data) if isinstance(data, DataLoader) else None
 
     def check_counted_size(self, *, whole: bool) -> None:
@@ -278,16 +284,33 @@ def _num_rows(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
     return len(y) if isinstance(y, Tensor) and y.dim() > 0 else 0
 
 
-def _rows_of_batches(batches: list[Any]) -> _Rows | None:
+def _rows_of_batches(batches: list[Any], model: Any) -> _Rows | None:
     """Rows of batches in memory; a batch that comes twice counts once."""
     known: dict[int, int] = {}
     for batch in batches:
         if not isinstance(batch, Tensor | Mapping | tuple | list):
             return None
-        arguments = call_arguments(batch, "data")
-        known[id(inputs_and_targets(*arguments)[1])] = _num_rows(arguments)
+        arguments = call_arguments(batch, "data", model)
+        known[id(_raw_targets(batch))] = _num_rows(arguments)
     total = sum(known.values())
     return _Rows(total, ((total, total),), max(known.values())) if total else None
+
+
+def _raw_targets(batch: Any) -> Any:
+    """What makes a batch another one: its targets, or its last part."""
+    if isinstance(batch, Mapping):
+        return batch.get("y", batch)
+    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else batch
+
+
+def _third(value: Any, model: Any) -> str:
+    return (
+        f"The third part of a batch, {value.dtype} {list(value.shape)}, is taken for weights of the rows. Say so by "
+        "name, {'x': ..., 'y': ..., 'weight': ...}; leave it out if it is something else, batch[:2]; or, if it is an "
+        f"input of the network (it has inputs: {model.inputs_taken}), pass BayesianModel(..., inputs=2)."
+        if isinstance(value, Tensor)
+        else "The third part of a batch is taken for weights of the rows; say so by name."
+    )
 
 
 def _rows_of_loader(loader: DataLoader[Any]) -> _Rows | None:

@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -22,7 +23,7 @@ from bayeshnet.sites.shown_data import show_data
 from bayeshnet.training._batches import Batches
 from bayeshnet.training._checks import check_loss, check_options, check_pair
 from bayeshnet.training._loop import Loop
-from bayeshnet.training._minibatches import batched, number_of_steps
+from bayeshnet.training._minibatches import batched, given_data, number_of_steps
 from bayeshnet.training._resume import FitFile, checked_file
 from bayeshnet.training._same_fit import describe_fit
 from bayeshnet.training._schedule import Schedule, flat_then_cosine
@@ -170,12 +171,14 @@ def fit(
     )
     if torch.is_inference_mode_enabled():
         raise UsageError("fit: is called in torch.inference_mode, which takes no gradients; leave it for the fit.")
+    data = given_data(data, model)
     used = batched(data, model, batch_size)
     batches = Batches(used, model)
     total = number_of_steps(steps, epochs, batches.per_pass)
     looks = None
     if validation is not None:
         rows = validation if isinstance(validation, Validation) else Validation(validation)
+        rows = replace(rows, data=given_data(rows.data, model))
         looks = rows, rows.every or (_LOOK_EVERY if epochs is None else total // epochs)
     file = None
     if (written := checked_file(checkpoint, every)) is not None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models.capabilities import has_rows
+from bayeshnet.models.forms import is_single, rows_of
 from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
 
-__all__ = ["Minibatches", "batched", "number_of_steps"]
+__all__ = ["Minibatches", "batched", "given_data", "number_of_steps"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -53,17 +54,7 @@ class Minibatches:
 
     def __iter__(self) -> Iterator[Any]:
         for chosen in torch.randperm(self.rows).tensor_split(self._batches):
-            yield self._taken(self.whole, chosen)
-
-    def _taken(self, value: Any, chosen: Tensor) -> Any:
-        if isinstance(value, Tensor):
-            return value[chosen.to(value.device)] if value.shape[:1] == (self.rows,) else value
-        if isinstance(value, Mapping):
-            return {key: self._taken(part, chosen) for key, part in value.items()}
-        if isinstance(value, tuple | list):
-            parts = [self._taken(part, chosen) for part in value]
-            return parts if isinstance(value, list) else tuple(parts)
-        return value
+            yield rows_of(self.whole, chosen, rows=self.rows)
 
 
 def batched(data: Any, model: Any, batch_size: int | None) -> Any:
@@ -86,7 +77,7 @@ def batched(data: Any, model: Any, batch_size: int | None) -> Any:
     """
     if batch_size is not None:
         require_count("batch_size", batch_size, advice=", or None")
-    whole = isinstance(data, Tensor | Mapping | tuple)
+    whole = is_single(data)
     if not whole:
         if batch_size is not None:
             raise ArgumentTypeError(
@@ -94,7 +85,7 @@ def batched(data: Any, model: Any, batch_size: int | None) -> Any:
                 "it out, or pass all rows as a tuple (x, y)."
             )
         return data
-    rows = rows_of(data) if has_rows(model) else None
+    rows = targets_in(data, model) if has_rows(model) else None
     if rows is None:
         if batch_size is not None:
             raise ArgumentTypeError(
@@ -111,14 +102,31 @@ def batched(data: Any, model: Any, batch_size: int | None) -> Any:
     return data if size >= rows else Minibatches(data, rows=rows, batch_size=size)
 
 
-def rows_of(data: Any) -> int | None:
+def given_data(data: Any, model: Any) -> Any:
+    """Return data that are one batch as a tuple or dict of the model's arguments, others as they are.
+
+    Args:
+        data: The data of a fit.
+        model: Its model.
+
+    Example:
+        >>> given_data([("first",)], print)
+        [('first',)]
+    """
+    if not is_single(data) or not hasattr(model, "as_arguments"):
+        return data
+    args, kwargs = call_arguments(data, "data", model)
+    return kwargs if isinstance(data, Mapping) else args
+
+
+def targets_in(data: Any, model: Any = None) -> int | None:
     """Number of targets in one batch; None if there are none.
 
     Example:
-        >>> rows_of((torch.zeros(3, 2), torch.zeros(3)))
+        >>> targets_in((torch.zeros(3, 2), torch.zeros(3)))
         3
     """
-    _, y = inputs_and_targets(*call_arguments(data, "data"))
+    _, y = inputs_and_targets(*call_arguments(data, "data", model))
     return len(y) if isinstance(y, Tensor) and y.dim() > 0 else None
 
 

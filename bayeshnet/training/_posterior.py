@@ -19,6 +19,7 @@ from bayeshnet.families.hypernet import HnetOrBuilder
 from bayeshnet.guides.base import Guide
 from bayeshnet.models.bayesian_model import BayesianModel, PriorLike
 from bayeshnet.models.likelihoods import Likelihood
+from bayeshnet.models.output import Picked
 from bayeshnet.training._contents import Contents, Entry, read_contents
 from bayeshnet.training._sizes import check_sizes
 from bayeshnet.training._stand_in import stand_in
@@ -49,6 +50,7 @@ def load_posterior(
     *,
     prior: PriorLike | None = None,
     likelihood: Likelihood | None = None,
+    output: Picked = None,
     family: Family | str | None = None,
     hnet: HnetOrBuilder | None = None,
 ) -> Posterior:
@@ -63,6 +65,7 @@ def load_posterior(
         net: A network like the one that the model was built from; its weights do not matter. It is left as it is.
         prior: The prior, if it is a function or a class of your own.
         likelihood: The likelihood, if it is a class of your own or made of a function.
+        output: The ``output`` of the model, if it is a function.
         family: The family of an :class:`~bayeshnet.AutoHypernet`, if it is of your own or has a hypernetwork of yours.
         hnet: The hypernetwork of an :class:`~bayeshnet.AutoHypernetNormal` or :class:`~bayeshnet.AutoHypernetDelta`,
             or the function that makes it, if one was given; of an :class:`~bayeshnet.AutoHypernet` short for
@@ -103,7 +106,9 @@ def load_posterior(
             "and use load."
         )
     model_class = _class_of(of_model, "model", BayesianModel)
-    options = _options(of_model, "the model", {"prior": prior, "likelihood": likelihood}, skip=("net",))
+    options = _options(
+        of_model, "the model", {"prior": prior, "likelihood": likelihood, "output": output}, skip=("net",)
+    )
     model = _built(lambda: model_class(net, **options), "model")
     _take_dtypes(model, of_model)
     check_and_fill({"model": (of_model, model)})

@@ -17,6 +17,7 @@ from torch import Tensor
 from bayeshnet import configuration
 from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, UsageError
+from bayeshnet.models.forms import is_single
 from bayeshnet.sites.arguments import call_arguments
 from bayeshnet.training._batches import Batches, Position
 from bayeshnet.training._files import read_file, write_file
@@ -303,8 +304,8 @@ def _settings(elbo: Any) -> dict[str, Any]:
 
 def _call_once(model: Any, guide: Any, data: Any) -> None:
     """Call a guide, and the model with its draws, so that they make the parameters that they make when called."""
-    batch = data if isinstance(data, Tensor | Mapping | tuple) else next(iter(data))
-    args, kwargs = call_arguments(batch, "data")
+    batch = data if is_single(data) else next(iter(data))
+    args, kwargs = call_arguments(batch, "data", model)
     with own_stream(RandomStates.now()), torch.no_grad():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
         poutine.block(poutine.replay(model, trace=trace))(*args, **kwargs)

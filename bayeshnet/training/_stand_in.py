@@ -35,6 +35,8 @@ def _shapes(value: Any) -> Any:
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, list | tuple):
         return [_shapes(part) for part in value]
+    if isinstance(value, Mapping):
+        return {"by_name": {str(name): _shapes(part) for name, part in value.items()}}
     return value if value is None or isinstance(value, bool | int | float | str) else {"class": type(value).__name__}
 
 
@@ -42,8 +44,9 @@ def _shapes(value: Any) -> Any:
 def stand_in(model: BayesianModel, shapes: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
     """Make arguments that a guide can be built from, of the shapes of those that it was built from.
 
-    Inputs, and what else is given with each row, are 1 everywhere, integers 0. Targets are drawn from the model for
-    weights that are all 0, so that they are possible whatever the likelihood is.
+    Inputs, and what else is given with each row, are 1 everywhere, integers 0, or 1 if the network fails on 0 (as on
+    sequences of that length). Targets are drawn from the model for weights that are all 0, so that they are possible
+    whatever the likelihood is.
 
     Args:
         model: The model.
@@ -53,24 +56,38 @@ def stand_in(model: BayesianModel, shapes: Mapping[str, Any], like: Tensor) -> d
     Raises:
         CheckpointError: If the shapes are not such.
     """
-    made = {name: _made(name, part, like) for name, part in shapes.items() if name != "y"}
-    if "x" not in made or "y" not in shapes:
+    if "x" not in shapes or "y" not in shapes:
         raise CheckpointError("guide: the file does not say what it was built from; build it, and use load.")
     draws: dict[str, Tensor] = {
         name: torch.zeros(1, *fn.event_shape, dtype=like.dtype, device=like.device)
         for name, fn in model.weight_priors().items()
     }
     draws.update({f"likelihood.{name}": fn.sample((1,)) for name, fn in model.likelihood.priors().items()})
-    of_rows = {name: value for name, value in made.items() if name not in ("x", "weight")}
-    _, conditional = model.conditional(made["x"], draws, **of_rows)
+    made, conditional = _evaluated(model, shapes, like, draws, 0)
     _, dtype = _checked("y", shapes["y"])
     dtype = like.dtype if dtype.is_floating_point else dtype
     return {**made, "y": conditional.sample()[0].to(dtype)}
 
 
-def _made(name: str, part: Any, like: Tensor) -> Any:
+def _evaluated(
+    model: BayesianModel, shapes: Mapping[str, Any], like: Tensor, draws: Mapping[str, Tensor], whole: int
+) -> tuple[dict[str, Any], Any]:
+    """The arguments without targets, and the distribution of these."""
+    made = {name: _made(name, part, like, whole) for name, part in shapes.items() if name != "y"}
+    of_rows = {name: value for name, value in made.items() if name not in ("x", "weight")}
+    try:
+        return made, model.conditional(made["x"], draws, **of_rows)[1]
+    except Exception:  # whatever a network makes of numbers that are not its data
+        if whole:
+            raise
+    return _evaluated(model, shapes, like, draws, 1)
+
+
+def _made(name: str, part: Any, like: Tensor, whole: int) -> Any:
     if isinstance(part, list):
-        return tuple(_made(name, inner, like) for inner in part)
+        return tuple(_made(name, inner, like, whole) for inner in part)
+    if isinstance(part, dict) and isinstance(part.get("by_name"), dict):
+        return {str(key): _made(name, inner, like, whole) for key, inner in part["by_name"].items()}
     if not isinstance(part, dict):
         return part
     shape, dtype = _checked(name, part)
@@ -78,7 +95,7 @@ def _made(name: str, part: Any, like: Tensor) -> Any:
         shape = (min(shape[0], _ROWS), *shape[1:])
     if dtype.is_floating_point:
         return torch.ones(shape, dtype=like.dtype, device=like.device)
-    return torch.zeros(shape, dtype=dtype, device=like.device)
+    return torch.full(shape, whole, dtype=dtype, device=like.device)
 
 
 def _checked(name: str, part: Any) -> tuple[tuple[int, ...], torch.dtype]:

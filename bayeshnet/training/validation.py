@@ -17,6 +17,7 @@ from bayeshnet.checks import kind_of, require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.guides.base import with_model
 from bayeshnet.models.capabilities import has_rows, is_predictive
+from bayeshnet.models.forms import is_single, rows_of
 from bayeshnet.models.observations import row_weight
 from bayeshnet.sites.arguments import call_arguments, inputs_and_targets, require_targets
 from bayeshnet.sites.latents import nodes_of
@@ -104,11 +105,11 @@ class Validation:
                 raise ArgumentError("validation: has no rows; pass one or more.")
 
     def _batches(self) -> Iterable[Any]:
-        return [self.data] if isinstance(self.data, Tensor | Mapping | tuple) else self.data
+        return [self.data] if is_single(self.data) else self.data
 
     def _arguments(self, model: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of the model, which are checked as in training: nothing may broadcast."""
-        args, kwargs = call_arguments(batch, "validation")
+        args, kwargs = call_arguments(batch, "validation", model)
         require_targets(model, args, kwargs, "validation")
         x, y = inputs_and_targets(args, kwargs)
         if not has_rows(model) or not isinstance(y, Tensor) or not len(y):
@@ -174,18 +175,13 @@ class Validation:
         observed = getattr(model, "observed", None)
         for start in range(0, len(y), _ROWS):
             part = slice(start, start + _ROWS)
-            inputs = tuple(_rows(value, part, len(y)) for value in x) if isinstance(x, tuple) else x[part]
-            others = {name: _rows(value, part, len(y)) for name, value in given.items()}
+            inputs, others = rows_of(x, part, rows=len(y)), rows_of(given, part, rows=len(y))
             conditional = model.conditional(inputs, draws, **others)[1]
             targets = y[part].reshape(-1, *conditional.event_shape)
             if observed is not None:  # targets that are left out, and weights of classes, are as in training
                 conditional, targets = observed(conditional, targets)
             log_probs = conditional.log_prob(targets)
             yield log_probs.expand(self.num_samples, *log_probs.shape[1:]), None if weight is None else weight[part]
-
-
-def _rows(value: Any, part: slice, rows: int) -> Any:
-    return value[part] if isinstance(value, Tensor) and value.shape[:1] == (rows,) else value
 
 
 def _one_draw(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

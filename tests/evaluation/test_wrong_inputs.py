@@ -67,7 +67,7 @@ INPUTS = {
     "list": (X.tolist(), ArgumentTypeError, "x: is a list"),
     "str": ("x", ArgumentTypeError, "x: is a str"),
     "none": (None, ArgumentTypeError, "x: is a NoneType"),
-    "array": (X.numpy(), ArgumentTypeError, "x: is a ndarray"),
+    "array": (X.numpy().astype(object), ArgumentTypeError, "x: is a ndarray"),
     "columns": (
         torch.zeros(8, 5),
         ArgumentError,
@@ -137,6 +137,7 @@ def test_a_loader_with_surplus_parts():
         fit(MODEL, GUIDE, loader, steps=2, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:The third part:bayeshnet.errors.RowDataWarning")
 def test_a_third_part_that_cannot_be_weights():
     for call in (
         lambda data: fit(MODEL, GUIDE, [data], steps=2, progress=False),

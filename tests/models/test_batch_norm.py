@@ -293,7 +293,7 @@ def test_wrong_arguments():
     model = BayesianModel(net, likelihood=normal)
     with pytest.raises(ArgumentError, match="has 1 row"):
         model.set_reference_rows(torch.randn(1, 3))
-    with pytest.raises(ArgumentError, match="x: is"):
+    with pytest.raises(ArgumentTypeError, match="x: is a list"):
         model.set_reference_rows([1.0, 2.0])
     with pytest.raises(ArgumentError, match="x: has 1 row, a single value per channel"):
         model(torch.randn(1, 3), torch.randn(1))
