@@ -8,7 +8,17 @@ from bayeshnet.families.base import Family, Start
 from bayeshnet.families.hypernet import Hypernet
 from bayeshnet.sites.memory import in_bytes, refuse_too_large
 
-__all__ = ["LARGE", "counted", "default_particles", "is_large", "learned_bytes", "refuse_family", "refuse_step", "step_bytes", "why_by_size"]
+__all__ = [
+    "LARGE",
+    "counted",
+    "default_particles",
+    "is_large",
+    "learned_bytes",
+    "refuse_family",
+    "refuse_step",
+    "step_bytes",
+    "why_by_size",
+]
 
 LARGE = 100_000
 """Number of latents beyond which what is chosen by default has at most three parameters for each."""

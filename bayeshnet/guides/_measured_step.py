@@ -95,7 +95,9 @@ def _undone(model: Any, guide: Any) -> Generator[None]:
 
 def _copied(state: Any) -> Any:
     """The state of Pyro's store with parameters of its own, which a step may write to."""
-    params = {name: param.detach().clone().requires_grad_(param.requires_grad) for name, param in state["params"].items()}
+    params = {
+        name: param.detach().clone().requires_grad_(param.requires_grad) for name, param in state["params"].items()
+    }
     return {**state, "params": params}
 
 

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from bayeshnet.checks import kind_of, require_trainable
 from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentTypeError, BayeshnetError
-from bayeshnet.guides._by_size import default_particles, refuse_step
 from bayeshnet.guides._decay import GroupDecay
-from bayeshnet.guides._size_summary import GuideSummary, summary_of
 from bayeshnet.guides._summaries import Summaries
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.sites.arguments import call_arguments, call_error, nan_data_error, refuse_nan_data, require_targets
@@ -239,82 +237,6 @@ class Guide(Configured, Summaries):
             >>> optimizer = torch.optim.Adam(guide.param_groups(0.01))
         """
         return [{"params": [param for param in self.parameters() if param.requires_grad], "lr": lr}]
-
-    def expect_batch(self, rows: int) -> None:
-        """Prepare for steps of so many rows; :func:`~bayeshnet.fit` says it before :meth:`begin_fit`.
-
-        Here nothing depends on them. An :class:`~bayeshnet.AutoHypernet` of more than 100,000 latents that has chosen
-        its number of inducing points keeps no more than cost a tenth of such a step, if it was not in a fit before;
-        see its ``repr``.
-
-        Args:
-            rows: Number of rows of a step, that of the largest batch.
-
-        Example:
-            >>> import pyro, torch, pyro.distributions as dist
-            >>> from bayeshnet import AutoHypernet
-            >>> guide = AutoHypernet(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), example=())
-            >>> guide.expect_batch(64)
-        """
-
-    @property
-    def default_particles(self) -> int:
-        """Number of posterior samples of a step of :func:`~bayeshnet.fit` where it is given none.
-
-        16, and fewer for more than 100,000 latents: 2 from 800,000 on.
-        """
-        return default_particles(self.latent_dim)
-
-    def require_memory(self, num_particles: int) -> None:
-        """Raise if training with so many posterior samples cannot fit into memory, going by the weights alone.
-
-        Args:
-            num_particles: Number of posterior samples of a step.
-
-        Raises:
-            ArgumentError: If it does not; the message has the numbers and what can be done.
-
-        Example:
-            >>> import pyro, torch, pyro.distributions as dist
-            >>> from bayeshnet import AutoHypernet
-            >>> AutoHypernet(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), example=()).require_memory(16)
-        """
-        refuse_step(self.num_parameters, self.latent_dim, num_particles, self.loc)
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of entries of all parameters that are learned."""
-        return sum(param.numel() for param in self.parameters() if param.requires_grad)
-
-    def summary(self, data: Any = None, *, num_samples: int | None = None, measure: bool = True) -> GuideSummary:
-        """Return what the guide and a training step take: numbers of weights and parameters, memory, seconds.
-
-        With ``measure`` two steps of SVI with Adam are made and undone: parameters, gradients, buffers, random numbers
-        and Pyro's parameter store are then what they were.
-
-        Args:
-            data: The model's arguments of a step, or an iterable of batches, the first of which is taken; the example
-                by default, of more than 10,000 rows the first 1,000 where :func:`~bayeshnet.fit` takes as many.
-            num_samples: Number S of posterior samples of the step; :attr:`default_particles` by default.
-            measure: Make a step; otherwise its memory is estimated alone.
-
-        Returns:
-            The summary; ``print`` shows it as a table.
-
-        Raises:
-            ArgumentError: If the step cannot fit into memory.
-            ArgumentTypeError: If an argument is of another type.
-            UsageError: If the guide is a copy without its model, see :meth:`attach`.
-
-        Example:
-            >>> from bayeshnet import AutoHypernet, BayesianModel, likelihoods
-            >>> x, y = torch.randn(20, 2), torch.randn(20)
-            >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
-            >>> summary = AutoHypernet(model, example=(x, y), conditional=None).summary(measure=False)
-            >>> summary.weights, summary.num_samples, summary.seconds
-            (3, 16, None)
-        """
-        return summary_of(self, data, num_samples, measure)
 
     @property
     def clip_norm(self) -> float | None:

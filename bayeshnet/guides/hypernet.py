@@ -148,6 +148,18 @@ class AutoHypernet(OldNames):
             raise UsageError(f"hnet: the guide's family is {self.family}; build it with family='hypernet'.")
         return self.family.hnet
 
+    def choices(self) -> list[str]:
+        """See the base class."""
+        found: list[str] = []
+        if self._why_family is not None and self.family is not None:
+            found.append(f"family={self.family.describe()} ({self._why_family})")
+        if self._why_not is not None:
+            found.append(f"conditional=None ({self._why_not})")
+        if self._plan is not None and self._plan.step_rows is not None:
+            num, rows = self._plan.inducing.num_inducing, self._plan.step_rows
+            found.append(f"num_inducing={num} (a tenth of a step of {rows} rows)")
+        return found
+
     def __repr__(self) -> str:
         parts = [f"latent_dim={self.latent_dim}", f"sites={len(self.sites)}"]
         if self.family is not None:

@@ -91,9 +91,7 @@ def in_bytes(number: float) -> str:
     return f"{number / 1e3:.1f} kB"
 
 
-def refuse_too_large(
-    needed: int, what: str, choices: Sequence[str], *, device: torch.device | str = "cpu"
-) -> None:
+def refuse_too_large(needed: int, what: str, choices: Sequence[str], *, device: torch.device | str = "cpu") -> None:
     """Raise if a request needs more memory than there is; nothing where the system does not say how much that is.
 
     Args:
