@@ -130,7 +130,7 @@ def refuse_family(family: Family, start: Start, latents: int) -> None:
         ArgumentError: If it needs more; the message has the numbers and what can be done.
     """
     parameters = family.num_parameters(start)
-    if parameters is None:
+    if parameters is None or not start.size:
         return
     like = start.like
     itemsize = like.element_size()

@@ -1,5 +1,8 @@
 """One training step, made to see what it takes, and undone."""
 
+# A storage is told from others by its address.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import contextlib
@@ -16,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bayeshnet.models.capabilities import plate_nesting, vectorises
+from bayeshnet.models.param_sites import ParamCapture
 from bayeshnet.sites.kept_state import KeptBuffers, restored, tensors_of
 
 __all__ = ["MeasuredStep", "measured_step", "saved_bytes"]
@@ -125,11 +129,10 @@ def measured_step(
 
         def step() -> None:
             nonlocal optimizer
-            with pyro.poutine.trace(param_only=True) as capture:
+            with ParamCapture() as capture:
                 elbo.loss_and_grads(model, guide, *args, **kwargs)
             if optimizer is None:
-                found = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
-                params = list({id(param): param for param in found if param.requires_grad}.values())
+                params = [param for param in capture.current().values() if param.requires_grad]
                 optimizer = torch.optim.Adam(params, lr=1e-3) if params else None
             if optimizer is not None:
                 optimizer.step()
@@ -164,9 +167,9 @@ def saved_bytes(
         return tensor
 
     elbo: Any = Trace_ELBO(max_plate_nesting=plate_nesting(model))
-    with _undone(model, guide), torch.enable_grad(), pyro.validation_enabled(False):
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            elbo.differentiable_loss(model, guide, *args, **kwargs)
+    noting = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with _undone(model, guide), torch.enable_grad(), pyro.validation_enabled(False), noting:
+        elbo.differentiable_loss(model, guide, *args, **kwargs)
     return sum(seen.values())
 
 

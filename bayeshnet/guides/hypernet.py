@@ -60,7 +60,8 @@ class AutoHypernet(OldNames):
             data where the example has too few.
         num_proposals: A draw without gradient is resampled from so many proposals, by how well each explains the
             inducing points' targets; see :class:`~bayeshnet.inducing.ConditionalWeights`. 4 to 32 by default, as their
-            cost allows (with a mixture of hypernetworks 1); 1 leaves it out. Training draws are single ones.
+            cost allows (1 with a mixture of hypernetworks and for more than 100,000 latents); 1 leaves it out. Training
+            draws are single ones.
         init_loc_fn: One of Pyro's per-site initialisation functions for the location. By default weights with a Normal
             prior start at ``0.3`` of its scale around its mean, at random, and other latents at their prior median;
             before conditional layers, and where the family is chosen for its size, at draws from the prior.

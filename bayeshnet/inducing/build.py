@@ -156,8 +156,8 @@ def _number(
     affordable = affordable_inducing(step)
     if affordable < FEWEST and conditional == "auto":
         raise NotApplicableError(
-            f"a tenth of the cost of a step of {step} rows is {affordable} inducing point{'s' * (affordable != 1)}, and "
-            f"fewer than {FEWEST} tell too little; num_inducing={FEWEST} has them all the same"
+            f"a tenth of the cost of a step of {step} rows is {affordable} inducing point{'s' * (affordable != 1)}, "
+            f"fewer than {FEWEST}; num_inducing={FEWEST} with conditional='last' has them all the same"
         )
     return (num, None) if num <= affordable else (max(1, affordable), step)
 

@@ -29,8 +29,8 @@ BatchNormMode: TypeAlias = Literal["draws", "batch", "running"]
 # The pass over the reference rows takes so many draws at once at least; it has no more rows and draws together than
 # the evaluation that it is made for.
 _DRAWS_AT_ONCE = 32
-# And no more than there is memory for: weights of a draw and what a network makes of the rows, which in a ResNet is some
-# 32 times as many numbers as they are themselves, have so many numbers in all (half a gigabyte in 32 bits).
+# And no more than there is memory for: the weights of the draws and what a network makes of the rows, which in a ResNet
+# is some 32 times as many numbers as they have, are so many numbers in all (half a gigabyte in 32 bits).
 _NUMBERS_AT_ONCE, _WIDENING = 2**27, 32
 _PREFIX = "batch_norm."
 

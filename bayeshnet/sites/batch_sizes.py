@@ -11,7 +11,7 @@ _ROWS = 1_000
 
 
 def default_batch_size(rows: int, dataset_size: int | None) -> int:
-    """Return the rows of a step for so many rows in memory: all up to 10,000; of more 1,000, if these are all there are.
+    """Return the rows of a step for so many rows in memory: all up to 10,000; of more 1,000, if there are no others.
 
     Args:
         rows: Number of rows in memory.

@@ -69,8 +69,8 @@ def fit(
     Whatever else a guide needs is done by its hooks: ``begin_fit(model, data)`` before the first step,
     ``end_fit(model, data)`` after the last, and ``cancel_fit()`` instead where the fit fails before its end; before all
     of them ``expect_batch(rows)`` where the rows of a step are known. A guide may also have ``param_groups(lr)``,
-    ``clip_norm``, ``default_particles`` and ``require_memory(num_particles)``. All are optional, and a loop of your own may call the same;
-    see :meth:`AutoHypernet.begin_fit`.
+    ``clip_norm``, ``default_particles`` and ``require_memory(num_particles)``. All are optional, and a loop of your own
+    may call the same; see :meth:`AutoHypernet.begin_fit`.
 
     Loss and gradients are checked before each update, so that an error leaves parameters that are finite. Ctrl-C ends
     the fit, and the history so far is returned. Pyro keeps its effect handlers in one stack for all
