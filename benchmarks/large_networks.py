@@ -9,8 +9,8 @@
 * with ``--digits``: ELBO and test accuracy of families with at most three parameters per weight on scikit-learn's
   digits, beside the hypernetwork with as many inducing points as a small network has.
 
-Run: ``python benchmarks/large_networks.py [--quick] [--json FILE] [--digits]``. In full about three minutes of processor
-time, and ten with ``--digits``; ``--quick`` takes a ResNet of 311,000 weights and two steps.
+Run: ``python benchmarks/large_networks.py [--quick] [--json FILE] [--digits]``. In full about three minutes of
+processor time, and ten with ``--digits``; ``--quick`` takes a ResNet of 311,000 weights and two steps.
 """
 
 from __future__ import annotations
