@@ -39,6 +39,9 @@ CONCEPTS = (
     "HMLP",
     "change of variables",
     "CRPS",
+    "what is chosen by size",
+    "size of a guide and of a step",
+    "memory that is left",
 )
 
 

@@ -103,8 +103,8 @@ def predict(
 
     Raises:
         ArgumentTypeError: If ``model`` is not a :class:`~bayeshnet.BayesianModel`, or an argument is of another type.
-        ArgumentError: If a number is not positive, draws lack a site or have another shape than the model's, or inputs,
-            draws or outputs are NaN.
+        ArgumentError: If a number is not positive, the draws do not fit into memory, draws lack a site or have another
+            shape than the model's, or inputs, draws or outputs are NaN.
         UsageError: If another thread is in a fit.
 
     Example:

@@ -15,6 +15,7 @@ from bayeshnet.evaluation._seeds import seeded
 from bayeshnet.guides.base import with_model
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.arguments import require_model_and_guide
+from bayeshnet.sites.memory import refuse_too_large
 from bayeshnet.sites.one_thread import one_thread
 
 __all__ = ["Parts", "Source", "check_source", "draws_of", "ensemble_draws", "like_of", "posterior_draws"]
@@ -153,6 +154,13 @@ def draws_of(model: BayesianModel, guide: Source, x: Any, num_samples: int, para
 
 def _drawn(model: BayesianModel, guide: Any, x: Any, num_samples: int, parallel: bool) -> Any:
     own = getattr(guide, "sample_posterior", None)
+    like, numel = like_of(model), sum(shape.numel() for shape in model.latent_shapes.values())
+    refuse_too_large(
+        2 * num_samples * numel * like.element_size(),  # draws, and the noise that they are made of
+        f"num_samples: is {num_samples}, draws of {numel:,} latents each",
+        ["pass fewer", "use predict_summary, which makes and drops them in parts"],
+        device=like.device,
+    )
     with with_model(guide, model), torch.no_grad():
         if own is not None:
             return own(num_samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 import torch
@@ -16,7 +17,7 @@ from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.hnets.mlp_hnet import HMLP
 from bayeshnet.typing import Shapes
 
-__all__ = ["default_hnet", "move_hnet", "output_params", "unbend"]
+__all__ = ["default_hnet", "move_hnet", "num_parameters", "output_params", "unbend"]
 
 
 _NUM_NOISE = 4096
@@ -27,6 +28,19 @@ _SHARE = 0.5
 def output_params(wrapper: HPerturbWrapper) -> list[nn.Parameter]:
     """W, mu and A of a :func:`default_hnet`."""
     return list(cast("HMLP", wrapper.internal_hnet).internal_params or [])[-3:]
+
+
+def num_parameters(num_outputs: int, noise_dim: int, hidden_layers: Sequence[int]) -> int:
+    """Return the number of parameters of a :func:`default_hnet`, without its noise scales: one for each output more.
+
+    Args:
+        num_outputs: Number of numbers that it generates.
+        noise_dim: Number n of inputs.
+        hidden_layers: Widths of the MLP.
+    """
+    widths = [noise_dim, *hidden_layers]
+    hidden = sum((before + 1) * after for before, after in pairwise(widths))
+    return hidden + num_outputs * (widths[-1] + 1 + noise_dim)
 
 
 @torch.no_grad()

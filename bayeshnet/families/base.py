@@ -226,6 +226,14 @@ class Family(Configured, nn.Module, ABC):
 
     # ------------------------------------------------------------------ what a guide asks for
 
+    def num_parameters(self, start: Start) -> int | None:
+        """Return how many numbers :meth:`build` would learn, without building anything; None if that is not known.
+
+        Args:
+            start: What is drawn.
+        """
+        return None
+
     @property
     def per_draw(self) -> bool:
         """Whether the density is one of each draw, and not of draws on average only."""

@@ -200,6 +200,12 @@ class BlockNoise(nn.Module):
         layout = BlockLayout(self.order, self.blocks)
         return BlockGaussianWeights(means, log_scale, list(self.factors), layout, noise=noise, validate_args=False)
 
+    @staticmethod
+    def num_parameters(start: Start, num_components: int) -> int:
+        """Number of entries of the parameters that :meth:`start` makes."""
+        layout = start.blocks or BlockLayout.of(start.shapes, [])
+        return num_components * (2 * start.size + sum(units * size * size for units, size in layout.blocks))
+
     @classmethod
     def start(cls, start: Start, num_components: int) -> BlockNoise:
         """Return the noise of so many components, which start in different places."""
@@ -242,9 +248,15 @@ class BlockGaussian(Family, short_form="block_gaussian"):
 
     def init_parameters(self, start: Start) -> None:
         """See :meth:`Family.init_parameters`."""
-        default = 1 if start.num_components else 4
-        self.num_components = self.num_components or default
+        self.num_components = self._number(start)
         self.noise = BlockNoise.start(start, self.num_components)
+
+    def _number(self, start: Start) -> int:
+        return self.num_components or (1 if start.num_components else 4)
+
+    def num_parameters(self, start: Start) -> int:
+        """See :meth:`Family.num_parameters`."""
+        return BlockNoise.num_parameters(start, self._number(start))
 
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> BlockGaussianWeights:
         """See :meth:`Family.distribution`."""

@@ -3,8 +3,8 @@ r"""Hypernetworks fed with noise, with a density."""
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -18,19 +18,15 @@ from bayeshnet.entropy.path_gradient import PathGradient
 from bayeshnet.entropy.protocol import Diagnosis, LogDensity
 from bayeshnet.entropy.sampler import NoisySampler, percent
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
-from bayeshnet.families._default_hnet import default_hnet, move_hnet, output_params, unbend
+from bayeshnet.families._default_hnet import default_hnet, move_hnet, num_parameters, output_params, unbend
+from bayeshnet.families._given_hnet import HnetOrBuilder, made_hnet
 from bayeshnet.families.base import Family, Start, each_at
 from bayeshnet.families.block_gaussian import BlockNoise
 from bayeshnet.families.implicit_weights import ImplicitWeights
 from bayeshnet.families.noise_transform import NoiseTransform
-from bayeshnet.hnets.hnet_interface import HyperNetInterface
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
-from bayeshnet.mnets.param_table import num_weights
 
 __all__ = ["HnetOrBuilder", "Hypernet"]
-
-HnetOrBuilder: TypeAlias = "HyperNetInterface | Callable[[list[list[int]]], HyperNetInterface]"
-"""A hypernetwork, or a function from target shapes to one."""
 
 # Few latents can start all over the prior: whoever starts narrow finds one of several modes. With many latents draws
 # from the prior fit nothing, and no gradient is of use.
@@ -151,14 +147,12 @@ class Hypernet(Family, short_form="hypernet"):
         if given is not None:
             hnet = self._wrapped(given, start).to(dtype=start.like.dtype, device=start.like.device)
         elif blocks is not None:
-            hnet = self._default(start, 4, (32, 32), torch.zeros_like(start.like), None)
+            hnet = self._default(start, torch.zeros_like(start.like), None)
             noise = BlockNoise.start(start, self._num_components or 1)
         else:
             wide = start.anywhere and start.size <= _WIDE_UP_TO and not start.num_components
-            whole = not start.num_components and start.size <= _FEW and self._noise != "independent"
             mean = torch.zeros_like(start.like) if wide else start.mean()
-            noise_dim = start.size if whole else _NOISE_DIM
-            hnet = self._default(start, noise_dim, (64, 64), mean, _WIDE if wide else start.scale)
+            hnet = self._default(start, mean, _WIDE if wide else start.scale)
         self.hnet = hnet
         self.noise = noise
         self.sampler = NoisySampler(hnet)
@@ -175,20 +169,26 @@ class Hypernet(Family, short_form="hypernet"):
         if alone and start.size <= _FEW and isinstance(estimator, ChangeOfVariables) and estimator.path_gradients:
             self.sampler.path_gradient = PathGradient()
 
-    def _default(
-        self, start: Start, noise_dim: int, hidden_layers: tuple[int, ...], mean: Tensor, scale: float | None
-    ) -> HPerturbWrapper:
-        given, most = self._noise_dim, min(noise_dim, start.size)
-        whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
-        if given is not None and (not whole or not 1 <= given <= start.size):
+    def _sizes(self, start: Start) -> tuple[int, Sequence[int]]:
+        """Number of noise inputs and widths of the default hypernetwork."""
+        beside = start.blocks is not None and not start.num_components
+        whole = not start.num_components and start.size <= _FEW and self._noise != "independent"
+        given, most = self._noise_dim, min(4 if beside else start.size if whole else _NOISE_DIM, start.size)
+        whole_number = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+        if given is not None and (not whole_number or not 1 <= given <= start.size):
             raise ArgumentError(
                 f"noise_dim: is {given!r}, and the hypernetwork draws {start.size} latents; pass 1 to {start.size}, or "
                 f"leave it out for {most}."
             )
+        widths = (32, 32) if beside else (64, 64)
+        return most if given is None else int(given), widths if self._hidden_layers is None else self._hidden_layers
+
+    def _default(self, start: Start, mean: Tensor, scale: float | None) -> HPerturbWrapper:
+        noise_dim, hidden_layers = self._sizes(start)
         return default_hnet(
             start.shapes,
-            noise_dim=most if given is None else int(given),
-            hidden_layers=hidden_layers if self._hidden_layers is None else self._hidden_layers,
+            noise_dim=noise_dim,
+            hidden_layers=hidden_layers,
             noise=self._noise or "shared",
             start=mean,
             start_scale=scale,
@@ -196,9 +196,18 @@ class Hypernet(Family, short_form="hypernet"):
             equalised=scale != _WIDE,
         )
 
+    def num_parameters(self, start: Start) -> int | None:
+        """See :meth:`Family.num_parameters`; of the default hypernetwork."""
+        if self._given is None or self._given[0] is not None:
+            return None
+        of_hnet = num_parameters(start.size, *self._sizes(start))
+        if start.blocks is not None and not start.num_components:
+            return of_hnet + BlockNoise.num_parameters(start, self._num_components or 1)
+        return of_hnet + start.size  # the noise scales
+
     def _wrapped(self, given: HnetOrBuilder, start: Start) -> HPerturbWrapper:
         """The user's hypernetwork, checked, in a perturbation wrapper."""
-        hnet = _made(given, start)
+        hnet = made_hnet(given, start)
         if isinstance(hnet, HPerturbWrapper):
             if self._noise is not None:
                 raise ArgumentError(
@@ -364,37 +373,3 @@ class Hypernet(Family, short_form="hypernet"):
 def _without(params: Any, others: Any) -> list[nn.Parameter]:
     known = {id(param) for param in others}
     return [param for param in params if id(param) not in known]
-
-
-def _made(given: HnetOrBuilder, start: Start) -> HyperNetInterface:
-    """The hypernetwork that was given or is made by the function that was given.
-
-    Raises:
-        ArgumentError: If it does not fit the latents.
-        ArgumentTypeError: If it is none.
-    """
-    itself = isinstance(given, HyperNetInterface)
-    if itself and start.num_components:
-        raise ArgumentError(
-            "hnet: is one hypernetwork, and each component of a mixture needs its own; pass a function from target "
-            "shapes to one."
-        )
-    if not itself and (not callable(given) or isinstance(given, nn.Module)):
-        raise ArgumentTypeError(
-            f"hnet: is {kind_of(given)}; pass a function from target shapes to a hypernetwork, or one itself."
-        )
-    hnet: object = given if itself else given(start.shapes)
-    if not isinstance(hnet, HyperNetInterface):
-        raise ArgumentTypeError(f"hnet: returned {kind_of(hnet)}; return a hypernetwork (HyperNetInterface).")
-    if getattr(hnet, "cond_in_size", None) or hnet.num_known_conds:
-        raise ArgumentError(
-            f"hnet: this {type(hnet).__name__} needs a condition, and the guide feeds it with noise alone; build it "
-            "with uncond_in_size=8, cond_in_size=0, such as hnet=lambda shapes: HMLP(shapes, uncond_in_size=8, "
-            "cond_in_size=0). AutoHypernetNormal and AutoHypernetDelta take conditions."
-        )
-    if hnet.num_outputs != num_weights(start.shapes):
-        raise ArgumentError(
-            f"hnet: produces {hnet.num_outputs} numbers, and the latents that it draws are "
-            f"{num_weights(start.shapes)}; build it from the target shapes that it is called with."
-        )
-    return hnet

@@ -137,6 +137,10 @@ class LowRank(Family, short_form="low_rank"):
         self.left = nn.Parameter(start.like.new_zeros(start.size, self.rank))
         self.right = nn.Parameter(torch.randn_like(self.left.detach()) / math.sqrt(start.size))
 
+    def num_parameters(self, start: Start) -> int:
+        """See :meth:`Family.num_parameters`: two for each latent, and two for each and each rank."""
+        return 2 * start.size * (1 + min(self.rank, start.size))
+
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> MultiplicativeLowRank:
         """See :meth:`Family.distribution`."""
         mean, log_scale = self.loc, self.log_scale

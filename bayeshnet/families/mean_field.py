@@ -29,6 +29,10 @@ class MeanField(Family, short_form="mean_field"):
         self.loc = nn.Parameter(start.mean())
         self.log_scale = nn.Parameter(torch.full_like(start.like, math.log(start.scale)))
 
+    def num_parameters(self, start: Start) -> int:
+        """See :meth:`Family.num_parameters`: two for each latent."""
+        return 2 * start.size
+
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> TorchDistribution:
         """See :meth:`Family.distribution`."""
         mean, std = placed(self.loc, self.log_scale.exp(), loc, scale)

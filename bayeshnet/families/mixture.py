@@ -195,6 +195,11 @@ class Mixture(Family, short_form="mixture"):
         """See :meth:`Family.facts`."""
         return {} if self._of else {"components": self.parts()}
 
+    def num_parameters(self, start: Start) -> int | None:
+        """See :meth:`Family.num_parameters`: those of all components."""
+        of_each = self.of.num_parameters(replace(start, num_components=self.num_components))
+        return None if of_each is None else self.num_components * of_each
+
     def distribution(self, loc: Tensor | None = None, scale: Tensor | None = None) -> MixtureWeights:
         """See :meth:`Family.distribution`."""
         parts = [part.distribution(loc, scale) for part in self.parts()]

@@ -7,6 +7,7 @@ from bayeshnet.guides._old_options import old_mixture as old_mixture  # for baye
 from bayeshnet.guides.delta import AutoHypernetDelta
 from bayeshnet.guides.hypernet import AutoHypernet
 from bayeshnet.guides.normal import AutoHypernetNormal
+from bayeshnet.guides.size_summary import GuideSummary
 from bayeshnet.guides.warm_start import start_from
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "AutoHypernetDelta",
     "AutoHypernetNormal",
     "GroupDecay",
+    "GuideSummary",
     "start_from",
 ]

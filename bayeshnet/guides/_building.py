@@ -21,16 +21,16 @@ from bayeshnet.sites.prior import PriorStart
 __all__ = ["built_family", "check_start", "family_from", "family_start", "unconditional", "whitened"]
 
 
-def family_from(family: Family | str, hnet: HnetOrBuilder | None) -> Family:
-    """Return the family that is meant by two options of a guide.
+def family_from(family: Family | str, hnet: HnetOrBuilder | None) -> Family | None:
+    """Return the family that is meant by two options of a guide; None if it is to be chosen by size.
 
     Raises:
         ArgumentError: If both are given, or ``family`` is no short form.
         ArgumentTypeError: If ``family`` is of another type.
     """
     if hnet is None:
-        return family_of(family, "family")
-    if family != "hypernet":
+        return None if isinstance(family, str) and family == "auto" else family_of(family, "family")
+    if not isinstance(family, str) or family not in ("auto", "hypernet"):
         raise ArgumentError(
             f"family, hnet: both were given, and hnet is short for family=Hypernet(hnet); leave out "
             f"{'hnet' if isinstance(family, Family) else f'family={family!r}'}."
@@ -84,6 +84,7 @@ def family_start(
     target_shapes: list[list[int]],
     placed: bool,
     init_scale: float | None,
+    apart: float | None = None,
 ) -> Start:
     """Return what a family draws in a guide, and where it starts.
 
@@ -94,6 +95,7 @@ def family_start(
         target_shapes: Shapes of all latents.
         placed: Whether the user asked for a location.
         init_scale: The start of the standard deviations that the user asked for.
+        apart: Spread of the random places where means of weights start, in units of the prior's; the default if None.
     """
     like = unconditional(whitening.loc, layout)
     shapes, blocks = target_shapes, None
@@ -103,7 +105,7 @@ def family_start(
         if has_network(model):
             blocks = BlockLayout.of_network(model.net.param_table, layout.conditional, layout.rest)
     # A conditional layer can make use of many different features from the beginning.
-    jitter = 0.3 if layout is None else 1.0
+    jitter = apart or (0.3 if layout is None else 1.0)
     scale = INIT_SCALE if init_scale is None else init_scale
     return Start(
         shapes,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bayeshnet.checks import kind_of, require_flag
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.families.hypernet import HnetOrBuilder
+from bayeshnet.guides._by_size import counted, is_large
 from bayeshnet.guides.base import Guide
 from bayeshnet.hnets.chunked_mlp_hnet import ChunkedHMLP
 from bayeshnet.hnets.hnet_interface import HyperNetInterface
@@ -24,18 +25,16 @@ from bayeshnet.typing import Shapes
 
 __all__ = ["ExplicitHypernet", "default_explicit_hnet"]
 
-# The default has a linear head for up to so many outputs, with 17 parameters for each; beyond that it is chunked.
-_MAX_FULL = 2**20
 
-
-def default_explicit_hnet(target_shapes: Shapes) -> HyperNetInterface:
+def default_explicit_hnet(target_shapes: Shapes, *, copies: int = 1) -> HyperNetInterface:
     """Build the default hypernetwork of an explicit guide, with one learned embedding as its input.
 
-    A small MLP; for more than 2^20 outputs a chunked one, whose number of parameters grows with the square root of the
-    number of outputs.
+    A small MLP with 17 parameters for each output; for more than 100,000 latents a chunked one, whose number of
+    parameters grows with the square root of the number of outputs.
 
     Args:
         target_shapes: Shapes of the tensors it generates.
+        copies: Number of outputs for each latent.
 
     Example:
         >>> default_explicit_hnet([[4, 3], [4]]).num_outputs
@@ -43,7 +42,7 @@ def default_explicit_hnet(target_shapes: Shapes) -> HyperNetInterface:
     """
     shapes = [list(shape) for shape in target_shapes]
     size = num_weights(shapes)
-    if size <= _MAX_FULL:
+    if not is_large(size // copies):
         return HMLP(shapes, layers=(16,), activation_fn=nn.Tanh(), verbose=False)
     # The head has 64 weights an output and a chunk has 32 numbers of its own: the sum is least at this size.
     chunk_size = math.ceil(math.sqrt(size * 32 / 64))
@@ -108,7 +107,8 @@ class ExplicitHypernet(Guide):
         # Added to what the hypernetwork outputs, so that a chunked one, too, starts where it should.
         self.register_buffer("offset", loc.new_zeros(copies, self.latent_dim))
         self.offset: Tensor
-        made = _make_hnet(hnet, self.target_shapes * copies).to(dtype=loc.dtype, device=loc.device)
+        self._chosen = hnet is None and is_large(self.latent_dim)
+        made = _make_hnet(hnet, self.target_shapes * copies, copies).to(dtype=loc.dtype, device=loc.device)
         # Registered past PyroModule, which would put the parameters into Pyro's global store at every access.
         self._modules["hnet"] = made
         self._cond_id = _check_cond_id(self.hnet, cond_id)
@@ -163,16 +163,25 @@ class ExplicitHypernet(Guide):
         out = self.hnet(cond_id=self._cond_id, ret_format="flattened")
         return out.reshape(self.offset.shape) + self.offset
 
+    def choices(self) -> list[str]:
+        """See the base class."""
+        return [f"hnet={type(self.hnet).__name__} ({self._why()})"] if self._chosen else []
+
+    def _why(self) -> str:
+        return f"{counted(self.latent_dim)} latents: more than 100,000, so that it is chunked"
+
     def __repr__(self) -> str:
-        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self.sites)}", f"hnet={type(self.hnet).__name__}"]
+        why = f" ({self._why()})" if self._chosen else ""
+        kind = f"hnet={type(self.hnet).__name__}{why}"
+        parts = [f"latent_dim={self.latent_dim}", f"sites={len(self.sites)}", kind]
         if self.hnet.num_known_conds > 1:
             parts.append(f"cond_id={self._cond_id}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
-def _make_hnet(hnet: HnetOrBuilder | None, shapes: list[list[int]]) -> nn.Module:
+def _make_hnet(hnet: HnetOrBuilder | None, shapes: list[list[int]], copies: int) -> nn.Module:
     if hnet is None:
-        made: Any = default_explicit_hnet(shapes)
+        made: Any = default_explicit_hnet(shapes, copies=copies)
     elif isinstance(hnet, HyperNetInterface):
         made = hnet
     elif callable(hnet) and not isinstance(hnet, nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,7 @@ from bayeshnet.guides.base import Guide
 from bayeshnet.inducing.build import ConditionalPlan
 from bayeshnet.inducing.conditional_weights import ConditionalWeights
 from bayeshnet.inducing.layers import InducingLayers
-from bayeshnet.inducing.placement import place_inducing
+from bayeshnet.inducing.placement import affordable_inducing, place_inducing
 from bayeshnet.inducing.resampling import CALIBRATION_ROWS, best_exponent, checked_num_proposals, score_proposals
 from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.kept_state import restored
@@ -35,6 +36,9 @@ _UNPLACED = "the guide has no conditional layers, or is a copy without its model
 
 class FamilyGuide(Guide):
     """A guide with a variational family and, perhaps, conditional layers; a constructor calls :meth:`_set_parts`."""
+
+    # Whether the number of inducing points was chosen by the cost of a step, which a fit knows better.
+    _adapts: bool = False
 
     def _set_parts(self, plan: ConditionalPlan | None, family: Family | None, num_proposals: int | None) -> None:
         """Register a built family and the layers of the plan, and what belongs to them.
@@ -102,8 +106,17 @@ class FamilyGuide(Guide):
         others = [param for param in self.parameters() if id(param) not in known]
         return [{"params": others, "lr": lr}, *groups] if others else groups
 
+    def expect_batch(self, rows: int) -> None:
+        """See the base class; before a first fit alone, as what was learned is not dropped."""
+        plan, affordable = self._plan, max(1, affordable_inducing(rows))
+        if self._adapts and plan is not None and plan.inducing.num_inducing > affordable:
+            plan.inducing.keep(affordable)
+            self._plan = replace(plan, step_rows=rows)
+            self.inducing_placed.fill_(plan.num_rows >= affordable)
+
     def begin_fit(self, model: Callable[..., Any], data: Any) -> None:
         """As in the base class; and attach the model, and place inducing points that have no rows of their own yet."""
+        self._adapts = False
         if has_network(model):
             self.attach(model)  # it may be a copy of the one that the guide was built for
         if self.wants_rows and (rows := first_rows(data, self.wants_rows, model)) is not None:

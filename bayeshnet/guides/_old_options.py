@@ -91,7 +91,7 @@ def with_old_options(
             raise ArgumentError("num_proposals, num_candidates: both were given; leave out the old num_candidates.")
         num_proposals = given.pop("num_candidates")
         new.append(f"num_proposals={num_proposals}")
-    if given and family != "hypernet":
+    if given and family not in ("auto", "hypernet"):
         raise ArgumentError(
             f"family, {next(iter(given))}: both were given, and the latter is an old option; leave it out and pass "
             "its value to the family."
@@ -111,7 +111,7 @@ def _family(given: dict[str, Any], hnet: HnetOrBuilder | None) -> Family | str:
     body, num = given.pop("body", "hypernet"), given.pop("num_components", None)
     if body == "hypernet":
         options: Any = {**given, **({} if num is None else {"num_components": num})}
-        return Hypernet(hnet, **options) if options else "hypernet"
+        return Hypernet(hnet, **options) if options else "auto"
     if isinstance(body, Mixture) and isinstance(body.of, Hypernet) and (given or hnet is not None):
         return Mixture(Hypernet(hnet, **given), body.num_components)
     if given:

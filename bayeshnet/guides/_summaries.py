@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from bayeshnet.checks import require_count
-from bayeshnet.guides._noise_coordinates import NoiseCoordinates
+from bayeshnet.guides._sized import Sized
 from bayeshnet.sites.latents import constrained
 from bayeshnet.sites.quantiles import checked_levels, sample_quantiles
 
 __all__ = ["Summaries"]
 
 
-class Summaries(NoiseCoordinates):
+class Summaries(Sized):
     """The part of a guide that draws from it, for :meth:`get_posterior` of a subclass."""
 
     @torch.no_grad()

@@ -34,7 +34,8 @@ class AutoHypernetDelta(ExplicitHypernet):
         example: The model's arguments: a tuple of positional ones, a mapping of keyword ones, or one tensor. With
             observations, as for training.
         hnet: A function from target shapes to a hypernetwork without noise, or such a hypernetwork itself; its own
-            initialisation is kept. By default a small MLP with one learned embedding.
+            initialisation is kept. By default a small MLP with one learned embedding (chunked for more
+            than 100,000 latents).
         cond_id: The condition of a conditional hypernetwork; may be left out if it has only one.
         init_loc_fn: One of Pyro's per-site initialisation functions, for a location to start at exactly. By default
             weights with a Normal prior start at 0.3 of its scale around its mean, at random, and other latents at their

@@ -9,7 +9,9 @@ from bayeshnet.entropy.protocol import LogDensity
 from bayeshnet.errors import UsageError
 from bayeshnet.families.base import Family
 from bayeshnet.families.hypernet import HnetOrBuilder, Hypernet
+from bayeshnet.families.mean_field import MeanField
 from bayeshnet.guides._building import built_family, check_start, family_from, family_start, whitened
+from bayeshnet.guides._by_size import is_large, refuse_family, why_by_size
 from bayeshnet.guides._old_options import OldNames, with_old_options
 from bayeshnet.hnets.hnet_perturbation_wrapper import HPerturbWrapper
 from bayeshnet.inducing.build import Conditional, plan_or_reason
@@ -44,20 +46,25 @@ class AutoHypernet(OldNames):
             ones, or one tensor. With observations, as for training.
         family: What draws the latents that are not conditional: a :class:`~bayeshnet.families.Family` with its
             settings, such as ``families.Mixture(families.LowRank(rank=20), 8)``, or the short form of one:
-            ``"hypernet"``, ``"block_gaussian"``, ``"mean_field"``, ``"low_rank"``, ``"mixture"``.
+            ``"hypernet"``, ``"block_gaussian"``, ``"mean_field"``, ``"low_rank"``, ``"mixture"``. By default,
+            ``"auto"``, a hypernetwork for up to 100,000 latents, and the mean-field family with 2 parameters for each
+            beyond that.
         hnet: Short for ``family=families.Hypernet(hnet)``: a function from target shapes (a list of lists of int) to a
             hypernetwork, or one with as many outputs.
         conditional: Which linear layers are drawn conditionally: ``"auto"`` (the last one if the model allows it and
             the family is not one with a hypernetwork of your own), ``"last"``, ``"all"``, names of layers (with the
             last one among them), or None.
-        num_inducing: Number of inducing points; by default all rows up to 40, then as the square root of their number.
-            They start at random rows of ``example``; :meth:`begin_fit` takes them from the data where the example has
-            too few.
+        num_inducing: Number of inducing points; by default all rows up to 40, then as the square root of their number;
+            for more than 100,000 latents at most one for ten rows of a step, so that they cost a tenth of it at most
+            (see :meth:`expect_batch`). They start at random rows of ``example``; :meth:`begin_fit` takes them from the
+            data where the example has too few.
         num_proposals: A draw without gradient is resampled from so many proposals, by how well each explains the
             inducing points' targets; see :class:`~bayeshnet.inducing.ConditionalWeights`. 4 to 32 by default, as their
-            cost allows (with a mixture of hypernetworks 1); 1 leaves it out. Training draws are single ones.
+            cost allows (1 with a mixture of hypernetworks and for more than 100,000 latents); 1 leaves it out. Training
+            draws are single ones.
         init_loc_fn: One of Pyro's per-site initialisation functions for the location. By default weights with a Normal
-            prior start at ``0.3`` of its scale around its mean, at random, and other latents at their prior median.
+            prior start at ``0.3`` of its scale around its mean, at random, and other latents at their prior median;
+            before conditional layers, and where the family is chosen for its size, at draws from the prior.
         init_scale: Start of the standard deviations, in units of the prior's spread: 0.1 by default. The default
             hypernetwork of 4 latents or fewer starts at 0.5 and at the centre of the prior, to find all modes, unless
             this or ``init_loc_fn`` is given.
@@ -66,7 +73,7 @@ class AutoHypernet(OldNames):
 
     Raises:
         ArgumentError: If latents are discrete or absent, the data hold NaN or infinite values, or the settings of the
-            family do not fit the latents.
+            family do not fit the latents, or what is learned does not fit into the memory that there is.
         ArgumentTypeError: If an argument is of another type.
         DensityError: If the hypernetwork has batch norm or dropout, so that its draws have no density.
 
@@ -86,7 +93,7 @@ class AutoHypernet(OldNames):
         model: Callable[..., Any],
         *,
         example: Any,
-        family: Family | str = "hypernet",
+        family: Family | str = "auto",
         hnet: HnetOrBuilder | None = None,
         conditional: Conditional = "auto",
         num_inducing: int | None = None,
@@ -98,19 +105,25 @@ class AutoHypernet(OldNames):
     ) -> None:
         if renamed:
             family, hnet, num_proposals = with_old_options(family, hnet, num_proposals, renamed)
-        chosen = family_from(family, hnet)
+        asked = family_from(family, hnet)
         check_start(init_scale=init_scale, whiten=whiten)
         super().__init__(model, example=example, init_loc_fn=init_loc_fn)
         args, kwargs = self.example_arguments()
         init_loc = None if init_loc_fn is None else self.loc
         prior = prior_start(model, self.sites, self.loc, args, kwargs)
+        large = is_large(self.latent_dim)
+        chosen = asked or (MeanField() if large else Hypernet())
         wanted = None if conditional == "auto" and chosen.draws_all else conditional
-        options: Any = {"conditional": wanted, "num_inducing": num_inducing}
+        options: Any = {"conditional": wanted, "num_inducing": num_inducing, "large": large}
         plan, self._why_not = plan_or_reason(model, self.sites, prior, args, kwargs, **options)
         layout = None if plan is None else plan.layout
         whitening = whitened(prior, layout, init_loc=init_loc, whiten=whiten)
         self.loc, self.scale = whitening.loc, whitening.scale
-        start = family_start(model, whitening, layout, self.target_shapes, init_loc is not None, init_scale)
+        apart = 1.0 if asked is None and large else None
+        start = family_start(model, whitening, layout, self.target_shapes, init_loc is not None, init_scale, apart)
+        refuse_family(chosen, start, self.latent_dim)
+        self._why_family = why_by_size(start, self.latent_dim) if asked is None and large else None
+        self._adapts = large and num_inducing is None
         self._set_parts(plan, built_family(chosen, start), num_proposals)
 
     # ------------------------------------------------------------------ what there is
@@ -136,13 +149,27 @@ class AutoHypernet(OldNames):
             raise UsageError(f"hnet: the guide's family is {self.family}; build it with family='hypernet'.")
         return self.family.hnet
 
+    def choices(self) -> list[str]:
+        """See the base class."""
+        found: list[str] = []
+        if self._why_family is not None and self.family is not None:
+            found.append(f"family={self.family.describe()} ({self._why_family})")
+        if self._why_not is not None:
+            found.append(f"conditional=None ({self._why_not})")
+        if self._plan is not None and self._plan.step_rows is not None:
+            num, rows = self._plan.inducing.num_inducing, self._plan.step_rows
+            found.append(f"num_inducing={num} (a tenth of a step of {rows} rows)")
+        return found
+
     def __repr__(self) -> str:
         parts = [f"latent_dim={self.latent_dim}", f"sites={len(self.sites)}"]
         if self.family is not None:
-            parts.append(f"family={self.family.describe()}")
+            why = "" if self._why_family is None else f" ({self._why_family})"
+            parts.append(f"family={self.family.describe()}{why}")
         if self._plan is not None:
             names = ", ".join(self._plan.names)
-            parts.append(f"conditional=[{names}], num_inducing={self._plan.inducing.num_inducing}")
+            why = "" if self._plan.step_rows is None else f" (a tenth of a step of {self._plan.step_rows} rows)"
+            parts.append(f"conditional=[{names}], num_inducing={self._plan.inducing.num_inducing}{why}")
             parts.append(f"num_proposals={self.num_proposals}")
         elif self._why_not is not None:
             parts.append(f"conditional=None ({self._why_not})")

@@ -51,7 +51,7 @@ class AutoHypernetNormal(ExplicitHypernet):
             are ``[means..., rhos...]``, the latents' shapes twice over. What a function returns is initialised here by
             :func:`~bayeshnet.init.gauss_hyperfan_init` (where that has no method for it, the offset is set so that the
             start is the same); a hypernetwork is taken as it is. By default a small MLP with one learned embedding
-            (chunked for more than 2^19 latents).
+            (chunked for more than 100,000 latents).
         cond_id: The condition of a conditional hypernetwork; may be left out if it has only one.
         std: ``"softplus"`` or ``"exp"``: the standard deviation is ``softplus(rho)`` or ``exp(rho / 2)``.
         init_loc_fn: One of Pyro's per-site initialisation functions, for a location to start at exactly.

@@ -16,14 +16,18 @@ from bayeshnet.inducing._find_layers import Conditional, NotApplicableError, fin
 from bayeshnet.inducing.conditional_weights import NoisePrecision
 from bayeshnet.inducing.flat_layout import FlatLayout
 from bayeshnet.inducing.layers import InducingLayers, LayerPrior
-from bayeshnet.inducing.placement import default_num_inducing, latent_noise, starting_points
+from bayeshnet.inducing.placement import affordable_inducing, default_num_inducing, latent_noise, starting_points
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.arguments import inputs_and_targets
+from bayeshnet.sites.batch_sizes import default_batch_size
 from bayeshnet.sites.latents import LatentSite
 from bayeshnet.sites.prior import PriorStart
 
-__all__ = ["Conditional", "ConditionalPlan", "plan_or_reason"]
+__all__ = ["FEWEST", "Conditional", "ConditionalPlan", "plan_or_reason"]
+
+FEWEST = 4
+"""Number of inducing points below which a large network has no conditional layer by default."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class ConditionalPlan:
         log_precision: From the latents that are no weights to the logarithm of the observations' precision, if it is
             inferred.
         weighs_proposals: Whether the inducing points tell how well a draw of the other layers fits.
+        step_rows: Number of rows of a step by whose cost the number of inducing points was chosen; None if it was not.
 
     Example:
         >>> from bayeshnet import AutoHypernet, likelihoods
@@ -54,6 +59,7 @@ class ConditionalPlan:
     num_rows: int
     log_precision: NoisePrecision | None
     weighs_proposals: bool
+    step_rows: int | None = None
 
 
 def plan_or_reason(
@@ -65,6 +71,7 @@ def plan_or_reason(
     *,
     conditional: Conditional,
     num_inducing: int | None,
+    large: bool = False,
 ) -> tuple[ConditionalPlan | None, str | None]:
     """Find the conditional layers of a model and place their inducing points, or say why ``"auto"`` finds none.
 
@@ -76,6 +83,8 @@ def plan_or_reason(
         kwargs: Its keyword arguments.
         conditional: Which layers.
         num_inducing: Number of inducing points; by the number of rows by default.
+        large: Whether the default is bounded by the cost of a step, too; ``"auto"`` then finds no layer where that
+            leaves fewer than :data:`FEWEST` points.
 
     Returns:
         The plan and None, or None and the reason.
@@ -99,6 +108,7 @@ def plan_or_reason(
     try:
         checked = _applicable(model)
         x, y = _data(args, kwargs)
+        num, step_rows = _number(checked, len(x), num_inducing, conditional, large=large)
         if checked.likelihood.pseudo_targets(y[:1], 2) is None:
             kind = type(checked.likelihood).__name__
             raise NotApplicableError(f"a {kind} likelihood has no Gaussian pseudo-targets for such outputs and targets")
@@ -111,8 +121,6 @@ def plan_or_reason(
             f"conditional: {conditional!r} is not possible here ({error}); pass conditional=None or 'auto'."
         ) from None
     rows = max(len(x), checked.dataset_size or 0)
-    num = default_num_inducing(rows) if num_inducing is None else num_inducing
-    require_count("num_inducing", num, advice=", or None")
     inputs, targets, log_precision = starting_points(checked, x, y, num, rows)
     hidden = [
         (torch.randn(num, prior.loc.shape[0], dtype=torch.float64), torch.full((num,), math.log(rows / num)))
@@ -131,7 +139,27 @@ def plan_or_reason(
     name = latent_noise(checked)
     noise = None if name is None else NoisePrecision(sites[-1].shape, sites[-1].transform, name == "precision")
     weighs = noise is not None or not checked.likelihood.priors()
-    return ConditionalPlan(inducing, layout, names, len(x), noise, weighs), None
+    return ConditionalPlan(inducing, layout, names, len(x), noise, weighs, step_rows), None
+
+
+def _number(
+    model: BayesianModel, given_rows: int, asked: int | None, conditional: Conditional, *, large: bool
+) -> tuple[int, int | None]:
+    """Number of inducing points for an example of so many rows, and the rows of a step if their cost decided."""
+    if asked is not None:
+        require_count("num_inducing", asked, advice=", or None")
+        return asked, None
+    num = default_num_inducing(max(given_rows, model.dataset_size or 0))
+    if not large:
+        return num, None
+    step = default_batch_size(given_rows, model.dataset_size)
+    affordable = affordable_inducing(step)
+    if affordable < FEWEST and conditional == "auto":
+        raise NotApplicableError(
+            f"a tenth of the cost of a step of {step} rows is {affordable} inducing point{'s' * (affordable != 1)}, "
+            f"fewer than {FEWEST}; num_inducing={FEWEST} with conditional='last' has them all the same"
+        )
+    return (num, None) if num <= affordable else (max(1, affordable), step)
 
 
 def _applicable(model: Any) -> BayesianModel:

@@ -230,9 +230,27 @@ class InducingLayers(nn.Module):
             self.register_buffer(f"scale_{i}", layer.scale.to(torch.float64))
         self.places = places_of(self)
         """Where the parameters lie; see :mod:`bayeshnet.layers.module_versions`."""
-        groups = [1 if same else len(layer.loc) for layer, same in zip(layers, self._same_scale, strict=True)]
-        self.cost = len(inputs) * max(size * num for size, num in zip(sizes, groups, strict=True))
+
+    @property
+    def cost(self) -> int:
         """Numbers that the largest matrix of features has, for one sample."""
+        groups = (1 if same else len(layer.loc) for layer, same in zip(self._layers, self._same_scale, strict=True))
+        sizes = (layer.loc.shape[1] for layer in self._layers)
+        return self.num_inducing * max(size * num for size, num in zip(sizes, groups, strict=True))
+
+    def keep(self, num: int) -> None:
+        """Keep the first points, in place, which then weigh as much as all did together.
+
+        Args:
+            num: Number of points to keep, at most those that there are.
+        """
+        gain = math.log(self.num_inducing / num)
+        self.inputs = nn.Parameter(self.inputs.detach()[:num].clone())
+        for points in self.points:
+            part: Any = points
+            part.targets = nn.Parameter(part.targets.detach()[:num].clone())
+            part.log_precision = nn.Parameter(part.log_precision.detach()[:num] + gain)
+        self.places = places_of(self)
 
     @property
     def num_inducing(self) -> int:

@@ -14,7 +14,10 @@ from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.sites.kept_state import restored
 from bayeshnet.sites.rows import check_rows
 
-__all__ = ["default_num_inducing", "latent_noise", "place_inducing", "starting_points"]
+__all__ = ["affordable_inducing", "default_num_inducing", "latent_noise", "place_inducing", "starting_points"]
+
+
+_ROWS_FOR_A_POINT = 10
 
 
 def default_num_inducing(num_rows: int) -> int:
@@ -25,6 +28,21 @@ def default_num_inducing(num_rows: int) -> int:
         [20, 40, 104, 190, 600]
     """
     return min(num_rows, max(40, math.ceil(6 * math.sqrt(num_rows))))
+
+
+def affordable_inducing(step_rows: int) -> int:
+    """Return the largest number of inducing points that cost no more than a tenth of a training step.
+
+    Each goes through the network for each draw, as a row does: one for ten rows of a step.
+
+    Args:
+        step_rows: Number of rows of a step.
+
+    Example:
+        >>> [affordable_inducing(n) for n in (16, 128, 1000)]
+        [1, 12, 100]
+    """
+    return step_rows // _ROWS_FOR_A_POINT
 
 
 @torch.no_grad()

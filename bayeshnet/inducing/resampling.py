@@ -37,12 +37,16 @@ _SHUFFLES = 16
 _AT_ONCE = 64
 # Multiplications for all proposals of one draw.
 _OPERATIONS = 8e6
+# Beyond so many latents each proposal is a large network: the hundreds that weights are calibrated by are too many.
+_LATENTS = 100_000
 _EXPONENTS = tuple(i / 10 for i in range(11))
 
 
 def default_num_proposals(plan: ConditionalPlan) -> int:
-    """Return the number of proposals of a draw: 32, fewer down to 4 where each of them costs more."""
+    """Return the number of proposals of a draw: 32, down to 4 where each costs more; 1 beyond 100,000 latents."""
     layout, num = plan.layout, plan.inducing.num_inducing
+    if sum(layout.sizes) > _LATENTS:
+        return 1
     weight, bias = layout.layers[-1]
     size = math.prod(layout.shapes[weight][1:]) + (bias is not None)
     # The Gram matrix, and the way of the points through the layers before: a multiplication per weight, more in a

@@ -29,6 +29,9 @@ BatchNormMode: TypeAlias = Literal["draws", "batch", "running"]
 # The pass over the reference rows takes so many draws at once at least; it has no more rows and draws together than
 # the evaluation that it is made for.
 _DRAWS_AT_ONCE = 32
+# And no more than there is memory for: the weights of the draws and what a network makes of the rows, which in a ResNet
+# is some 32 times as many numbers as they have, are so many numbers in all (half a gigabyte in 32 bits).
+_NUMBERS_AT_ONCE, _WIDENING = 2**27, 32
 _PREFIX = "batch_norm."
 
 
@@ -228,6 +231,9 @@ class BatchNormStatistics(nn.Module):
             )
         tensors = self._listed(net, weights)
         chunk = max(_DRAWS_AT_ONCE, math.ceil(len(tensors[0]) * num_rows(x) / kept))
+        of_rows = sum(part.numel() for part in self._parts().values() if part.dim())
+        of_draw = sum(tensor[0].numel() for tensor in tensors) + _WIDENING * of_rows
+        chunk = max(1, min(chunk, _NUMBERS_AT_ONCE // of_draw))
         recorded = RecordedStatistics(net, self._modules_of(net))
         found = batched_forward(recorded, tensors, units(self._inputs(x)), chunk_size=min(chunk, len(tensors[0])))
         return {f"{_PREFIX}{i}": part for i, part in enumerate(found)}

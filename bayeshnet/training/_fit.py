@@ -49,7 +49,7 @@ def fit(
     batch_size: int | None = None,
     lr: float = 0.01,
     lr_schedule: Schedule | None = None,
-    num_particles: int = 16,
+    num_particles: int | None = None,
     loss: ELBO | None = None,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
     clip_norm: float | None = None,
@@ -68,9 +68,10 @@ def fit(
     it is in: a network given in ``eval()``, or a batch norm in it, stays so.
 
     Whatever else a guide needs is done by its hooks: ``begin_fit(model, data)`` before the first step,
-    ``end_fit(model, data)`` after the last, and ``cancel_fit()`` instead where the fit fails before its end. A guide
-    may also have ``param_groups(lr)`` and ``clip_norm``. All are optional, and a loop of your own may call the same;
-    see :meth:`AutoHypernet.begin_fit`.
+    ``end_fit(model, data)`` after the last, and ``cancel_fit()`` instead where the fit fails before its end; before all
+    of them ``expect_batch(rows)`` where the rows of a step are known. A guide may also have ``param_groups(lr)``,
+    ``clip_norm``, ``default_particles`` and ``require_memory(num_particles)``. All are optional, and a loop of your own
+    may call the same; see :meth:`AutoHypernet.begin_fit`.
 
     Loss and gradients are checked before each update, so that an error leaves parameters that are finite. Ctrl-C ends
     the fit, and the history so far is returned. Pyro keeps its effect handlers in one stack for all
@@ -100,7 +101,9 @@ def fit(
             step of the optimiser, ``ReduceLROnPlateau`` with the loss: a function of the optimiser,
             ``lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1000)``, a class or
             ``functools.partial`` of one, or a scheduler of the optimiser that ``optimizer`` returns.
-        num_particles: Posterior samples per step, drawn and evaluated in one vectorised call. A model other than a
+        num_particles: Posterior samples per step, drawn and evaluated in one vectorised call; by default 16, and for
+            guides of this package with more than 100,000 latents fewer, down to 2: their ``default_particles``. The
+            history says how many there were. A model other than a
             :class:`~bayeshnet.BayesianModel` is tried first: if it fails when vectorised, or gives other densities than
             draw by draw, a warning says so and particles are evaluated in turn.
         loss: Another Pyro ELBO, for a model that cannot be vectorised or another objective; excludes ``num_particles``.
@@ -130,7 +133,8 @@ def fit(
             and the parameters are those before it.
         UsageError: If there is nothing to optimise, another thread is in a fit, parameters appear that a scheduler does
             not know, or in ``torch.inference_mode``.
-        ArgumentError: If a number is out of range, the data are empty, or the guide is that of another model.
+        ArgumentError: If a number is out of range, the data are empty, the guide is that of another model, or a step
+            cannot fit into memory.
         ArgumentTypeError: If an argument is of another type.
 
     Example:
@@ -148,10 +152,11 @@ def fit(
     """
     check_pair(model, guide)
     clip_norm = getattr(guide, "clip_norm", None) if clip_norm is None else clip_norm
+    chosen = getattr(guide, "default_particles", 16) if num_particles is None else num_particles
     check_options(
         steps=steps,
         epochs=epochs,
-        num_particles=num_particles,
+        num_particles=chosen,
         lr=lr,
         clip_norm=clip_norm,
         callbacks=callbacks,
@@ -162,18 +167,24 @@ def fit(
     )
     if loss is not None:
         check_loss(loss)
-    if loss is not None and num_particles != 16:
+    if loss is not None and num_particles is not None:
         raise ArgumentError(
             "loss, num_particles: both were given; set num_particles in the ELBO that is passed as loss."
         )
     elbo: Any = loss or Trace_ELBO(
-        num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=plate_nesting(model)
+        num_particles=chosen, vectorize_particles=chosen > 1, max_plate_nesting=plate_nesting(model)
     )
     if torch.is_inference_mode_enabled():
         raise UsageError("fit: is called in torch.inference_mode, which takes no gradients; leave it for the fit.")
     data = given_data(data, model)
     used = batched(data, model, batch_size)
     batches = Batches(used, model)
+    num_rows, per_batch = batches.rows()
+    if per_batch is not None:
+        _hook(guide, "expect_batch")(per_batch)
+    in_a_step = getattr(elbo, "num_particles", None)
+    if in_a_step is not None and getattr(elbo, "vectorize_particles", False):
+        _hook(guide, "require_memory")(in_a_step)
     total = number_of_steps(steps, epochs, batches.per_pass)
     looks = None
     if validation is not None:
@@ -193,8 +204,7 @@ def fit(
         if looks is not None:
             looks[0].check(model)
         trainer = Trainer(model, guide, elbo, lr, lr_schedule, optimizer, clip_norm)
-        num_rows, per_batch = batches.rows()
-        history = History(rows=num_rows, batch_size=per_batch)
+        history = History(rows=num_rows, batch_size=per_batch, num_particles=in_a_step)
         loop = Loop(
             trainer,
             batches,

@@ -15,13 +15,12 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models.capabilities import has_rows
 from bayeshnet.models.forms import is_single, rows_of
 from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
+from bayeshnet.sites.batch_sizes import MOST_ROWS, default_batch_size
 
 __all__ = ["Minibatches", "batched", "given_data", "number_of_steps"]
 
 _LOGGER = logging.getLogger(__name__)
 
-_MOST_ROWS = 10_000  # of a full batch, by default
-_ROWS = 1_000  # of a minibatch, by default
 _STEPS = 3_000
 _PASSES = 20
 
@@ -95,10 +94,10 @@ def batched(data: Any, model: Any, batch_size: int | None) -> Any:
         return data
     size = batch_size
     if size is None:
-        known = rows > _MOST_ROWS and getattr(model, "dataset_size", None) == rows
-        size = _ROWS if known else rows
-        if rows > _MOST_ROWS:
-            _LOGGER.info("batch_size: %d of %d rows%s", size, rows, "" if known else ", as dataset_size is not theirs")
+        size = default_batch_size(rows, getattr(model, "dataset_size", None))
+        if rows > MOST_ROWS:
+            why = "" if size < rows else ", as dataset_size is not theirs"
+            _LOGGER.info("batch_size: %d of %d rows%s", size, rows, why)
     return data if size >= rows else Minibatches(data, rows=rows, batch_size=size)
 
 

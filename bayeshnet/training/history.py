@@ -36,6 +36,7 @@ class History:
         best_step: The step whose state was restored in the end; None unless the stopping rule keeps the best one.
         rows: Number of rows of the data; None where it is not known.
         batch_size: Rows of the largest batch; None where it is not known.
+        num_particles: Posterior samples of a step; None for an ELBO that does not tell.
         resumed_from: Number of steps that were read from a file, the last time that the fit went on; None if it began.
 
     Example:
@@ -58,6 +59,7 @@ class History:
     rows: int | None = None
     batch_size: int | None = None
     resumed_from: int | None = None
+    num_particles: int | None = None
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -66,6 +68,8 @@ class History:
         parts = [f"steps={len(self)}"]
         if self.rows is not None and self.batch_size is not None and self.batch_size < self.rows:
             parts.append(f"batch={self.batch_size} of {self.rows} rows")
+        if self.num_particles not in (None, 16):
+            parts.append(f"num_particles={self.num_particles}")
         if self.losses:
             mean, error = self.elbo()
             parts.append(f"elbo={number(mean, digits=4) if math.isnan(error) else with_error(mean, error)}")
