@@ -6,11 +6,14 @@ from bayeshnet.models import likelihoods, priors
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.local_reparam import flipout, local_reparameterisation
 from bayeshnet.models.param_sites import ParamCapture, emit_param_sites
+from bayeshnet.models.random_module import DrawnModule, RandomModule
 from bayeshnet.models.standardization import Standardization, Statistics
 
 __all__ = [
     "BayesianModel",
+    "DrawnModule",
     "ParamCapture",
+    "RandomModule",
     "Standardization",
     "Statistics",
     "emit_param_sites",

@@ -23,6 +23,7 @@ from bayeshnet.models.evaluated import EvaluatedForDraws
 from bayeshnet.models.likelihoods import Likelihood, as_likelihood
 from bayeshnet.models.observations import check_missing, data_plate, observed, row_data, row_weight
 from bayeshnet.models.param_sites import emit_param_sites
+from bayeshnet.models.plate_places import in_plates
 from bayeshnet.models.prepared import PreparedByData
 from bayeshnet.models.prior_rules import prior_rule
 from bayeshnet.models.target_shapes import checked_shape, fitted_targets
@@ -206,15 +207,21 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         weight: Tensor | None = None,
         noise: Tensor | None = None,
         exposure: Tensor | None = None,
+        *,
+        event_dim: int | None = None,
     ) -> Tensor:
         """Draw weights and observations, or score observations.
 
         Args:
-            x: Inputs ``[B, ...]``, or a tuple of the network's arguments, the first one ``[B, ...]``.
+            x: Inputs ``[B, ...]``, or a tuple of the network's arguments, the first one ``[B, ...]``. In a larger
+                program they may be latents ``[*batch, B, *row]``, see ``event_dim``.
             y: Targets ``[B, *target]``, see ``target_shape``; for classification labels ``[B]``. None draws them.
             weight: Factors ``[B]`` of each row's log-likelihood, 0 or more; they do not matter where ``y`` is drawn.
             noise: Known noise of each row ``[B]`` or ``[B, *target]``, for likelihoods with ``per_row=True``.
             exposure: Exposure of each row ``[B]`` or ``[B, *target]``, for likelihoods with ``exposure=True``.
+            event_dim: Number of dimensions of one row of ``x``, for inputs that are latents or depend on some, whose
+                particles and enumerated values are dimensions to the left of the rows. By default found out for a
+                chain of linear layers with ``y``; all dimensions but the first for others.
 
         Returns:
             The observations ``[..., B, *target]``.
@@ -226,7 +233,7 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         """
         self.check_inputs(x)
         draws, params = self.sample_latents()
-        f, lead = self.evaluate(x, draws, reference=y is None)
+        f, lead = self.evaluated_rows(x, draws, y, event_dim=event_dim)
         dims = len(lead) + 1
         rows = f.shape[dims - 1]
         if rows == 0 or (isinstance(x, Tensor) and x.dim() == 1):
@@ -270,7 +277,7 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         """
         if self.learned_scales is not None:
             emit_param_sites("prior", self.learned_scales)
-        draws = {name: pyro.sample(name, fn) for name, fn in self.weight_priors().items()}
+        draws = {name: in_plates(pyro.sample(name, fn), fn.event_dim) for name, fn in self.weight_priors().items()}
         if isinstance(self.prior, PosteriorPrior):
             return draws, self.likelihood.sample_params(partial(self.prior.sample_likelihood, draws["weights"]))
         return draws, self.likelihood.sample_params()
