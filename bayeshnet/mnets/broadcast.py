@@ -86,10 +86,10 @@ def broadcast_forward(
     given = list(inputs)
     for i, part in tensors.items():
         row = part.shape[part.dim() - event_dims[i] :]
-        placed = part.reshape(*padded[i], *row)
-        placed = placed.permute(*networks, *rows, *range(dims, placed.dim()))
-        shared = placed if paired else placed.reshape(*(padded[i][dim] for dim in rows), *row)
-        whole = shared.expand(*(batch[dim] for dim in (*kept, *rows)), *row)
+        placed = part.reshape((*padded[i], *row))
+        placed = placed.permute((*networks, *rows, *range(dims, placed.dim())))
+        shared = placed if paired else placed.reshape((*(padded[i][dim] for dim in rows), *row))
+        whole = shared.expand((*(batch[dim] for dim in (*kept, *rows)), *row))
         given[i] = whole.reshape(*([len(weights[0])] if paired else []), num_rows, *row)
     if paired:
         out = paired_forward(net, weights, given)
@@ -102,9 +102,9 @@ def broadcast_forward(
             "output for each row, [rows, ...]. Is event_dim, the dimensions of one row of x, right?"
         )
     event = out.shape[2:]
-    out = out.reshape(*(batch[dim] for dim in (*networks, *rows)), *event)
+    out = out.reshape((*(batch[dim] for dim in (*networks, *rows)), *event))
     order = [*networks, *rows]
-    return out.permute(*(order.index(dim) for dim in range(dims)), *range(dims, out.dim()))
+    return out.permute((*(order.index(dim) for dim in range(dims)), *range(dims, out.dim())))
 
 
 def _shapes(batches: Any) -> str:
