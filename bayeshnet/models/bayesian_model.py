@@ -209,6 +209,7 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         exposure: Tensor | None = None,
         *,
         event_dim: int | None = None,
+        plate: pyro.plate | None = None,
     ) -> Tensor:
         """Draw weights and observations, or score observations.
 
@@ -222,6 +223,8 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
             event_dim: Number of dimensions of one row of ``x``, for inputs that are latents or depend on some, whose
                 particles and enumerated values are dimensions to the left of the rows. By default found out for a
                 chain of linear layers with ``y``; all dimensions but the first for others.
+            plate: The plate of the rows, if a larger program has one with latents of its own for each row; without it
+                they are in the plate ``data``, and a sum over discrete latents of another plate would be wrong.
 
         Returns:
             The observations ``[..., B, *target]``.
@@ -245,7 +248,10 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         conditional = self.units.observed(self.likelihood.conditional(f, {**params, **given}, batch_dims=dims), f.dtype)
         if y is not None:
             conditional, y = self.observed(conditional, y, weight)
-        with data_plate(rows, None if y is None else self.dataset_size), pyro.poutine.scale(scale=1.0 / self.kl_weight):
+        with (
+            data_plate(rows, None if y is None else self.dataset_size, plate),
+            pyro.poutine.scale(scale=1.0 / self.kl_weight),
+        ):
             return pyro.sample("obs", conditional, obs=y)
 
     def observed(

@@ -90,8 +90,9 @@ class RandomModule(Configured, nn.Module):
         self.event_dim = _checked(event_dim)
         self.model = BayesianModel(net, prior, _Unobserved(), flat=flat, batch_norm="running")
         if layers := self.model.batch_norm.layers:
+            names = [layer.removeprefix("module.") for layer in layers]
             raise ArgumentError(
-                f"net: its batch norm {[name.removeprefix('module.') for name in layers]} takes statistics of the rows that it is called with, which are "
+                f"net: its batch norm {names} takes statistics of the rows that it is called with, which are "
                 "not those of one data set in a larger model; use nn.LayerNorm or nn.GroupNorm, or put these layers "
                 "into evaluation mode, layer.eval(), to keep the statistics that they have."
             )
