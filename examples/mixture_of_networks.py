@@ -2,9 +2,9 @@
 
 Generates 600 readings of the power (kW) that a house takes at an outdoor temperature (degrees Celsius). In three of ten
 a water heater was on, which takes more when it is cold; whether it was, nobody wrote down. The program says what is
-known: ``base(t)`` without the heater, ``base(t) + extra(t)`` with it, both networks with random weights, and a label for
-each reading. One hypernetwork is the posterior of all weights, the noise and the share of readings with the heater; the
-labels are summed out (``TraceEnum_ELBO``). Beside it a single network that knows of no labels is fitted.
+known: ``base(t)`` without the heater, ``base(t) + extra(t)`` with it, both networks with random weights, and a label
+for each reading. One hypernetwork is the posterior of all weights, the noise and the share of readings with the heater;
+the labels are summed out (``TraceEnum_ELBO``). Beside it a single network that knows of no labels is fitted.
 
 Prints a table of scores on held-out readings and saves a picture.
 
@@ -14,6 +14,7 @@ Run: ``python examples/mixture_of_networks.py [--steps 1500] [--out mixture_of_n
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,7 +22,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 
 import bayeshnet
@@ -81,6 +82,15 @@ def one_network(t: Tensor, power: Tensor | None = None) -> None:
         pyro.sample("power", dist.Normal(off, noise), obs=power)
 
 
+def fitted(model: Callable[..., None], t: Tensor, power: Tensor, steps: int) -> bayeshnet.AutoHypernet:
+    """The posterior of everything but the labels, which are summed out."""
+    guide = bayeshnet.AutoHypernet(poutine.block(model, hide=["heater"]), example=(t, power))
+    elbo = TraceEnum_ELBO if model is two_networks else Trace_ELBO
+    loss = elbo(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
+    bayeshnet.fit(model, guide, (t, power), steps=steps, loss=loss)
+    return guide
+
+
 def probability_of_heater(guide: bayeshnet.AutoHypernet, t: Tensor, power: Tensor, num_samples: int) -> Tensor:
     """The posterior probability ``[B]`` of the label of each reading, averaged over draws of all else."""
     draws = guide.sample_posterior(num_samples)
@@ -110,10 +120,7 @@ def main() -> None:
     for panel, (name, model) in zip(panels, choices, strict=True):
         pyro.set_rng_seed(args.seed)
         labels = model is two_networks
-        guide = bayeshnet.AutoHypernet(poutine.block(model, hide=["heater"]), example=(t, power))
-        loss = TraceEnum_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
-        bayeshnet.fit(model, guide, (t, power), steps=args.steps, loss=loss)
-
+        guide = fitted(model, t, power, args.steps)
         pred = bayeshnet.predict(model, guide, (t_test,), num_samples=args.samples, sites=("power", "off"))
         low, high = pred["power"].interval(0.9)
         scores = {
