@@ -128,7 +128,7 @@ def main() -> None:
             "coverage": float(((power_test >= low) & (power_test <= high)).float().mean()),
             "rmse": float((pred["off"].mean - true_base(t_test.squeeze(-1))).square().mean().sqrt()),
         }
-        colors = "0.3"
+        colors = torch.full_like(power, 0.5)  # of which nothing is known
         if labels:
             chance = probability_of_heater(guide, t_test, power_test, args.samples)
             scores["labels"] = float(((chance > 0.5).float() == on_test).float().mean())

@@ -84,7 +84,8 @@ def emit_param_sites(prefix: str, module: nn.Module) -> None:
             "package's guides and models live in their modules, and a compiled step would not see them. Use the ELBO "
             "without Jit, such as Trace_ELBO(num_particles=16, vectorize_particles=True)."
         )
-    prefix = "/".join([*(scope.prefix for scope in _PYRO_STACK if isinstance(scope, ScopeMessenger)), prefix])
+    scopes = [scope.prefix or "" for scope in _PYRO_STACK if isinstance(scope, ScopeMessenger)]
+    prefix = "/".join([*scopes, prefix])
     known = any(isinstance(handler, ParamCapture) and handler.known for handler in _PYRO_STACK)
     for name, param in module.named_parameters():
         if param.requires_grad:
