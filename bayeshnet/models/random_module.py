@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
 
@@ -13,8 +12,7 @@ from bayeshnet.checks import kind_of
 from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.mnets.broadcast import broadcast_forward, row_dims
-from bayeshnet.models import priors
-from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.bayesian_model import BayesianModel, PriorLike
 from bayeshnet.models.likelihoods import Likelihood
 from bayeshnet.models.weight_sites import split_flat, stacked_values
 
@@ -75,7 +73,7 @@ class RandomModule(Configured, nn.Module):
     def __init__(
         self,
         net: nn.Module,
-        prior: priors.Prior | TorchDistributionMixin | Callable[..., TorchDistributionMixin] | None = None,
+        prior: PriorLike | None = None,
         *,
         name: str = "f",
         event_dim: EventDim = None,

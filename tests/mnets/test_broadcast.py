@@ -88,6 +88,16 @@ def test_each_place_is_the_module_with_its_weights_and_inputs(name, samples, bat
         torch.testing.assert_close(out[place], expected, rtol=1e-9, atol=1e-9)
 
 
+def test_many_rows_are_taken_in_parts():
+    """Activations of 20,000 rows leave the cache of a core, so that samples are taken one after the other."""
+    net = ModuleMainNet(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)), no_weights=True)
+    weights = [torch.randn(3, *shape) for shape in net.param_shapes]
+    x = torch.randn(3, 20_000, 2)
+    out = broadcast_forward(net, weights, torch.Size([3, 1]), [x], [1])
+    few = broadcast_forward(net, weights, torch.Size([3, 1]), [x[:, -5:]], [1])
+    torch.testing.assert_close(out[:, -5:], few, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["chain", "convolution"])
 def test_gradients_of_weights_and_own_inputs(name):
     make, rows = NETWORKS[name]
