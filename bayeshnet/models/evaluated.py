@@ -13,6 +13,7 @@ from bayeshnet.errors import ArgumentError
 from bayeshnet.mnets.broadcast import broadcast_forward, row_dims
 from bayeshnet.models.data_checks import check_output, check_rows, nan_error
 from bayeshnet.models.observations import row_data
+from bayeshnet.models.plate_places import draws_have_batches
 from bayeshnet.models.target_shapes import drops_dimension
 from bayeshnet.models.weight_sites import placed_draws, split_flat, stacked_values
 
@@ -78,7 +79,7 @@ class EvaluatedForDraws:
             ArgumentError: If inputs have batch dimensions, and the network has batch norm.
         """
         model = cast("BayesianModel", self)
-        if event_dim is None and _are_latent(x, y):
+        if event_dim is None and draws_have_batches() and _are_latent(x, y):
             event_dim = row_dims(model.net, x)
         if event_dim is None or not isinstance(x, Tensor) or x.dim() <= event_dim + 1:
             return model.evaluate(x, weights, reference=y is None)

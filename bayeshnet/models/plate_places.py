@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _PYRO_STACK  # pyright: ignore[reportPrivateUsage] - has no public name
 from torch import Tensor
 
-__all__ = ["in_plates"]
+__all__ = ["draws_have_batches", "in_plates"]
+
+
+def draws_have_batches() -> bool:
+    """Whether draws of a larger program may have dimensions to the left of rows: in further plates, or enumerated.
+
+    Example:
+        >>> import pyro
+        >>> with pyro.plate("particles", 5, dim=-2):
+        ...     draws_have_batches()
+        True
+        >>> draws_have_batches()
+        False
+    """
+    plates = (handler for handler in _PYRO_STACK if isinstance(handler, IndepMessenger))
+    return any(_dim(plate) < -1 for plate in plates) or any(isinstance(h, EnumMessenger) for h in _PYRO_STACK)
 
 
 def in_plates(value: Tensor, event_dim: int) -> Tensor:

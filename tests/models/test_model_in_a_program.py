@@ -252,6 +252,12 @@ def test_latent_inputs_beside_batch_norm_are_refused():
         part(x.expand(2, ROWS, 2), y, event_dim=1)
 
 
+def test_data_of_other_shapes_are_still_refused():
+    """Without plates or enumerated latents around, inputs have no dimensions but those of their rows."""
+    with pytest.raises(ArgumentError, match=r"y: has shape \(6,\)"):
+        a_model()(torch.randn(4, ROWS, 2).double(), torch.randn(ROWS).double())
+
+
 def test_the_plate_of_the_rows_is_that_of_the_program():
     part, (x, y) = a_model(), data()
 
