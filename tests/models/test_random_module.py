@@ -433,6 +433,40 @@ def test_prior_scales_are_learned_by_fit_and_by_svi():
             assert all(not torch.equal(factor, torch.ones_like(factor)) for factor in one.scale_factors.values())
 
 
+def test_learning_in_a_pyro_module_is_as_in_a_function():
+    """Pyro's modules put the parameters of their parts into its store as well; they are learned once."""
+    x, y = data()
+
+    class Program(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.f = RandomModule(mlp(), priors.Normal(learn=True))
+
+        def forward(self, x, y):
+            mean = self.f(x).squeeze(-1)
+            with pyro.plate("data", ROWS):
+                pyro.sample("obs", dist.Normal(mean, 0.3), obs=y)
+
+    alone = RandomModule(mlp(), priors.Normal(learn=True))
+
+    def function(x, y):
+        mean = alone(x).squeeze(-1)
+        with pyro.plate("data", ROWS):
+            pyro.sample("obs", dist.Normal(mean, 0.3), obs=y)
+
+    found = []
+    program = Program()
+    for model, f in ((function, alone), (program, program.f)):
+        pyro.set_rng_seed(1)
+        guide = AutoHypernet(model, example=(x, y), family="mean_field")
+        elbo = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
+        for _ in range(3):
+            svi.step(x, y)
+        found.append(f.scale_factors)
+    assert all(torch.equal(value, found[1][name]) and value != 1.0 for name, value in found[0].items())
+
+
 def test_copies_pickles_and_other_dtypes():
     f = RandomModule(mlp().float(), priors.Normal(0.5), name="risk", event_dim=1)
     x = torch.randn(5, 2)
