@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
+from pyro.nn import PyroModule
 from torch import nn
 from torch.func import functional_call
 
@@ -437,7 +438,7 @@ def test_learning_in_a_pyro_module_is_as_in_a_function():
     """Pyro's modules put the parameters of their parts into its store as well; they are learned once."""
     x, y = data()
 
-    class Program(pyro.nn.PyroModule):
+    class Program(PyroModule):
         def __init__(self):
             super().__init__()
             self.f = RandomModule(mlp(), priors.Normal(learn=True))
