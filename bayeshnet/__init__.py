@@ -21,7 +21,7 @@ from bayeshnet.guides import AutoHypernet, AutoHypernetDelta, AutoHypernetNormal
 from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.mnets import ModuleMainNet, batched_forward
 from bayeshnet.mnets.mlp import MLP
-from bayeshnet.models import BayesianModel, flipout, likelihoods, local_reparameterisation, priors
+from bayeshnet.models import BayesianModel, RandomModule, flipout, likelihoods, local_reparameterisation, priors
 from bayeshnet.training import (
     EarlyStopping,
     FlatElbo,
@@ -52,6 +52,7 @@ __all__ = [
     "Posterior",
     "Prediction",
     "PredictionSummary",
+    "RandomModule",
     "Validation",
     "batched_forward",
     "diagnose",

@@ -34,6 +34,7 @@ CONCEPTS = (
     "file of a fit to go on from",
     "configuration of what is saved",
     "model",
+    "a network in a larger program",
     "batched forward",
     "any module as a main network",
     "HMLP",

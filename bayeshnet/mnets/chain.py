@@ -119,25 +119,35 @@ class Chain:
     steps: tuple[Step, ...]
     shapes: tuple[tuple[int, ...], ...] = ()
 
-    def forward(self, weights: Tensor | Sequence[Tensor], x: Any) -> Tensor | None:
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether an input is a vector: nothing before the first linear layer changes its shape."""
+        first = next(i for i, step in enumerate(self.steps) if isinstance(step, LinearStep))
+        return all(is_elementwise(step) or is_dropout(step) for step in self.steps[:first])
+
+    def forward(self, weights: Tensor | Sequence[Tensor], x: Any, *, paired: bool = False) -> Tensor | None:
         """Evaluate the chain for all weight samples.
 
         Args:
             weights: ``[S, *shape]`` for each parameter, or a matrix ``[S, D]`` of all of them.
             x: Inputs ``[B, ...]``.
+            paired: Whether each sample has inputs of its own, ``[S, B, ...]``.
 
         Returns:
             Outputs ``[S, B, n]``, or None if weights or inputs are not those of a chain: the caller then takes another
             way, which also says what is wrong.
         """
         tensors = _fitting(weights, self.shapes)
-        if tensors is None or not isinstance(x, Tensor):
+        if tensors is None or not isinstance(x, Tensor) or (paired and (x.dim() < 3 or len(x) != len(tensors[0]))):
             return None
         first = next(i for i, step in enumerate(self.steps) if isinstance(step, LinearStep | nn.Dropout))
+        samples = x.shape[: int(paired)]
+        x = x.flatten(0, 1) if paired and first else x  # what comes before the first layer sees rows
         for step in self.steps[:first]:
             x = step(x)  # pyright: ignore[reportCallIssue]
+        x = x.reshape(*samples, -1, *x.shape[1:]) if paired and first else x
         matrices = [tensors[step.weight] for step in self.steps if isinstance(step, LinearStep)]
-        width = x.shape[-1] if x.dim() == 2 else -1
+        width = x.shape[-1] if x.dim() == 2 + paired else -1
         for matrix in matrices:
             if matrix.shape[2] != width:
                 return None
@@ -145,21 +155,23 @@ class Chain:
         if any(w.dtype != x.dtype or w.device != x.device for w in tensors):
             return None
         if x.device.type != "cpu":
-            return self._run(self.steps[first:], tensors, x, fetch=False)
+            return self._run(self.steps[first:], tensors, x, fetch=False, paired=paired)
         recorded = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in tensors))
-        size, fetch = _plan(matrices, rows=x.shape[0], recorded=recorded)
+        size, fetch = _plan(matrices, rows=x.shape[int(paired)], recorded=recorded)
         if size >= len(matrices[0]):
-            return self._run(self.steps[first:], tensors, x, fetch=fetch)
-        parts = zip(*(w.split(size) for w in tensors), strict=True)
-        return torch.cat([self._run(self.steps[first:], part, x, fetch=fetch) for part in parts])
+            return self._run(self.steps[first:], tensors, x, fetch=fetch, paired=paired)
+        parts = list(zip(*(w.split(size) for w in tensors), strict=True))
+        inputs = x.split(size) if paired else [x] * len(parts)
+        made = zip(parts, inputs, strict=True)
+        return torch.cat([self._run(self.steps[first:], part, h, fetch=fetch, paired=paired) for part, h in made])
 
     @staticmethod
-    def _run(steps: Sequence[Step], weights: Sequence[Tensor], x: Tensor, *, fetch: bool) -> Tensor:
+    def _run(steps: Sequence[Step], weights: Sequence[Tensor], x: Tensor, *, fetch: bool, paired: bool) -> Tensor:
         # Asked once for all layers: nothing in between changes it.
         own_gradients = own_gradients_apply(x.device)
         overwrites = own_gradients or not under_functorch()
         linear = fused_linear if own_gradients else plain_linear
-        h = x.expand(len(weights[0]), *x.shape)
+        h = x if paired else x.expand(len(weights[0]), *x.shape)
         fresh = False  # whether nobody else knows or needs the memory of h
         for step in steps:
             if isinstance(step, LinearStep):

@@ -7,13 +7,16 @@ from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.columns import ColumnEmbedding, Columns
 from bayeshnet.models.local_reparam import flipout, local_reparameterisation
 from bayeshnet.models.param_sites import ParamCapture, emit_param_sites
+from bayeshnet.models.random_module import DrawnModule, RandomModule
 from bayeshnet.models.standardization import Standardization, Statistics
 
 __all__ = [
     "BayesianModel",
     "ColumnEmbedding",
     "Columns",
+    "DrawnModule",
     "ParamCapture",
+    "RandomModule",
     "Standardization",
     "Statistics",
     "emit_param_sites",

@@ -27,6 +27,7 @@ from bayeshnet.models.likelihoods import Likelihood, as_likelihood
 from bayeshnet.models.observations import check_missing, data_plate, observed, row_data, row_weight
 from bayeshnet.models.output import Picked, check_output_argument
 from bayeshnet.models.param_sites import emit_param_sites
+from bayeshnet.models.plate_places import in_plates
 from bayeshnet.models.prepared import PreparedByData
 from bayeshnet.models.prior_rules import prior_rule
 from bayeshnet.models.target_shapes import checked_shape, fitted_targets
@@ -229,19 +230,27 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn
         noise: Any = None,
         exposure: Any = None,
         *others: Any,
+        event_dim: int | None = None,
+        plate: pyro.plate | None = None,
         **named: Any,
     ) -> Tensor:
         """Draw weights and observations, or score observations.
 
         Args:
             x: Inputs ``[B, ...]``, or several, see :meth:`as_inputs`; what follows is one place later for each further
-                input that is given in a place of its own, see :meth:`as_arguments`.
+                input that is given in a place of its own, see :meth:`as_arguments`. In a larger program they may be
+                latents ``[*batch, B, *row]``, see ``event_dim``.
             y: Targets ``[B, *target]``, see ``target_shape``; for classification labels ``[B]``. None draws them.
             weight: Factors ``[B]`` of each row's log-likelihood, 0 or more; they do not matter where ``y`` is drawn.
             noise: Known noise of each row ``[B]`` or ``[B, *target]``, for likelihoods with ``per_row=True``.
             exposure: Exposure of each row ``[B]`` or ``[B, *target]``, for likelihoods with ``exposure=True``.
             others: The last of these, after several inputs in places of their own.
             named: Inputs by the names that they have in the network.
+            event_dim: Number of dimensions of one row of ``x``, for inputs that are latents or depend on some, whose
+                particles and enumerated values are dimensions to the left of the rows. By default found out for a
+                chain of linear layers with ``y``; all dimensions but the first for others.
+            plate: The plate of the rows, if a larger program has one with latents of its own for each row; without it
+                they are in the plate ``data``, and a sum over discrete latents of another plate would be wrong.
 
         Returns:
             The observations ``[..., B, *target]``.
@@ -254,7 +263,7 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn
         x, y, weight, noise, exposure = self.in_order(x, y, weight, noise, exposure, *others, **named)
         self.check_inputs(x)
         draws, params = self.sample_latents()
-        f, lead = self.evaluate(x, draws, reference=y is None)
+        f, lead = self.evaluated_rows(x, draws, y, event_dim=event_dim)
         dims = len(lead) + 1
         rows = f.shape[dims - 1]
         if rows == 0 or (isinstance(x, Tensor) and x.dim() == 1):
@@ -266,7 +275,10 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn
         conditional = self.units.observed(self.likelihood.conditional(f, {**params, **given}, batch_dims=dims), f.dtype)
         if y is not None:
             conditional, y = self.observed(conditional, y, weight)
-        with data_plate(rows, None if y is None else self.dataset_size), pyro.poutine.scale(scale=1.0 / self.kl_weight):
+        with (
+            data_plate(rows, None if y is None else self.dataset_size, plate),
+            pyro.poutine.scale(scale=1.0 / self.kl_weight),
+        ):
             return pyro.sample("obs", conditional, obs=y)
 
     def observed(
@@ -298,7 +310,7 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn
         """
         if self.learned_scales is not None:
             emit_param_sites("prior", self.learned_scales)
-        draws = {name: pyro.sample(name, fn) for name, fn in self.weight_priors().items()}
+        draws = {name: in_plates(pyro.sample(name, fn), fn.event_dim) for name, fn in self.weight_priors().items()}
         if isinstance(self.prior, PosteriorPrior):
             return draws, self.likelihood.sample_params(partial(self.prior.sample_likelihood, draws["weights"]))
         return draws, self.likelihood.sample_params()

@@ -9,11 +9,14 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor
 
+from bayeshnet.errors import ArgumentError
+from bayeshnet.mnets.broadcast import broadcast_forward, row_dims
 from bayeshnet.models.data_checks import check_output, check_rows, nan_error
 from bayeshnet.models.observations import row_data
 from bayeshnet.models.output import with_output
+from bayeshnet.models.plate_places import draws_have_batches
 from bayeshnet.models.target_shapes import drops_dimension
-from bayeshnet.models.weight_sites import placed_draws, stacked_values
+from bayeshnet.models.weight_sites import placed_draws, split_flat, stacked_values
 
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
@@ -61,6 +64,36 @@ class EvaluatedForDraws:
         f = check_output(f)
         kept = lead[:-1] if len(lead) and lead[-1] == 1 else lead
         return model.likelihood.arrange(f.reshape(kept + f.shape[1:]), batch_dims=len(kept) + 1), kept
+
+    def evaluated_rows(
+        self, x: Any, weights: Mapping[str, Tensor], y: Tensor | None, *, event_dim: int | None
+    ) -> tuple[Tensor, Size]:
+        """:meth:`evaluate` in a run of the program, where inputs may be latents of a larger one.
+
+        Args:
+            x: Inputs ``[B, ...]``; or ``[*batch, B, *row]``, whose batch dimensions broadcast against those of weights.
+            weights: As for :meth:`evaluate`.
+            y: Targets ``[B, *target]``, or None.
+            event_dim: Number of dimensions of ``row``; None to find it out.
+
+        Raises:
+            ArgumentError: If inputs have batch dimensions, and the network has batch norm.
+        """
+        model = cast("BayesianModel", self)
+        if event_dim is None and draws_have_batches() and _are_latent(x, y):
+            event_dim = row_dims(model.net, x)
+        if event_dim is None or not isinstance(x, Tensor) or x.dim() <= event_dim + 1:
+            return model.evaluate(x, weights, reference=y is None)
+        if model.batch_norm.layers:
+            raise ArgumentError(
+                f"x: has shape {list(x.shape)}, batch dimensions beside its rows, and the network has batch norm, "
+                "which takes its statistics from the rows of one data set; use nn.LayerNorm or nn.GroupNorm."
+            )
+        stacked, lead = stacked_values(weights, model.net, flat=model.flat)
+        stacked = split_flat(stacked[0], model.net) if model.flat else stacked
+        f = broadcast_forward(model.net, stacked, lead, [model.standardized_inputs(x)], [event_dim])
+        dims = max(len(lead), x.dim() - event_dim)
+        return model.likelihood.arrange(check_output(f), batch_dims=dims), f.shape[: dims - 1]
 
     def conditional(
         self, x: Any, draws: Mapping[str, Tensor], **of_rows: Tensor | None
@@ -133,3 +166,11 @@ class EvaluatedForDraws:
         model = cast("BayesianModel", self)
         drops = drops_dimension(model.likelihood, f.shape[batch_dims:], model.target_shape)
         return f.squeeze(batch_dims) if drops else f
+
+
+def _are_latent(x: Any, y: Any) -> bool:
+    """Whether inputs cannot be ``[B, ...]``, by the targets ``[B, *target]``, but are ``[*batch, B, d]``."""
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.dim() < 3 or not y.dim():
+        return False
+    places = x.shape[1:-1]  # one output for each, if rows are in the first dimension
+    return len(y) == x.shape[-2] and (len(y) != len(x) or y.shape[1 : 1 + len(places)] != places)

@@ -124,27 +124,43 @@ def _entries_weighted(conditional: Any, weight: Tensor) -> TorchDistributionMixi
     return Weighted(base, weight).to_event(dims)
 
 
-def data_plate(rows: int, size: int | None) -> pyro.plate:
+def data_plate(rows: int, size: int | None, given: pyro.plate | None = None) -> pyro.plate:
     """The plate of the observations: these rows, which may stand for more.
 
     Args:
         rows: Number of rows at hand.
         size: Number of all rows; None if these are all.
+        given: The plate of the rows in a larger program, which is then used, with the number of all rows that it has.
 
     Raises:
-        ArgumentError: If there are more rows than all.
+        ArgumentError: If there are more rows than all, or the plate has another number of rows or another place.
+        ArgumentTypeError: If ``given`` is no plate.
 
     Example:
         >>> with data_plate(3, 12) as chosen:
         ...     chosen
         tensor([0, 1, 2])
     """
+    if given is not None:
+        return _given_plate(given, rows)
     if size is None or size == rows:
         return pyro.plate("data", rows, dim=-1)
     if size < rows:
         raise ArgumentError(f"dataset_size: is {size}, but a batch of {rows} rows was given; pass the full size.")
     # Given indices keep Pyro from drawing a random subset: the rows were chosen by the caller.
     return pyro.plate("data", size, subsample=torch.arange(rows), dim=-1)
+
+
+def _given_plate(plate: Any, rows: int) -> pyro.plate:
+    if not isinstance(plate, pyro.plate):
+        raise ArgumentTypeError(f"plate: is {kind_of(plate)}; pass pyro.plate('rows', {rows}, dim=-1), or None.")
+    if plate.subsample_size != rows or plate.dim not in (None, -1):
+        place = "no place yet" if plate.dim is None else f"the place {plate.dim}"
+        raise ArgumentError(
+            f"plate: {plate.name!r} has {plate.subsample_size} rows and {place}, and there are {rows} rows of x; pass "
+            "a plate of as many with dim=-1."
+        )
+    return plate
 
 
 def check_missing(missing: Any) -> None:

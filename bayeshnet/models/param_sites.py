@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+from pyro.contrib.autoname.scoping import ScopeMessenger
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK, effectful  # pyright: ignore[reportPrivateUsage] - has no public name
@@ -62,7 +63,8 @@ def emit_param_sites(prefix: str, module: nn.Module) -> None:
     handler this does nothing.
 
     Args:
-        prefix: Start of the site names.
+        prefix: Start of the site names; within ``pyro.contrib.autoname.scope`` that of the scope is in front, which two
+            models in one program need: Pyro keeps one of two parameters with one name.
         module: Its parameters that require a gradient are announced as ``prefix.name``.
 
     Raises:
@@ -82,6 +84,8 @@ def emit_param_sites(prefix: str, module: nn.Module) -> None:
             "package's guides and models live in their modules, and a compiled step would not see them. Use the ELBO "
             "without Jit, such as Trace_ELBO(num_particles=16, vectorize_particles=True)."
         )
+    scopes = [scope.prefix or "" for scope in _PYRO_STACK if isinstance(scope, ScopeMessenger)]
+    prefix = "/".join([*scopes, prefix])
     known = any(isinstance(handler, ParamCapture) and handler.known for handler in _PYRO_STACK)
     for name, param in module.named_parameters():
         if param.requires_grad:

@@ -18,7 +18,7 @@ from bayeshnet.models.learned_scales import LearnedScales
 from bayeshnet.models.prior_rules import prior_rule, usable_prior
 from bayeshnet.models.weight_normal import WeightNormal
 
-__all__ = ["build_priors", "learned_scales", "placed_draws", "refuse_unknown_names", "stacked_values"]
+__all__ = ["build_priors", "learned_scales", "placed_draws", "refuse_unknown_names", "split_flat", "stacked_values"]
 
 
 def refuse_unknown_names(prior: Any, net: Any) -> None:
@@ -121,6 +121,20 @@ def stacked_values(weights: Mapping[str, Tensor], net: Any, *, flat: bool) -> tu
     events = [value.shape[value.dim() - n :] for value, n in zip(values, dims, strict=True)]
     pairs = zip(values, events, strict=True)
     return [value.expand(lead + event).reshape((num, *event)) for value, event in pairs], lead
+
+
+def split_flat(weights: Tensor, net: Any) -> list[Tensor]:
+    """Draws ``[S, D]`` of all weights as one tensor ``[S, *shape]`` of each parameter.
+
+    Example:
+        >>> from bayeshnet import MLP
+        >>> net = MLP(n_in=2, n_out=1, hidden_layers=(), verbose=False)
+        >>> [part.shape for part in split_flat(torch.zeros(4, 3), net)]
+        [torch.Size([4, 1, 2]), torch.Size([4, 1])]
+    """
+    shapes = [Size(shape) for shape in net.param_shapes]
+    parts = weights.split([shape.numel() for shape in shapes], 1)
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def placed_draws(draws: Mapping[str, Tensor], sites: Mapping[str, Any], like: Tensor) -> dict[str, Tensor]:

@@ -222,6 +222,8 @@ def placed(value: Tensor, event_dim: int, f: Tensor, batch_dims: int) -> Tensor:
     event = value.shape[value.dim() - event_dim :] if event_dim else Size()
     num_samples = value.numel() // max(1, math.prod(event))
     lead = tuple(f.shape[: batch_dims - 1]) if num_samples > 1 else ()
+    if math.prod(lead) != num_samples:  # outputs that are enumerated, too: the draw broadcasts as it is
+        return value
     return value.reshape(*lead, 1, *event)
 
 
