@@ -1,5 +1,8 @@
 """What a regressor and a classifier share: the fit, draws of the posterior, predictions in bounded memory."""
 
+# scikit-learn has no type stubs.
+# pyright: reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 import copy
@@ -18,14 +21,13 @@ from sklearn.utils.validation import (
 from torch import Tensor
 
 from bayeshnet.checks import require_count, require_flag
-from bayeshnet.errors import ArgumentError
 from bayeshnet.evaluation import Prediction, PredictionSummary, posterior_draws, predict, predict_summary
 from bayeshnet.models import BayesianModel
 from bayeshnet.sklearn._parts import built_guide, built_network, own_random_numbers
 from bayeshnet.sklearn._rows import Array, Weights, merged, standardization_of
 from bayeshnet.training import fit
 
-__all__ = ["FLOATS", "BayesianEstimator", "as_array"]
+__all__ = ["BayesianEstimator", "as_array", "validated"]
 
 _SEEDS = 2**31 - 1
 _MOST_ROWS = 1_000  # of a full batch, by default
@@ -34,7 +36,7 @@ _STEPS = 2_000
 _PASSES = 20
 # Numbers that the networks of sample_y write at once, for each unit of a layer.
 _AT_ONCE = 2**18
-FLOATS = [np.float64, np.float32]
+_FLOATS = [np.float64, np.float32]
 
 
 class BayesianEstimator(BaseEstimator, ABC):
@@ -119,7 +121,7 @@ class BayesianEstimator(BaseEstimator, ABC):
     def _checked(self, X: Any) -> Tensor:
         """Inputs of a prediction."""
         check_is_fitted(self)
-        return _inputs(self.model_, validate_data(self, X, reset=False, dtype=FLOATS))
+        return _inputs(self.model_, validated(self, X, reset=False))
 
     def _summary(self, X: Any, levels: tuple[float, ...] | None = (), y: Tensor | None = None) -> PredictionSummary:
         generator = torch.Generator().manual_seed(0)  # of distributions without formulas, which are sampled
@@ -151,6 +153,20 @@ class BayesianEstimator(BaseEstimator, ABC):
         generator = torch.Generator().manual_seed(seed)
         rows = max(_AT_ONCE // int(n_samples), 1)
         return predict(self.model_, draws, x, batch_size=rows, generator=generator)
+
+
+def validated(estimator: BayesianEstimator, *data: Any, **options: Any) -> Any:
+    """Inputs, and targets if there are any, as arrays: scikit-learn's checks, and its notes of columns and their names.
+
+    Example:
+        >>> from bayeshnet.sklearn import BayesianRegressor
+        >>> regressor = BayesianRegressor()
+        >>> validated(regressor, [[1, 2]], [3])
+        (array([[1., 2.]]), array([3]))
+        >>> regressor.n_features_in_
+        2
+    """
+    return validate_data(estimator, *data, dtype=_FLOATS, **options)
 
 
 def as_array(values: Tensor) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import pyro
@@ -81,7 +82,7 @@ def built_network(net: Net | None, hidden: Any, activation: Any, dtype: Any, siz
         raise ArgumentError(f"activation: is {activation!r}; pass {' or '.join(map(repr, _ACTIVATIONS))}, or a net.")
     layers: list[nn.Module] = []
     widths = [sizes[0], *map(int, hidden)]
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], sizes[1])).to(precision(dtype))
 
@@ -104,7 +105,7 @@ def built_guide(guide: Guide, model: BayesianModel, example: tuple[Any, ...]) ->
         AutoHypernet(latent_dim=3, ..., family=MeanField()...)
     """
     if isinstance(guide, str | Family):
-        return AutoHypernet(model, example=example, **({} if guide == "auto" else {"family": guide}))
+        return AutoHypernet(model, example=example, family="hypernet" if guide == "auto" else guide)
     if not callable(guide):
         raise ArgumentTypeError(
             f"guide: is {shown(guide)}; pass 'auto', a family such as 'mean_field', or a function (model, example) -> "

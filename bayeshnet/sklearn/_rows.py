@@ -23,8 +23,8 @@ _ROUNDINGS = 16.0
 def merged(x: Array, y: Array, weight: Weights) -> tuple[Array, Array, Weights]:
     """Different rows only, each with the sum of the weights of its copies.
 
-    The likelihood stays what it is, and so a row with weight 3 is the same as three rows, to the bit: all rows come back
-    in an order that depends on their values alone.
+    The likelihood stays what it is, and a row with weight 3 is the same as three rows, to the bit: what comes back is
+    in an order that depends on values alone.
 
     Args:
         x: Inputs ``[n, K]``.
@@ -69,7 +69,7 @@ def standardization_of(x: Array, y: Array | None, weight: Weights) -> Standardiz
         ([2.0, 7.0], [1.4142135623730951, 1.0])
     """
     return Standardization(
-        inputs=_statistics(x, weight, "column"),
+        inputs=[_statistics(x, weight, "column")],
         targets=None if y is None else _statistics(y, weight, "all" if y.ndim == 1 else "output"),
     )
 

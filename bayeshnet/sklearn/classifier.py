@@ -1,5 +1,8 @@
 """Classification by a Bayesian neural network."""
 
+# scikit-learn has no type stubs.
+# pyright: reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 from typing import Any, Literal
@@ -8,11 +11,11 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d
 
 from bayeshnet.errors import ArgumentError
 from bayeshnet.models import likelihoods
-from bayeshnet.sklearn._estimator import FLOATS, BayesianEstimator, as_array
+from bayeshnet.sklearn._estimator import BayesianEstimator, as_array, validated
 from bayeshnet.sklearn._parts import Guide, Net
 from bayeshnet.sklearn._rows import Array, Weights
 
@@ -114,14 +117,14 @@ class BayesianClassifier(ClassifierMixin, BayesianEstimator):
                 most are :class:`~bayeshnet.errors.ArgumentError`.
             TypeError: If a parameter is of another type.
         """
-        X, y = validate_data(self, X, y, dtype=FLOATS)
+        x, y = validated(self, X, y)
         check_classification_targets(y)
-        weight = self._weights(sample_weight, X)
+        weight = self._weights(sample_weight, x)
         self.classes_, codes = np.unique(column_or_1d(y, warn=True), return_inverse=True)
         if len(self.classes_) < 2:
-            raise ArgumentError(f"y: has one class, {self.classes_[0]!r}; pass labels of two classes or more.")
+            raise ArgumentError(f"y: has one class, {self.classes_.tolist()[0]!r}; pass labels of two classes or more.")
         weight = weight * self._factors(codes, weight)[codes]
-        self._fit(X, codes, weight, likelihoods.Categorical(), len(self.classes_))
+        self._fit(x, codes, weight, likelihoods.Categorical(), len(self.classes_))
         return self
 
     def _factors(self, codes: Array, weight: Weights) -> Array:

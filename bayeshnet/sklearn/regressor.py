@@ -1,5 +1,8 @@
 """Regression by a Bayesian neural network."""
 
+# scikit-learn has no type stubs.
+# pyright: reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 import copy
@@ -9,15 +12,15 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from sklearn.base import RegressorMixin
-from sklearn.utils.validation import check_array, column_or_1d, validate_data
+from sklearn.utils.validation import check_array, column_or_1d
 
 from bayeshnet.checks import require_flag
 from bayeshnet.errors import ArgumentError
 from bayeshnet.models import likelihoods
-from bayeshnet.sklearn._estimator import FLOATS, BayesianEstimator, as_array
+from bayeshnet.sites.quantiles import checked_level, checked_levels
+from bayeshnet.sklearn._estimator import BayesianEstimator, as_array, validated
 from bayeshnet.sklearn._parts import Guide, Net
 from bayeshnet.sklearn._rows import Array
-from bayeshnet.sites.quantiles import checked_level, checked_levels
 
 __all__ = ["BayesianRegressor"]
 
@@ -128,13 +131,13 @@ class BayesianRegressor(RegressorMixin, BayesianEstimator):
                 :class:`~bayeshnet.errors.ArgumentError`.
             TypeError: If a parameter is of another type.
         """
-        X, y = validate_data(self, X, y, dtype=FLOATS, multi_output=True, y_numeric=True)
-        weight = self._weights(sample_weight, X)
+        x, y = validated(self, X, y, multi_output=True, y_numeric=True)
+        weight = self._weights(sample_weight, x)
         y = np.asarray(column_or_1d(y, warn=True) if y.ndim == 1 or y.shape[1] == 1 else y, dtype=np.float64)
         likelihood = self._likelihood()
         targets = 1 if y.ndim == 1 else y.shape[1]
         self._shape = y.shape[1:]
-        self._fit(X, y, weight, likelihood, targets * likelihood.outputs_per_target)
+        self._fit(x, y, weight, likelihood, targets * likelihood.outputs_per_target)
         return self
 
     def _likelihood(self) -> Any:
@@ -151,7 +154,7 @@ class BayesianRegressor(RegressorMixin, BayesianEstimator):
         return likelihood
 
     def _observed(self, y: Any) -> Array:
-        y = check_array(y, dtype=np.float64, ensure_2d=False, input_name="y")
+        y = check_array(y, dtype="float64", ensure_2d=False, input_name="y")
         return y[:, 0] if y.ndim == 2 and not self._shape else y
 
     # ------------------------------------------------------------------ predictions

@@ -35,9 +35,9 @@ def fitted():
 def test_linear_regression_is_exact():
     """Weights N(0, 1/2), bias N(0, 1), known noise: the posterior predictive is Gaussian, with a formula."""
     x, y = data(30)
-    noise, num = 0.5, 4000
+    noise, num = 0.5, 1000
     found = BayesianRegressor(
-        (), likelihood=likelihoods.Normal(scale=noise), steps=600, learning_rate=0.03, num_samples=num, random_state=0
+        (), likelihood=likelihoods.Normal(scale=noise), steps=300, learning_rate=0.03, num_samples=num, random_state=0
     ).fit(x, y)
     z = np.column_stack([(x - x.mean(0)) / x.std(0), np.ones(30)])
     t = (y - y.mean()) / y.std()
@@ -50,7 +50,7 @@ def test_linear_regression_is_exact():
     assert error.max() < 5.0 / np.sqrt(num) + 0.1
     np.testing.assert_allclose(got_std / y.std(), np.hypot(spread, noise), rtol=0.02)
     functions = found.sample_y(x, num, noise=False) / y.std()
-    np.testing.assert_allclose(functions.std(axis=1), spread, rtol=0.1)
+    np.testing.assert_allclose(functions.std(axis=1), spread, rtol=0.1 + 5.0 / np.sqrt(2 * num))
 
 
 def test_what_is_predicted_agrees(fitted):
@@ -78,14 +78,14 @@ def test_rows_are_predicted_by_themselves(fitted):
 
 def test_samples(fitted):
     x, _ = data(5, seed=3)
-    first = fitted.sample_y(x, 2000, random_state=1)
-    assert first.shape == (5, 2000)
-    assert np.array_equal(first, fitted.sample_y(x, 2000, random_state=1))
+    first = fitted.sample_y(x, 400, random_state=1)
+    assert first.shape == (5, 400)
+    assert np.array_equal(first, fitted.sample_y(x, 400, random_state=1))
     assert not np.array_equal(first[:, :9], fitted.sample_y(x, 9, random_state=2))
-    functions = fitted.sample_y(x, 2000, random_state=1, noise=False)
+    functions = fitted.sample_y(x, 400, random_state=1, noise=False)
     mean, std = fitted.predict(x, return_std=True)
     # 30 networks predict, so that their mean is uncertain, too.
-    error = functions.std(axis=1) / np.sqrt(30) + std / np.sqrt(2000)
+    error = functions.std(axis=1) / np.sqrt(30) + std / np.sqrt(400)
     assert (np.abs(first.mean(axis=1) - mean) < 5.0 * error).all()
     assert (functions.std(axis=1) < first.std(axis=1)).all()
 
@@ -152,7 +152,7 @@ class TestParameters:
         assert found.predict(data()[0]).shape == (40,)
         assert clone(found).fit(*data()).predict(data()[0]).tolist() == found.predict(data()[0]).tolist()
 
-    @pytest.mark.parametrize("guide", ["mean_field", families.LowRank(rank=2), lambda model, example: AutoNormal(model)])
+    @pytest.mark.parametrize("guide", ["mean_field", families.LowRank(rank=2), lambda model, _: AutoNormal(model)])
     def test_guides(self, guide):
         found = BayesianRegressor(**{**FEW, "guide": guide}).fit(*data())
         assert found.predict(data()[0]).shape == (40,)
