@@ -100,9 +100,10 @@ def built_guide(guide: Guide, model: BayesianModel, example: tuple[Any, ...]) ->
         ArgumentTypeError: If it is something else.
 
     Example:
-        >>> model = BayesianModel(nn.Linear(2, 1))
-        >>> built_guide("mean_field", model, (torch.zeros(4, 2), torch.zeros(4)))
-        AutoHypernet(latent_dim=3, ..., family=MeanField()...)
+        >>> from bayeshnet.models import likelihoods
+        >>> model = BayesianModel(nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
+        >>> built_guide("mean_field", model, (torch.randn(4, 2), torch.randn(4))).latent_dim
+        3
     """
     if isinstance(guide, str | Family):
         return AutoHypernet(model, example=example, family="hypernet" if guide == "auto" else guide)

@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_array, column_or_1d
 from bayeshnet.checks import require_flag
 from bayeshnet.errors import ArgumentError
 from bayeshnet.models import likelihoods
+from bayeshnet.models.likelihoods import as_likelihood
 from bayeshnet.sites.quantiles import checked_level, checked_levels
 from bayeshnet.sklearn._estimator import BayesianEstimator, as_array, validated
 from bayeshnet.sklearn._parts import Guide, Net
@@ -142,10 +143,9 @@ class BayesianRegressor(RegressorMixin, BayesianEstimator):
 
     def _likelihood(self) -> Any:
         if self.likelihood is None:
-            return likelihoods.Normal(scale=dist.Gamma(torch.tensor(2.0), torch.tensor(2.0)))
-        likelihood = copy.deepcopy(self.likelihood)
-        if not isinstance(likelihood, likelihoods.Likelihood):
-            likelihood = likelihoods.FromFunction(likelihood)
+            two = torch.tensor(2.0, dtype=torch.float32)  # whatever the default precision is
+            return likelihoods.Normal(scale=dist.Gamma(two, two))
+        likelihood = as_likelihood(copy.deepcopy(self.likelihood))
         if likelihood.row_data:
             raise ArgumentError(
                 f"likelihood: {type(likelihood).__name__} takes {' and '.join(likelihood.row_data)} of each row, which "

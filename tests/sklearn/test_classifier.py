@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 from bayeshnet.errors import ArgumentError
 from bayeshnet.sklearn import BayesianClassifier
 
-FEW = {"hidden_layers": (8,), "steps": 40, "num_particles": 4, "num_samples": 30, "random_state": 0}
+FEW = {"hidden_layers": (8,), "steps": 25, "num_particles": 2, "num_samples": 30, "learning_rate": 0.05, "random_state": 0}
 
 
 def data(rows=60, classes=3, seed=0):

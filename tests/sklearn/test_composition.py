@@ -15,7 +15,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from bayeshnet.sklearn import BayesianClassifier, BayesianRegressor
 
-FEW = {"hidden_layers": (8,), "steps": 15, "num_particles": 2, "num_samples": 20, "random_state": 0}
+FEW = {"hidden_layers": (8,), "steps": 5, "num_particles": 2, "num_samples": 20, "random_state": 0}
 
 
 def frame(rows=48):
@@ -32,7 +32,7 @@ def columns():
 
 def test_a_pipeline_takes_a_frame():
     x, y = frame()
-    pipeline = make_pipeline(columns(), BayesianRegressor(**{**FEW, "steps": 100})).set_output(transform="pandas")
+    pipeline = make_pipeline(columns(), BayesianRegressor(**{**FEW, "steps": 60, "learning_rate": 0.03})).set_output(transform="pandas")
     mean, std, low, high = pipeline.fit(x, y).predict(x, return_std=True, return_interval=0.9)
     assert (low < mean).all()
     assert (mean < high).all()
@@ -80,7 +80,7 @@ def test_log_densities_are_a_score_of_models():
 
 def test_targets_may_be_transformed_outside():
     x, y = frame()
-    inner = BayesianRegressor(**{**FEW, "steps": 60})
+    inner = BayesianRegressor(**{**FEW, "steps": 40, "learning_rate": 0.03})
     found = TransformedTargetRegressor(
         make_pipeline(columns(), StandardScaler(), inner), func=np.log, inverse_func=np.exp
     )

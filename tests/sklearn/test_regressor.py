@@ -17,7 +17,7 @@ from bayeshnet import families, likelihoods, predict, priors
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.sklearn import BayesianRegressor
 
-FEW = {"hidden_layers": (8,), "steps": 20, "num_particles": 4, "num_samples": 30, "random_state": 0}
+FEW = {"hidden_layers": (8,), "steps": 8, "num_particles": 2, "num_samples": 30, "random_state": 0}
 
 
 def data(rows=40, seed=0):
@@ -181,7 +181,7 @@ class TestParameters:
         rng = np.random.default_rng(0)
         x = rng.standard_normal((60, 1))
         y = rng.poisson(np.exp(1.0 + x[:, 0]))
-        found = BayesianRegressor(**{**FEW, "likelihood": likelihoods.Poisson(), "steps": 100}).fit(x, y)
+        found = BayesianRegressor(**{**FEW, "likelihood": likelihoods.Poisson(), "steps": 40, "learning_rate": 0.05}).fit(x, y)
         assert found.score(x, y) > 0.5
         assert found.predict_interval(x)[0].min() >= 0.0
 
@@ -193,7 +193,7 @@ class TestParameters:
     def test_data_that_are_standardised_already(self):
         x, y = data()
         x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
-        found = BayesianRegressor(**{**FEW, "standardize": False, "steps": 200}).fit(x, y)
+        found = BayesianRegressor(**{**FEW, "standardize": False, "steps": 60, "learning_rate": 0.05}).fit(x, y)
         assert found.model_.units.standardization is None
         assert found.score(x, y) > 0.5
 
