@@ -77,7 +77,9 @@ def boosting(parts: Any, seed: int) -> dict[str, float]:
 def perceptron(parts: Any, seed: int, quick: bool) -> dict[str, float]:
     """One network, of inputs and targets that are standardised by hand."""
     train, test, y_train, y_test = parts
-    network = MLPRegressor((50,), early_stopping=True, max_iter=20 if quick else 500, random_state=seed)
+    network = MLPRegressor(
+        hidden_layer_sizes=(50,), early_stopping=True, max_iter=20 if quick else 500, random_state=seed
+    )
     pipeline = make_pipeline(columns(), StandardScaler(), network)
     model = TransformedTargetRegressor(pipeline, transformer=StandardScaler()).fit(train, y_train)
     return {"rmse": float(np.sqrt(np.mean((model.predict(test) - y_test) ** 2)))}

@@ -12,7 +12,9 @@ FEW = {"hidden_layers": (10,), "steps": 25, "num_particles": 4, "num_samples": 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", [BayesianRegressor(**FEW), BayesianClassifier(**FEW)], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [BayesianRegressor(**FEW), BayesianClassifier(**FEW)], ids=["regressor", "classifier"]
+)
 def test_all_checks(estimator):
     found = check_estimator(estimator, on_skip=None)
     # The check of array API input needs an environment variable; it is none of an estimator that takes numpy arrays.

@@ -37,7 +37,7 @@ def test_linear_regression_is_exact():
     x, y = data(30)
     noise, num = 0.5, 1000
     found = BayesianRegressor(
-        (), likelihood=likelihoods.Normal(scale=noise), steps=300, learning_rate=0.03, num_samples=num, random_state=0
+        (), likelihood=likelihoods.Normal(scale=noise), steps=200, learning_rate=0.05, num_samples=num, random_state=0
     ).fit(x, y)
     z = np.column_stack([(x - x.mean(0)) / x.std(0), np.ones(30)])
     t = (y - y.mean()) / y.std()
@@ -181,7 +181,9 @@ class TestParameters:
         rng = np.random.default_rng(0)
         x = rng.standard_normal((60, 1))
         y = rng.poisson(np.exp(1.0 + x[:, 0]))
-        found = BayesianRegressor(**{**FEW, "likelihood": likelihoods.Poisson(), "steps": 40, "learning_rate": 0.05}).fit(x, y)
+        found = BayesianRegressor(
+            **{**FEW, "likelihood": likelihoods.Poisson(), "steps": 40, "learning_rate": 0.05}
+        ).fit(x, y)
         assert found.score(x, y) > 0.5
         assert found.predict_interval(x)[0].min() >= 0.0
 
