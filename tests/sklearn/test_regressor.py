@@ -37,7 +37,7 @@ def test_linear_regression_is_exact():
     x, y = data(30)
     noise, num = 0.5, 1000
     found = BayesianRegressor(
-        (), likelihood=likelihoods.Normal(scale=noise), steps=200, learning_rate=0.05, num_samples=num, random_state=0
+        (), likelihood=likelihoods.Normal(scale=noise), steps=300, learning_rate=0.03, num_samples=num, random_state=0
     ).fit(x, y)
     z = np.column_stack([(x - x.mean(0)) / x.std(0), np.ones(30)])
     t = (y - y.mean()) / y.std()
