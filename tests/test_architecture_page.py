@@ -43,6 +43,7 @@ CONCEPTS = (
     "what is chosen by size",
     "size of a guide and of a step",
     "memory that is left",
+    "estimators of scikit-learn",
 )
 
 
