@@ -30,6 +30,7 @@ class Network:
         self.of_rows = row_arguments(args, kwargs)
         model.check_observations(self.x, self.y)
         self._targets: Any = None
+        self.counted: dict[str, Any] = {}
 
     def draws(self, guide: Any, num_samples: int) -> Mapping[str, Tensor]:
         return posterior_draws(self.model, guide, self.x, num_samples, parallel=self.parallel)
@@ -41,7 +42,12 @@ class Network:
         y = torch.as_tensor(self.y).to(pred.draws.device)
         y = y.reshape(conditional.batch_shape[1:] + conditional.event_shape)
         self._targets = (("row", *event), y.cpu().numpy())
-        fn, known = self.model.observed(conditional, y, self.of_rows.get("weight"))
+        weight = self.of_rows.get("weight")
+        counted = torch.ones(len(y), dtype=torch.bool, device=y.device) if weight is None else weight.to(y.device) > 0
+        if self.model.missing == "ignore" and y.is_floating_point():
+            counted &= ~torch.isnan(y.reshape(len(y), -1)).all(1)
+        self.counted = {"row": counted.cpu().numpy()}
+        fn, known = self.model.observed(conditional, y, weight)
         posterior, kept = latents(draws, weights, lambda name: own_dims(name, draws.values[name].dim() - 1))
         found: Groups = {
             "posterior": posterior,

@@ -33,6 +33,7 @@ class Program:
         observed = {name: site for name, site in self.sites.items() if site["is_observed"]}
         self.fixed = [name for name, site in observed.items() if site["infer"].get("_deterministic")]
         # A factor is "observed" too, and no observation.
+        self.counted: dict[str, Any] = {}
         self.observed = [n for n, site in observed.items() if n not in self.fixed and type(site["fn"]) is not dist.Unit]
         self.latent = [name for name in self.sites if name not in observed]
         if not self.observed or not self.latent:
@@ -89,9 +90,9 @@ class Program:
             for name in self.observed:
                 site = nodes[name]
                 score = site["fn"].log_prob(site["value"])
-                mask = site["mask"]
-                counted = score if mask is None else torch.where(torch.as_tensor(mask), score, torch.zeros_like(score))
-                scores[name].append(counted)
+                mask = _mask(site).expand(score.shape)
+                scores[name].append(torch.where(mask, score, torch.zeros_like(score)))
+                self._count(self._dims(name), mask)
                 samples[name].append(site["fn"].sample())
             for name in self.fixed:
                 fixed[name].append(nodes[name]["value"])
@@ -108,6 +109,11 @@ class Program:
         if functions:
             found["functions"] = {name: draws.variable(v, self._dims(name)) for name, v in stacked.items()}
         return found, {"weights": kept, "log_likelihood": "of each independent observation, 0 where it is masked"}
+
+    def _count(self, dims: list[str], mask: Tensor) -> None:
+        """Note which rows count, of sites with one dimension of them."""
+        if mask.dim() == 1:
+            self.counted[dims[0]] = self.counted.get(dims[0], False) | mask.cpu().numpy()
 
     def prior_groups(self, num: int, *, weights: Weights) -> Groups:
         made = Predictive(poutine.uncondition(self.model), num_samples=num)(*self.args, **self.kwargs)
@@ -135,3 +141,11 @@ class Program:
             if frame.vectorized and batch + frame.dim >= 0:
                 dims[batch + frame.dim] = frame.name
         return dims
+
+
+def _mask(site: Any) -> Tensor:
+    """Which observations of a site count: by a handler's mask, and by that of a masked distribution."""
+    fn = site["fn"]
+    own = fn._mask if isinstance(fn, dist.MaskedDistribution) else True
+    handlers = True if site["mask"] is None else site["mask"]
+    return torch.as_tensor(own) & torch.as_tensor(handlers)

@@ -28,6 +28,7 @@ __all__ = ["Draws", "Groups", "Variables", "Weights", "arrays", "assembled", "la
 
 # Draws of more numbers than this are kept by their root mean square: a summary of millions of weights takes hours.
 _MOST_NUMBERS = 10_000_000
+_OF_OBSERVATIONS = ("log_likelihood", "posterior_predictive", "observed_data", "prior_predictive")
 
 Weights: TypeAlias = "Literal['auto', 'all', 'rms'] | Sequence[str]"
 Variables: TypeAlias = "dict[str, tuple[tuple[str, ...], Any]]"  # names of the dimensions, and the array, by name
@@ -93,7 +94,17 @@ def arrays(name: str, value: Any) -> Iterator[tuple[str, tuple[tuple[str, ...], 
             yield from arrays(f"{name}.{i}", part)
 
 
-def assembled(groups: Mapping[str, Variables], attrs: Mapping[str, Any], coords: Mapping[str, Sequence[Any]]) -> Any:
+def assembled(
+    groups: Mapping[str, Variables],
+    attrs: Mapping[str, Any],
+    coords: Mapping[str, Sequence[Any]],
+    counted: Mapping[str, Any],
+) -> Any:
+    """Groups as the class of ArviZ that is installed; those of observations without rows that do not count.
+
+    Raises:
+        ArgumentError: If labels are of no dimension, or not as many as it is long.
+    """
     used = {dim for variables in groups.values() for dims, _ in variables.values() for dim in dims}
     unknown = [name for name in coords if name not in used]
     if unknown:
@@ -105,7 +116,9 @@ def assembled(groups: Mapping[str, Variables], attrs: Mapping[str, Any], coords:
         for dim, n in sizes.items():
             if len(labels[dim]) != n:
                 raise ArgumentError(f"coords: has {len(labels[dim])} labels of {dim!r}; pass {n}.")
-        datasets[group] = _xarray.Dataset(variables, coords=labels, attrs=dict(attrs))
-    if hasattr(_arviz, "InferenceData"):
+        made = _xarray.Dataset(variables, coords=labels, attrs=dict(attrs))
+        kept = {dim: np.flatnonzero(which) for dim, which in counted.items() if dim in sizes and not which.all()}
+        datasets[group] = made.isel(kept) if group in _OF_OBSERVATIONS else made
+    if "InferenceData" in vars(_arviz):  # hasattr is true of version 1 as well, with a warning
         return _arviz.InferenceData(attrs=dict(attrs), **datasets)
     return _xarray.DataTree.from_dict({"/": _xarray.Dataset(attrs=dict(attrs)), **datasets})

@@ -49,11 +49,12 @@ def to_arviz(
         model its deterministic sites.
     ``log_likelihood``
         Of each row of the data (several numbers in a row count as one), as the model counts it: times its ``weight``
-        and those of classes, without targets that are missing; a row with none left, or of weight 0, has 0. ``loo``
-        then leaves out all copies that a weight stands for. Not multiplied by ``dataset_size``.
+        and those of classes, without targets that are missing. ``loo`` then leaves out all copies that a weight stands
+        for. Not multiplied by ``dataset_size``.
     ``posterior_predictive``, ``observed_data``, ``constant_data``
         Drawn observations, one for each network; the targets, NaN where they are missing; inputs, ``weight``,
-        ``noise`` and ``exposure``.
+        ``noise`` and ``exposure``. Rows of weight 0, without any target, or masked, are in neither the first two nor
+        the log-likelihood, of which ``loo`` could say nothing; ``row`` has the numbers of those that remain.
     ``prior``, ``prior_predictive``
         With ``prior=``: so many draws.
     ``sample_stats``
@@ -119,7 +120,8 @@ def to_arviz(
     groups["observed_data"] = observed
     groups["constant_data"] = constant
     attrs = {"inference_library": "bayeshnet", "draws_of": draws.origin, **draws.facts, **facts}
-    return assembled({name: variables for name, variables in groups.items() if variables}, attrs, coords or {})
+    groups = {name: variables for name, variables in groups.items() if variables}
+    return assembled(groups, attrs, coords or {}, source.counted)
 
 
 def _check_options(model: Any, num_samples: Any, num_chains: Any, prior: Any, weights: Any) -> None:
