@@ -36,6 +36,7 @@ CONCEPTS = (
     "HMLP",
     "change of variables",
     "CRPS",
+    "data of ArviZ",
 )
 
 

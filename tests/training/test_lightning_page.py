@@ -79,15 +79,36 @@ def test_files_of_both_kinds_have_what_was_learned(page):
     assert torch.equal(*found)
 
 
+def seeded(guide):
+    """The guide, whose inducing points are placed with random numbers that do not depend on what was drawn before."""
+    begin = guide.begin_fit
+
+    def begin_fit(model, data):
+        pyro.set_rng_seed(7)
+        begin(model, data)
+
+    guide.begin_fit = begin_fit
+    return guide
+
+
 def test_it_learns_what_fit_learns(page):
     names, _ = page
     options = {"num_particles": 4, "vectorize_particles": True, "max_plate_nesting": 1}
-    data = names["Waves"]()
+
+    class InOrder(names["Waves"]):
+        """Whoever looks at a shuffling loader before training changes its order; this one has none."""
+
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(self.train, batch_size=50)
+
+    data = InOrder()
     data.setup("fit")
     model, guide = names["built"]()
+    seeded(guide)
     trainer = pl.Trainer(max_epochs=5, gradient_clip_val=guide.clip_norm, num_sanity_val_steps=0, **QUIET)
     trainer.fit(names["BayesianModule"](model, guide, Numbered(**options)), data)
     other_model, other = names["built"]()
+    seeded(other)
     start = torch.cat([p.detach().flatten() for p in other.parameters()])
     history = fit(
         other_model,
