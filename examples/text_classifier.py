@@ -6,7 +6,7 @@ shown to the classifiers only in the end. The network gets tokens and a padding 
 each batch to its longest sentence. It is trained once as usual and once with a posterior over its weights, for as many
 epochs. Prints a table of scores and saves a picture.
 
-Run: ``python examples/text_classifier.py [--epochs 80] [--out text_classifier.png]``.
+Run: ``python examples/text_classifier.py [--epochs 250] [--out text_classifier.png]``.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def draw_picture(out: Path, found: dict[str, dict[str, Tensor]], topics: Tensor)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=80, help="epochs of each training")
+    parser.add_argument("--epochs", type=int, default=250, help="epochs of each training")
     parser.add_argument("--sentences", type=int, default=400, help="training sentences")
     parser.add_argument("--samples", type=int, default=100, help="networks sampled for the predictions")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sentences and of every draw")

@@ -20,9 +20,10 @@ def names():
     plt.close("all")
 
 
-# Of ArviZ 0.23 with pandas 3; and of its plots. A k-hat of some rows is for the reader of the page.
+# What ArviZ warns of: that pandas 3 and matplotlib 3.11 have deprecated what its version 0.23 calls; and a k-hat of some
+# rows, which is for the reader of the page.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning"),
 ]
 
