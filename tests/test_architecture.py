@@ -42,11 +42,17 @@ ROOMS = (
     "metrics",
     "plotting",
     "sklearn",
+    "arviz",
     "continual",
 )
 # What comes in by an extra, and the rooms that may therefore import more than the package itself depends on.
 DEPENDENCIES = {"bayeshnet", "numpy", "pyro", "safetensors", "torch", "tqdm", "typing_extensions"}
-OPTIONAL = {"metrics": {"torchmetrics"}, "plotting": {"matplotlib"}, "sklearn": {"sklearn"}}
+OPTIONAL = {
+    "metrics": {"torchmetrics"},
+    "plotting": {"matplotlib"},
+    "sklearn": {"sklearn"},
+    "arviz": {"arviz", "xarray"},
+}
 # Imported where it is there, and not needed: see the file.
 IF_PRESENT = {"typing": {"jaxtyping"}}
 STANDARD_LIBRARY = {*sys.stdlib_module_names}

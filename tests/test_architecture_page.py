@@ -44,6 +44,7 @@ CONCEPTS = (
     "size of a guide and of a step",
     "memory that is left",
     "estimators of scikit-learn",
+    "data of ArviZ",
 )
 
 
