@@ -86,7 +86,7 @@ def _network(model: BayesianModel, x: Tensor) -> tuple[Chain | HeadNet, list[tup
 def _check_last_layer(model: BayesianModel) -> None:
     """Raise unless the last linear layer is simply that, whatever one set of weights shows."""
     net = model.net
-    frozen: Sequence[str] = getattr(net, "frozen_names", ())
+    frozen: Sequence[str] = (*getattr(net, "frozen_names", ()), *getattr(net, "learned_names", ()))
     if not isinstance(net, ModuleMainNet):
         if frozen:
             raise NotApplicableError(f"of a main network with frozen parameters, {list(frozen)}, no layer is known")
@@ -100,8 +100,9 @@ def _check_last_layer(model: BayesianModel) -> None:
     if tied:
         raise NotApplicableError(f"{tied[0]} is used at several places of the network (tied)")
     fixed = [part for part in parts if part in frozen]
+    kind = "learned points" if any(part in net.learned_names for part in fixed) else "frozen"
     if fixed:
-        raise NotApplicableError(f"{' and '.join(fixed)} of the last linear layer cannot be drawn: frozen")
+        raise NotApplicableError(f"{' and '.join(fixed)} of the last linear layer cannot be drawn: {kind}")
     if type(last) is nn.Linear and not is_plain(last, nn.Linear.forward):
         raise NotApplicableError(f"the last linear layer, {name!r}, has hooks or a forward of its own")
 
@@ -126,7 +127,8 @@ def _head_of(model: BayesianModel, x: Tensor) -> HeadNet | None:
     name = linears[-1][0]
     weight = names.index(f"{name}.weight")
     bias = names.index(f"{name}.bias") if f"{name}.bias" in names else None
-    features_net = copy.deepcopy(net)
+    # Points that are learned with the guide stay the model's own.
+    features_net = copy.deepcopy(net, {id(param): param for param in net.parameters()})
     parent, _, key = name.rpartition(".")
     owner: nn.Module = features_net.module.get_submodule(parent) if parent else features_net.module
     if not key:

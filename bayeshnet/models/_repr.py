@@ -51,6 +51,8 @@ def model_repr(model: BayesianModel) -> str:
         f"prior: {getattr(model.prior, '__name__', value(model.prior))}",
         f"likelihood: {model.likelihood}",
     ]
+    if model.bayesian is not None:
+        lines.insert(1, f"parts: {model.points.described()}")
     if model.dataset_size is not None:
         lines.append(f"dataset_size={model.dataset_size}")
     if model.target_shape is not None:

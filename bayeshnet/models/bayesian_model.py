@@ -14,15 +14,17 @@ from torch import Size, Tensor, nn
 from bayeshnet.checks import kind_of, require_count, require_positive, require_trainable
 from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentTypeError
-from bayeshnet.mnets.module_mainnet import functional_copy
+from bayeshnet.mnets.functional import functional_copy
 from bayeshnet.models import priors
 from bayeshnet.models._repr import model_repr
 from bayeshnet.models.batch_norm import BatchNormMode, BatchNormStatistics
 from bayeshnet.models.data_checks import check_input, check_parameters, check_rows
 from bayeshnet.models.evaluated import EvaluatedForDraws
 from bayeshnet.models.likelihoods import Likelihood, as_likelihood
+from bayeshnet.models.learned_points import LearnedPoints
 from bayeshnet.models.observations import check_missing, data_plate, observed, row_data, row_weight
 from bayeshnet.models.param_sites import emit_param_sites
+from bayeshnet.models.parts import Bayesian, Others, roles_of
 from bayeshnet.models.prepared import PreparedByData
 from bayeshnet.models.prior_rules import prior_rule
 from bayeshnet.models.target_shapes import checked_shape, fitted_targets
@@ -70,6 +72,11 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
             reference rows (see :meth:`set_reference_rows`), ``"batch"`` or ``"running"``. A layer that is in evaluation
             mode when the model is built keeps its running statistics.
         reference_rows: Number of those rows.
+        bayesian: Which parameters are weights: all by default; ``"last_layer"``; ``"norm"``; patterns of names
+            (``"*.weight"``, ``"!0.*"`` to leave out) or :class:`~bayeshnet.models.parts.Parts`; types of modules; or a
+            function ``(name, record) -> bool``. See ``docs/bayesian_parts.md``.
+        others: What the other parameters are, from their values in ``net``: ``"learned"`` (points, trained with the
+            guide; by default), ``"frozen"``, a prior (points, learned under it), or a mapping from patterns to these.
 
     Attributes:
         units: The statistics by which data are standardised; :class:`~bayeshnet.models.units.Units`.
@@ -115,6 +122,8 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         standardize: Standardize = None,
         batch_norm: BatchNormMode = "draws",
         reference_rows: int = 256,
+        bayesian: Bayesian = None,
+        others: Others | None = None,
     ) -> None:
         super().__init__()
         require_trainable("BayesianModel")
@@ -130,7 +139,9 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         example = next((param for param in net.parameters() if param.requires_grad), None)
         dtype = torch.get_default_dtype() if example is None else example.dtype
         check_parameters(net)
-        self.net = functional_copy(net)
+        roles = roles_of(net, bayesian, others)
+        self.bayesian, self.others = roles.bayesian, others
+        self.net = functional_copy(net, learned=roles.learned, frozen=roles.frozen)
         self.batch_norm = BatchNormStatistics(self.net, batch_norm, reference_rows)
         self.prior = prior
         self.likelihood = likelihood
@@ -141,6 +152,7 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         self.kl_weight = float(kl_weight)
         self.register_buffer("_like", torch.zeros((), dtype=dtype, device=getattr(example, "device", None)), False)
         self._like: Tensor
+        self.points = LearnedPoints(self.net, roles)
         self._prior_cache: tuple[tuple[torch.dtype, torch.device], dict[str, TorchDistributionMixin]] | None = None
         found = standardization_from(standardize, targets=likelihood.standardizes_targets)
         self.units = Units(found, device=self._like.device)
@@ -268,6 +280,7 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         Returns:
             The weights by site name, and the likelihood's latents by their names in it.
         """
+        self.points.emit()
         if self.learned_scales is not None:
             emit_param_sites("prior", self.learned_scales)
         draws = {name: pyro.sample(name, fn) for name, fn in self.weight_priors().items()}
