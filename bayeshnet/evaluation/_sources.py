@@ -127,9 +127,9 @@ def _weights_of(net: Any, i: int, network: Any, shapes: Mapping[str, tuple[int, 
     ]
     if differing:
         raise ArgumentError(
-            f"guide[{i}]: has other {'learned points' if points else 'frozen parameters'} or buffers than the model's network, {differing}, which are no "
-            "weights: the model would predict with its own. Let all networks share them (GroupNorm or LayerNorm have "
-            "none, unlike BatchNorm)."
+            f"guide[{i}]: has other {'learned points' if points else 'frozen parameters'} or buffers than the model's "
+            f"network, {differing}, which are no weights: the model would predict with its own. Let all networks share "
+            "them (GroupNorm or LayerNorm have none, unlike BatchNorm)."
         )
     return {name: param.detach() for name, param in found.items()}
 

@@ -68,20 +68,20 @@ def with_adapters(net: nn.Module, rank: int = 4, *, alpha: float = 1.0, targets:
     """A copy of a network whose parameters are all frozen, with low-rank adapters that are not.
 
     At the start it gives what the network gives, since the factor B of each adapter is 0. A
-    :class:`~bayeshnet.BayesianModel` of it is Bayesian in the adapters alone; a standard normal prior for their numbers,
-    which is what ``priors.Normal()`` and the default prior are for them, gives corrections of the size ``alpha``
-    relative to weights of scale ``1 / sqrt(fan_in)``, see :class:`~bayeshnet.mnets.adapters.LowRank`. An adapter is a
-    parametrisation of PyTorch: the parameters are ``LAYER.parametrizations.weight.0.A`` and ``...B``, what was
-    ``LAYER.weight`` is ``LAYER.parametrizations.weight.original``, and ``LAYER.weight`` is the corrected weight, whoever
-    reads it. Convolutions may have groups.
+    :class:`~bayeshnet.BayesianModel` of it is Bayesian in the adapters alone; a standard normal prior for their
+    numbers, which is what ``priors.Normal()`` and the default prior are for them, gives corrections of the size
+    ``alpha`` relative to weights of scale ``1 / sqrt(fan_in)``, see :class:`~bayeshnet.mnets.adapters.LowRank`. An
+    adapter is a parametrisation of PyTorch: the parameters are ``LAYER.parametrizations.weight.0.A`` and ``...B``, what
+    was ``LAYER.weight`` is ``LAYER.parametrizations.weight.original``, and ``LAYER.weight`` is the corrected weight,
+    whoever reads it. Convolutions may have groups.
 
     Args:
         net: A pretrained network. It is left alone. PyTorch refuses to pickle modules with parametrisations; save their
             ``state_dict``, or a model of them with :func:`~bayeshnet.save`.
         rank: Rank of each correction, at most the smaller side of the weight; a higher one is cut to that.
         alpha: Size of the corrections.
-        targets: The layers: patterns of names (``"blocks.*.fc1"``, with or without ``.weight``), types, or a sequence of
-            both; all linear layers and convolutions (1-3 d) by default.
+        targets: The layers: patterns of names (``"blocks.*.fc1"``, with or without ``.weight``), types, or a sequence
+            of both; all linear layers and convolutions (1-3 d) by default.
 
     Raises:
         ArgumentError: If a target matches nothing or something that cannot have an adapter: the input projection of
@@ -181,7 +181,9 @@ def _chosen(net: nn.Module, targets: Targets) -> list[str]:
             uses[id(param)] = uses.get(id(param), 0) + 1
     for name in found:
         if parametrize.is_parametrized(layers[name], "weight"):
-            raise ArgumentError(f"targets: {name!r} has a parametrised weight, which can have no adapter; leave it out.")
+            raise ArgumentError(
+                f"targets: {name!r} has a parametrised weight, which can have no adapter; leave it out."
+            )
         if uses.get(id(layers[name].weight), 0) > 1:
             raise ArgumentError(f"targets: the weight of {name!r} is tied to that of another layer; leave it out.")
     return found

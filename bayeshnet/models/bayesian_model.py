@@ -20,14 +20,16 @@ from bayeshnet.models._repr import model_repr
 from bayeshnet.models.batch_norm import BatchNormMode, BatchNormStatistics
 from bayeshnet.models.data_checks import check_input, check_parameters, check_rows
 from bayeshnet.models.evaluated import EvaluatedForDraws
-from bayeshnet.models.likelihoods import Likelihood, as_likelihood
+from bayeshnet.models.features import Features
 from bayeshnet.models.learned_points import LearnedPoints
+from bayeshnet.models.likelihoods import Likelihood, as_likelihood
 from bayeshnet.models.observations import check_missing, data_plate, observed, row_data, row_weight
 from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.models.parts import Bayesian, Others, roles_of
 from bayeshnet.models.prepared import PreparedByData
 from bayeshnet.models.prior_rules import prior_rule
 from bayeshnet.models.target_shapes import checked_shape, fitted_targets
+from bayeshnet.models.trunk import PrecomputesTrunk
 from bayeshnet.models.units import Standardize, Units, standardization_from
 from bayeshnet.models.updated import PosteriorPrior, updated
 from bayeshnet.models.weight_sites import (
@@ -41,7 +43,7 @@ __all__ = ["BayesianModel"]
 PriorLike: TypeAlias = "priors.Prior | TorchDistributionMixin | Callable[..., TorchDistributionMixin]"
 
 
-class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
+class BayesianModel(EvaluatedForDraws, PreparedByData, PrecomputesTrunk, Configured, nn.Module):
     """A Bayesian neural network as a Pyro model: ``w ~ prior``, ``y ~ likelihood(net(x; w))``.
 
     Calling it runs the Pyro program, so that every Pyro algorithm accepts it: ``SVI``, ``NUTS``, ``Predictive`` (also
@@ -290,10 +292,12 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
 
     def check_inputs(self, x: Any) -> None:
         """Raise unless inputs ``[B, ...]``, or the network's arguments in a tuple, are tensors of its dtype."""
-        check_input(x, self._like, any_float=self.units.takes_any_float(0))
+        check_input(x, self._like, any_float=self.units.takes_any_float(0) and not isinstance(x, Features))
 
     def standardized_inputs(self, x: Any) -> Any:
         """Inputs ``[B, ...]``, or a tuple of the network's arguments, in the units and dtype of the network."""
+        if isinstance(x, Features):
+            return x.plain()
         return self.units.inputs(x, dtype=self._like.dtype)
 
     def updated(self, guide: Any, *, dataset_size: int | None = None, num_samples: int | None = None) -> BayesianModel:

@@ -49,7 +49,7 @@ class EvaluatedForDraws:
         model = cast("BayesianModel", self)
         stacked, lead = stacked_values(weights, model.net, flat=model.flat)
         f = model.batch_norm.evaluated(
-            model.net,
+            model.network_for(x),
             stacked[0] if model.flat else stacked,
             x,
             statistics=model.batch_norm.given(weights),

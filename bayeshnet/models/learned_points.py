@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -62,7 +61,7 @@ class LearnedPoints:
 
     def described(self) -> str:
         """What is Bayesian and what is not, in a line."""
-        return described_roles(self._roles, {name: record.numel for name, record in self._roles.records.items()})
+        return described_roles(self._roles)
 
     def values(self) -> dict[str, Tensor]:
         """The points by name."""
@@ -98,22 +97,25 @@ class LearnedPoints:
             pyro.sample(PRIOR_OF_POINTS, unit, obs=found.new_empty((0,)), infer={"is_auxiliary": True})
 
 
-def described_roles(roles: Roles, counts: Mapping[str, int]) -> str:
+def described_roles(roles: Roles) -> str:
     """What is Bayesian and what is not, in a line.
 
     Example:
         >>> from bayeshnet.models.parts import roles_of
-        >>> described_roles(roles_of(nn.Linear(2, 1), "weight", None), {"weight": 2, "bias": 1})
+        >>> described_roles(roles_of(nn.Linear(2, 1), "weight", None))
         "Bayesian 1 of 2 tensors, 2 of 3 numbers: ['weight']; learned ['bias']"
     """
     names = list(roles.bayesian or ())
-    total, num = sum(counts.values()), sum(counts[name] for name in names)
-    parts = [f"Bayesian {len(names)} of {len(counts)} tensors, {num:,} of {total:,} numbers: {_some(names)}"]
+    tensors, total = roles.size
+    num = sum(roles.records[name].numel for name in names)
     points = [name for name, prior in roles.learned.items() if prior is None]
     penalised = [name for name, prior in roles.learned.items() if prior is not None]
+    parts = [f"Bayesian {len(names)} of {tensors} tensors, {num:,} of {total:,} numbers: {_some(names)}"]
     parts += [f"learned {_some(points)}"] if points else []
     parts += [f"learned under a prior {_some(penalised)}"] if penalised else []
     parts += [f"frozen {_some(list(roles.frozen))}"] if roles.frozen else []
+    held = tensors - len(roles.records)
+    parts += [f"frozen in the network {held} tensor{'s' * (held != 1)}"] if held else []
     return "; ".join(parts)
 
 

@@ -21,7 +21,9 @@ from bayeshnet.models.prior_rules import prior_rule
 
 __all__ = ["Bayesian", "Others", "Parts", "Roles", "roles_of"]
 
-Bayesian: TypeAlias = "str | Sequence[str] | Parts | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[..., bool] | None"
+Bayesian: TypeAlias = (
+    "str | Sequence[str] | Parts | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[..., bool] | None"
+)
 """Which parameters are Bayesian."""
 Others: TypeAlias = "str | Any | Mapping[str, Any]"
 """What the other parameters are: ``"learned"``, ``"frozen"``, a prior, or a mapping from patterns to these."""
@@ -72,7 +74,8 @@ class Roles:
         bayesian: Names of those that are weights, in the order of the table; None if nothing was chosen.
         learned: Those that are points, trained with the guide, with the prior of each or None.
         frozen: Those that are kept as they are, beside those that are frozen in the network.
-        records: What is known of each, by name.
+        records: What is known of each that is not frozen in the network, by name.
+        size: Number of all parameters of the network, and of all numbers in them.
 
     Example:
         >>> roles = roles_of(nn.Linear(2, 1), "weight", "learned")
@@ -84,6 +87,7 @@ class Roles:
     learned: Mapping[str, Any]
     frozen: tuple[str, ...]
     records: Mapping[str, ParamRecord]
+    size: tuple[int, int] = (0, 0)
 
 
 def roles_of(net: nn.Module, bayesian: Bayesian, others: Others | None) -> Roles:
@@ -120,7 +124,9 @@ def roles_of(net: nn.Module, bayesian: Bayesian, others: Others | None) -> Roles
     by_name = _others(others, rest, aliases)
     frozen = tuple(name for name, kind in by_name.items() if isinstance(kind, str) and kind == "frozen")
     learned = {name: None if isinstance(kind, str) else kind for name, kind in by_name.items() if name not in frozen}
-    return Roles(tuple(name for name in names if name in chosen), learned, frozen, dict(zip(names, records, strict=True)))
+    sizes = [param.numel() for param in net.parameters()]
+    known = dict(zip(names, records, strict=True))
+    return Roles(tuple(name for name in names if name in chosen), learned, frozen, known, (len(sizes), sum(sizes)))
 
 
 def _table(net: nn.Module) -> tuple[list[str], list[ParamRecord], dict[str, tuple[str, ...]]]:

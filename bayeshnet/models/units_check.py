@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.errors import UnitsWarning
+from bayeshnet.models.features import Features
 
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
@@ -44,7 +45,7 @@ def check_units(model: BayesianModel, x: Any, y: Any, of_rows: Mapping[str, Any]
         >>> check_units(model, torch.randn(20, 2), torch.randn(20))
     """
     with torch.no_grad():
-        parts = list(x) if isinstance(x, tuple) else [x]
+        parts = list(x) if isinstance(x, tuple) else [] if isinstance(x, Features) else [x]
         messages = [_of_inputs(part) for i, part in enumerate(parts) if not model.units.takes_any_float(i)]
         messages = [] if _begins_with_norm(model.net) else messages
         messages.append(_of_targets(model, x, y, of_rows or {}))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayeshnet.errors import CheckpointError
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.features import Features
 
 __all__ = ["example_shapes", "stand_in"]
 
@@ -31,6 +32,8 @@ def example_shapes(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Map
 
 
 def _shapes(value: Any) -> Any:
+    if isinstance(value, Features):
+        return {**_shapes(value.plain()), "features": value.trunk.partition(":")[0]}
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, list | tuple):
@@ -54,6 +57,9 @@ def stand_in(model: BayesianModel, shapes: Mapping[str, Any], like: Tensor) -> d
         CheckpointError: If the shapes are not such.
     """
     made = {name: _made(name, part, like) for name, part in shapes.items() if name != "y"}
+    layer = shapes["x"].get("features") if isinstance(shapes.get("x"), dict) else None
+    if isinstance(layer, str) and isinstance(made["x"], Tensor):
+        made["x"] = Features.of(made["x"], model.trunk_before(layer))
     if "x" not in made or "y" not in shapes:
         raise CheckpointError("guide: the file does not say what it was built from; build it, and use load.")
     draws: dict[str, Tensor] = {
