@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -399,6 +401,19 @@ def test_a_network_without_values_has_no_points():
     network = MLP(n_in=2, n_out=1, hidden_layers=(4,), verbose=False, no_weights=True)
     with pytest.raises(ArgumentError, match="keeps no values of its parameters"):
         built(network, bayesian="last_layer")
+
+
+def test_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "bayesian_parts.md").read_text(encoding="utf-8")
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(block, names)
+    printed = capsys.readouterr().out
+    assert "Bayesian 2 of 6 tensors, 17 of 113 numbers: ['3.weight', '3.bias']; learned ['0.weight'" in printed
+    assert "['0.bias', '0.weight']" in printed
+    assert "of the trunk before 3:" in printed
+    assert names["same"].shape == names["fresh"].shape == (5,)
 
 
 def test_rows_of_the_page_name_tests():
