@@ -143,11 +143,16 @@ def merged(net: nn.Module) -> nn.Module:
         raise ArgumentError("net: has no low-rank adapters; pass a network of with_adapters, or a draw of one.")
     plain = copy.deepcopy(net)
     for name in names:
-        layer = plain.get_submodule(name)
-        order = [key for key in ("weight", "bias") if key == "weight" or key in layer._parameters]
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-        for key in order:  # as it was before: the weight first
-            layer._parameters[key] = layer._parameters.pop(key)
+        layer: Any = plain.get_submodule(name)
+        others = [key for key in layer.parametrizations if key != "weight"]
+        if others:
+            raise ArgumentError(f"net: {name!r} has other parametrisations too, of {others}; remove these first.")
+        weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=True)
+        # Not by remove_parametrizations, which changes the class: a copy shares it with what it is a copy of.
+        kind = parametrize.type_before_parametrizations(layer)
+        del layer._modules["parametrizations"]
+        layer.__class__ = kind
+        layer._parameters = {"weight": weight, **layer._parameters}
     return plain
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bayeshnet.models import likelihoods, priors
 from bayeshnet.models.bayesian_model import BayesianModel
-from bayeshnet.models.local_reparam import flipout, local_reparameterisation
 from bayeshnet.models.features import Features
+from bayeshnet.models.local_reparam import flipout, local_reparameterisation
 from bayeshnet.models.param_sites import ParamCapture, emit_param_sites
 from bayeshnet.models.parts import Parts
 from bayeshnet.models.standardization import Standardization, Statistics

@@ -173,10 +173,10 @@ def _found(model: BayesianModel) -> list[tuple[str, ...]]:
             leaves = _leaves(module, path)
             first = next(i for i, leaf in enumerate(leaves) if _alive(net.module.get_submodule(leaf), live))
             path, tail = leaves[first], (*leaves[first + 1 :], *tail)
-            if path != leaves[0] or found:
+            if _held(net, (path, *tail)):
                 found.append((path, *tail))
             continue
-        if path and (not found or found[-1][0] != path):
+        if path and (not found or found[-1][0] != path) and _held(net, (path, *tail)):
             found.append((path, *tail))
         inside = [name for name, child in module.named_children() if _alive(child, live)]
         if id(module) in live or len(inside) != 1:

@@ -199,7 +199,9 @@ def test_learned_points_move_and_nothing_else(make):
     points = {name: value.detach().clone() for name, value in model.net.learned_values().items()}
     guide = AutoHypernet(model, example=(x, y), family="mean_field")
     fit(model, guide, (x, y), 3, num_particles=2, progress=False)
-    moved = {name: float((value.detach() - points[name]).abs().max()) for name, value in model.net.learned_values().items()}
+    moved = {
+        name: float((value.detach() - points[name]).abs().max()) for name, value in model.net.learned_values().items()
+    }
     assert points
     # A bias before batch norm has no effect, and so no gradient but rounding errors.
     assert all(step > 0 for name, step in moved.items() if make is not normalised or name != "0.bias"), moved
