@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=600, help="training steps of the adapters, and of the network")
     parser.add_argument("--samples", type=int, default=200, help="networks sampled for the predictions")
-    parser.add_argument("--shots", type=int, default=10, help="rotated digits of each class to learn from")
+    parser.add_argument("--shots", type=int, default=30, help="rotated digits of each class to learn from")
     parser.add_argument("--rank", type=int, default=4, help="rank of the adapters")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and of every draw")
     parser.add_argument("--out", type=Path, default=Path("lora.png"), help="where the picture goes")
@@ -128,8 +128,8 @@ def main() -> None:
     for name, s in rows:
         print(f"{name:<20}{s['error']:>8.3f}{s['nll']:>8.3f}{s['ece']:>8.3f}")
     print(
-        f"\n{model.net.num_params:,} numbers in the adapters beside {total:,} frozen ones; {len(y_few)} rotated digits to "
-        f"learn from; {upright:.1%} of upright digits right; picture: {args.out}"
+        f"\n{model.net.num_params:,} numbers in the adapters beside {total:,} frozen ones; {len(y_few)} rotated digits "
+        f"to learn from; {upright:.1%} of upright digits right; picture: {args.out}"
     )
 
 
