@@ -110,7 +110,8 @@ def _weights_of(net: Any, i: int, network: Any, shapes: Mapping[str, tuple[int, 
         found = dict(zip(own.param_names, own.internal_params, strict=True))
     else:
         found = dict(network.named_parameters())
-    frozen = {name: found.pop(name) for name in getattr(net, "frozen_names", ()) if name in found}
+    points: dict[str, Tensor] = net.learned_values() if hasattr(net, "learned_values") else {}
+    frozen = {name: found.pop(name) for name in (*getattr(net, "frozen_names", ()), *points) if name in found}
     given = {name: tuple(param.shape) for name, param in found.items()}
     if given != dict(shapes):
         differing = [name for name in {**shapes, **given} if shapes.get(name) != given.get(name)]
@@ -118,7 +119,7 @@ def _weights_of(net: Any, i: int, network: Any, shapes: Mapping[str, tuple[int, 
             f"guide[{i}]: is another architecture than the model's network; they differ in the parameters {differing}. "
             "Pass networks like the one that the model was built from."
         )
-    fixed = dict(getattr(net, "module", net).named_buffers())
+    fixed = {**dict(getattr(net, "module", net).named_buffers()), **points}
     others = {**dict(network.named_buffers()), **frozen}
     differing = [
         name
@@ -127,9 +128,9 @@ def _weights_of(net: Any, i: int, network: Any, shapes: Mapping[str, tuple[int, 
     ]
     if differing:
         raise ArgumentError(
-            f"guide[{i}]: has other frozen parameters or buffers than the model's network, {differing}, which are no "
-            "weights: the model would predict with its own. Let all networks share them (GroupNorm or LayerNorm have "
-            "none, unlike BatchNorm)."
+            f"guide[{i}]: has other {'learned points' if points else 'frozen parameters'} or buffers than the model's "
+            f"network, {differing}, which are no weights: the model would predict with its own. Let all networks share "
+            "them (GroupNorm or LayerNorm have none, unlike BatchNorm)."
         )
     return {name: param.detach() for name, param in found.items()}
 

@@ -127,7 +127,7 @@ def _without_buffers(guide: Guide, values: dict[str, Any]) -> dict[str, Tensor]:
     if model is None:
         return values
     buffers = {name.removeprefix("module.") for name, _ in model.net.named_buffers()}
-    buffers.update(getattr(model.net, "frozen_names", ()))
+    buffers.update((*getattr(model.net, "frozen_names", ()), *getattr(model.net, "learned_names", ())))
     return {name: value for name, value in values.items() if name.removeprefix("module.") not in buffers}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def find_layers(
 
     Args:
         model: The model.
-        x: Inputs of the network ``[B, ...]``.
+        x: Inputs ``[B, ...]``, or features of the network's trunk.
         conditional: Which layers.
 
     Returns:
@@ -59,17 +59,18 @@ def find_layers(
         >>> find_layers(model, torch.randn(8, 2), "auto")[1]
         [(2, 3)]
     """
-    net, known = _network(model, x)
+    whole, x = model.network_for(x), model.standardized_inputs(x)
+    net, known = _network(model, whole, x)
     layers = _choose(model, net, known, conditional)
     if isinstance(net, Chain):
         _check_tied(model.net.param_names, net, layers)
     return net, layers
 
 
-def _network(model: BayesianModel, x: Tensor) -> tuple[Chain | HeadNet, list[tuple[int, int | None]]]:
+def _network(model: BayesianModel, whole: Any, x: Tensor) -> tuple[Chain | HeadNet, list[tuple[int, int | None]]]:
     """Return the network in a form whose layers can be drawn one by one, and its linear layers, input to output."""
     # A part of the output is picked from what a whole network returns.
-    chain = model.net.as_chain() if hasattr(model.net, "as_chain") and model.output is None else None
+    chain = whole.as_chain() if hasattr(whole, "as_chain") and model.output is None else None
     if chain is not None:
         last = [step for step in chain.steps if not isinstance(step, nn.Dropout | nn.Identity)][-1]
         if not isinstance(last, LinearStep):
@@ -77,7 +78,7 @@ def _network(model: BayesianModel, x: Tensor) -> tuple[Chain | HeadNet, list[tup
     if chain is not None and (x.dim() == 2 or not isinstance(chain.steps[0], LinearStep)):
         return chain, [(step.weight, step.bias) for step in chain.steps if isinstance(step, LinearStep)]
     _check_last_layer(model)
-    head = _head_of(model, x)
+    head = _head_of(model, whole, x)
     if head is None and chain is not None:
         raise NotApplicableError(f"the last linear layer has several outputs for a row of shape {tuple(x.shape[1:])}")
     if head is None:
@@ -88,7 +89,7 @@ def _network(model: BayesianModel, x: Tensor) -> tuple[Chain | HeadNet, list[tup
 def _check_last_layer(model: BayesianModel) -> None:
     """Raise unless the last linear layer is simply that, whatever one set of weights shows."""
     net = model.net
-    frozen: Sequence[str] = getattr(net, "frozen_names", ())
+    frozen: Sequence[str] = (*getattr(net, "frozen_names", ()), *getattr(net, "learned_names", ()))
     if not isinstance(net, ModuleMainNet):
         if frozen:
             raise NotApplicableError(f"of a main network with frozen parameters, {list(frozen)}, no layer is known")
@@ -102,8 +103,9 @@ def _check_last_layer(model: BayesianModel) -> None:
     if tied:
         raise NotApplicableError(f"{tied[0]} is used at several places of the network (tied)")
     fixed = [part for part in parts if part in frozen]
+    kind = "learned points" if any(part in net.learned_names for part in fixed) else "frozen"
     if fixed:
-        raise NotApplicableError(f"{' and '.join(fixed)} of the last linear layer cannot be drawn: frozen")
+        raise NotApplicableError(f"{' and '.join(fixed)} of the last linear layer cannot be drawn: {kind}")
     if type(last) is nn.Linear and not is_plain(last, nn.Linear.forward):
         raise NotApplicableError(f"the last linear layer, {name!r}, has hooks or a forward of its own")
 
@@ -116,9 +118,8 @@ def _check_tied(names: Sequence[str], chain: Chain, layers: Sequence[tuple[int, 
         raise NotApplicableError(f"{tied[0]} is used at several places of the network (tied)")
 
 
-def _head_of(model: BayesianModel, x: Tensor) -> HeadNet | None:
+def _head_of(model: BayesianModel, net: Any, x: Tensor) -> HeadNet | None:
     """Return the network without its last linear layer, if that is its last operation."""
-    net = model.net
     if not isinstance(net, ModuleMainNet):
         return None
     linears = [(name, module) for name, module in net.module.named_modules() if type(module) is nn.Linear]
@@ -128,7 +129,8 @@ def _head_of(model: BayesianModel, x: Tensor) -> HeadNet | None:
     name = linears[-1][0]
     weight = names.index(f"{name}.weight")
     bias = names.index(f"{name}.bias") if f"{name}.bias" in names else None
-    features_net = copy.deepcopy(net)
+    # Points that are learned with the guide stay the model's own.
+    features_net = copy.deepcopy(net, {id(param): param for param in net.parameters()})
     parent, _, key = name.rpartition(".")
     owner: nn.Module = features_net.module.get_submodule(parent) if parent else features_net.module
     if not key:

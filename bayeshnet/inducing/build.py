@@ -112,7 +112,7 @@ def plan_or_reason(
         if checked.likelihood.pseudo_targets(y[:1], 2) is None:
             kind = type(checked.likelihood).__name__
             raise NotApplicableError(f"a {kind} likelihood has no Gaussian pseudo-targets for such outputs and targets")
-        net, layers = find_layers(checked, checked.standardized_inputs(x), conditional)
+        net, layers = find_layers(checked, x, conditional)
         layout, priors = _layout(checked, sites, start, layers)
     except NotApplicableError as error:
         if conditional == "auto":

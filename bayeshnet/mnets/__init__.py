@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bayeshnet.mnets.adapters import adapted_names, merged, with_adapters
 from bayeshnet.mnets.batched import batched_forward
+from bayeshnet.mnets.functional import functional_copy
 from bayeshnet.mnets.mlp import MLP
 from bayeshnet.mnets.mnet_interface import MainNetInterface
-from bayeshnet.mnets.module_mainnet import ModuleMainNet, functional_copy
+from bayeshnet.mnets.module_mainnet import ModuleMainNet
 from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.mnets.resnet import ResNet
 from bayeshnet.mnets.wide_resnet import WRN
@@ -17,6 +19,9 @@ __all__ = [
     "ModuleMainNet",
     "ParamRecord",
     "ResNet",
+    "adapted_names",
     "batched_forward",
     "functional_copy",
+    "merged",
+    "with_adapters",
 ]

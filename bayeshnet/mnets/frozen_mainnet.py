@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class FrozenMainNet(nn.Module, MainNetInterface):
     Args:
         net: A network whose weights are all external.
         frozen: Values of those that are fixed, by their places in its table; they become buffers.
+        learned: Values of those that are parameters of this network, likewise.
 
     Example:
         >>> import torch
@@ -56,9 +58,11 @@ class FrozenMainNet(nn.Module, MainNetInterface):
         True
     """
 
-    unrecorded = frozenset({"frozen"})
+    unrecorded = frozenset({"frozen", "learned"})
 
-    def __init__(self, net: Any, frozen: Mapping[int, Tensor]) -> None:
+    def __init__(
+        self, net: Any, frozen: Mapping[int, Tensor], learned: Mapping[int, Tensor] = MappingProxyType({})
+    ) -> None:
         nn.Module.__init__(self)
         MainNetInterface.__init__(self)
         self.net = net
@@ -68,22 +72,36 @@ class FrozenMainNet(nn.Module, MainNetInterface):
         self._records = tuple(
             record.with_extra(dotted_name=name)
             for i, (name, record) in enumerate(zip(names, table, strict=True))
-            if i not in frozen
+            if i not in frozen and i not in learned
         )
-        self._places = tuple(frozen)
+        self._places = (*frozen, *learned)
         self._has_bias = net.has_bias
         self.frozen_names = tuple(names[i] for i in frozen)
         """Names of the weights that are fixed."""
+        self.learned_names = tuple(names[i] for i in learned)
+        """Names of the weights that are parameters of this network."""
         for i, value in frozen.items():
             self.register_buffer(f"frozen_{i}", value.clone())
+        for i, value in learned.items():
+            self.register_parameter(f"learned_{i}", nn.Parameter(value.clone()))
 
     def facts(self) -> Mapping[str, Any]:
         """The names of the frozen parameters, whose values a file has."""
-        return {"frozen_names": self.frozen_names}
+        learned = {"learned_names": self.learned_names} if self.learned_names else {}
+        return {"frozen_names": self.frozen_names, **learned}
+
+    def held(self, i: int) -> Tensor | None:
+        """The value that this network has for a place in the table of the network inside; None for a weight."""
+        return getattr(self, f"frozen_{i}", getattr(self, f"learned_{i}", None))
+
+    def learned_values(self) -> dict[str, Tensor]:
+        """The weights that are parameters of this network, by name."""
+        return dict(zip(self.learned_names, self.parameters(), strict=True))
 
     def extra_repr(self) -> str:
         """The names of the frozen parameters."""
-        return f"frozen={list(self.frozen_names)}"
+        learned = f", learned={list(self.learned_names)}" if self.learned_names else ""
+        return f"frozen={list(self.frozen_names)}{learned}"
 
     def distillation_targets(self) -> list[Tensor] | None:
         """The distillation targets of the network."""
@@ -107,5 +125,6 @@ class FrozenMainNet(nn.Module, MainNetInterface):
             raise ArgumentError(f"weights: pass a list of tensors with the shapes {self.param_shapes}.")
         given = iter(weights)
         total = len(weights) + len(self._places)
-        full = [getattr(self, f"frozen_{i}") if i in self._places else next(given) for i in range(total)]
+        values = [self.held(i) for i in range(total)]
+        full = [next(given) if value is None else value for value in values]
         return self.net(x, weights=full, distilled_params=distilled_params, condition=condition)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -12,14 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.chain import Chain, chain_of_modules
-from bayeshnet.mnets.frozen_mainnet import FrozenMainNet, frozen_params
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.module_copy import copy_without
-from bayeshnet.mnets.module_table import module_table
-from bayeshnet.mnets.own_lists import first_set
+from bayeshnet.mnets.module_table import ParamSlots, module_table
 from bayeshnet.mnets.weight_rules import (
     check_spectral_norm,
     computed_tensors,
@@ -28,7 +25,7 @@ from bayeshnet.mnets.weight_rules import (
     needs_functional_calls,
 )
 
-__all__ = ["ModuleMainNet", "frozen_hint", "functional_copy"]
+__all__ = ["ModuleMainNet", "frozen_hint", "refuse_parts"]
 
 _Net = TypeVar("_Net", bound=nn.Module)
 
@@ -86,6 +83,8 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         self.module = module
         self.training = module.training
         self._slots, self._frozen = slots, frozen
+        self._learned: tuple[ParamSlots, ...] = ()
+        self._learned_rows: tuple[tuple[ParamSlots, int], ...] = ()
         rows = [fixed_row(slot.name, slot.places) for slot in slots]
         self._fixed_rows = {i: row for i, row in enumerate(rows) if row is not None}
         self._records = records
@@ -106,13 +105,31 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         self._records = tuple(replace(record, internal=False) for record in self.param_table)
         self._refresh()
 
-    def without_weights(self) -> ModuleMainNet:
-        """A copy that keeps no weights, of the same class; see :func:`functional_copy`."""
+    def without_weights(self, *, learned: Collection[str] = (), frozen: Collection[str] = ()) -> ModuleMainNet:
+        """A copy that keeps no weights, of the same class; see :func:`~bayeshnet.mnets.functional_copy`.
+
+        Args:
+            learned: Names of parameters that are no weights of the copy: it has them as parameters.
+            frozen: Names of those that it has as buffers.
+        """
         if not self.param_table[0].internal:
+            refuse_parts(learned, frozen)
             return copy.deepcopy(self)
+        held = {*learned, *frozen}
+        weights = [i for i, slot in enumerate(self._slots) if slot.name not in held]
         rows = {i: self._own_row(i, self._slots[i].read()) for i in self._fixed_rows}
-        copied: ModuleMainNet = copy_without(self, self, [slot.read() for slot in self._slots])
-        copied._after_copying({i: row.clone() for i, row in rows.items()})
+        copied: ModuleMainNet = copy_without(self, self, [self._slots[i].read() for i in weights])
+        copied._learned = tuple(slot for slot in copied._slots if slot.name in learned)
+        copied._frozen = (*(slot for slot in copied._slots if slot.name in frozen), *copied._frozen)
+        fixed = ((copied._slots[i], row) for i, row in self._fixed_rows.items())
+        copied._learned_rows = tuple((slot, row) for slot, row in fixed if slot.name in learned)
+        places = {old: new for new, old in enumerate(weights)}
+        copied._slots = tuple(copied._slots[i] for i in weights)
+        copied._records = tuple(self.param_table[i] for i in weights)
+        copied._shapes = tuple(record.shape for record in copied._records)
+        copied._fixed_rows = {places[i]: row for i, row in self._fixed_rows.items() if i in places}
+        copied._has_bias = any(record.name == "bias" for record in copied._records)
+        copied._after_copying({places[i]: row.clone() for i, row in rows.items() if i in places})
         return copied
 
     def with_weights(self, weights: Sequence[Tensor]) -> nn.Module:
@@ -147,9 +164,18 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         return tuple(slot.name for slot in self._frozen)
 
     @property
+    def learned_names(self) -> tuple[str, ...]:
+        """Dotted names of the parameters that this copy without weights has as parameters of its own."""
+        return tuple(slot.name for slot in self._learned)
+
+    def learned_values(self) -> dict[str, Tensor]:
+        """Those parameters, by name."""
+        return {slot.name: param for slot in self._learned if (param := slot.read()) is not None}
+
+    @property
     def tied_names(self) -> dict[str, str]:
         """The parameter, by its own name, that each name stands for, for those that several modules have."""
-        tied = [slot for slot in self._slots if len({id(module) for module, _ in slot.places}) > 1]
+        tied = [slot for slot in (*self._slots, *self._learned) if len({id(module) for module, _ in slot.places}) > 1]
         return {name: slot.name for slot in tied for name in slot.names}
 
     @property
@@ -159,7 +185,8 @@ class ModuleMainNet(nn.Module, MainNetInterface):
 
     def extra_repr(self) -> str:
         """The frozen parameters and fixed rows, which are no weights."""
-        parts = [f"frozen={list(self.frozen_names)}"] if self._frozen else []
+        parts = [f"learned={list(self.learned_names)}"] if self._learned else []
+        parts += [f"frozen={list(self.frozen_names)}"] if self._frozen else []
         return ", ".join([*parts, *([f"fixed_rows={self.fixed_rows}"] if self._fixed_rows else [])])
 
     @property
@@ -249,15 +276,19 @@ class ModuleMainNet(nn.Module, MainNetInterface):
     @contextmanager
     def _exchanged(self, tensors: Sequence[Tensor | None]) -> Generator[None, None, None]:
         own = [slot.read() for slot in self._slots]
+        padded = [(slot, slot.read(), row) for slot, row in self._learned_rows]
         computed = [module.__dict__.get(name) for module, name in self._computed]
         try:
             for slot, tensor in zip(self._slots, self._with_fixed_rows(tensors, own), strict=True):
                 if tensor is not None:
                     slot.write(tensor)
+            for slot, param, row in padded:
+                if param is not None:  # its padding row gets no gradient
+                    slot.write(torch.cat([param[:row], param[row : row + 1].detach(), param[row + 1 :]]))
             self._refresh()
             yield
         finally:
-            for slot, param in zip(self._slots, own, strict=True):
+            for slot, param in (*zip(self._slots, own, strict=True), *((slot, param) for slot, param, _ in padded)):
                 slot.write(param)
             for (module, name), tensor in zip(self._computed, computed, strict=True):
                 module.__dict__[name] = tensor
@@ -306,7 +337,7 @@ class ModuleMainNet(nn.Module, MainNetInterface):
 
     def _aliases(self, prefix: str) -> list[tuple[str, str]]:
         first = f"{prefix}module."
-        slots = (*self._slots, *self._frozen)
+        slots = (*self._slots, *self._learned, *self._frozen)
         return [(first + alias, first + slot.name) for slot in slots for alias in slot.names[1:]]
 
 
@@ -328,56 +359,14 @@ def frozen_hint(names: Sequence[str], net: Any) -> str:
     )
 
 
-def functional_copy(net: nn.Module) -> Any:
-    """A deep copy of a network that keeps no weights: they are passed to each call.
-
-    Args:
-        net: A main network, or any ``nn.Module``. It is left alone.
-
-    Returns:
-        A network with the whole of ``MainNetInterface`` whose parameters are all external:
-        ``forward(x, weights=[one tensor per entry of param_shapes])``. A plain module comes as a
-        :class:`ModuleMainNet`, a main network as its own class. Buffers are kept, and so are frozen parameters
-        (``requires_grad=False``), as buffers: they are no weights of the copy, see its ``frozen_names``.
-
-    Raises:
-        ArgumentTypeError: If it is no ``nn.Module``, or one whose weights cannot be exchanged.
-        ArgumentError: If it has no parameters or all are frozen, or has lazy ones that are not initialised yet.
+def refuse_parts(learned: Collection[str], frozen: Collection[str]) -> None:
+    """Raise if parameters of a network that keeps none are to be kept.
 
     Example:
-        >>> import torch
-        >>> linear = nn.Linear(3, 1)
-        >>> net = functional_copy(linear)
-        >>> list(net.parameters()), net.num_params
-        ([], 4)
-        >>> x = torch.randn(5, 3)
-        >>> torch.equal(net(x, weights=[linear.weight, linear.bias]), linear(x))
-        True
+        >>> refuse_parts((), ())
     """
-    if not isinstance(net, nn.Module):
-        raise ArgumentTypeError(f"net: is {kind_of(net)}; pass an nn.Module.")
-    if isinstance(net, ModuleMainNet):
-        return net.without_weights()
-    if not isinstance(net, MainNetInterface):
-        return ModuleMainNet(net, no_weights=True)
-    frozen = frozen_params(net)
-    params = list(net.internal_params or ())
-    # Networks inside the network lose theirs too, so their tables change with it.
-    lost = {id(param) for param in params}
-    nested = [
-        m
-        for m in net.modules()
-        if isinstance(m, MainNetInterface) and all(id(param) in lost for param in m.internal_params or ())
-    ]
-    tables = [m.param_table for m in nested]
-    copied, parts = copy_without((net, nested), net, params)
-    for part, table in zip(parts, tables, strict=True):
-        part._records = tuple(replace(record, internal=False) for record in table)
-        part._internal_params = None
-        # What a class written for the reference keeps beside it refers to the same parameters.
-        if first_set(part, "_weights") is not None:
-            part._weights = None
-        for name in ("_layer_weight_tensors", "_layer_bias_vectors"):
-            if first_set(part, name) is not None:
-                setattr(part, name, nn.ParameterList())
-    return FrozenMainNet(copied, frozen) if frozen else copied
+    if learned or frozen:
+        raise ArgumentError(
+            f"net: keeps no values for {[*learned, *frozen]}, which are to be no weights; pass the network with all of "
+            "its parameters (no_weights=False)."
+        )

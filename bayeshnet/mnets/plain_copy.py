@@ -46,9 +46,9 @@ def plain_copy(net: Any, weights: Sequence[Tensor]) -> nn.Module:
     if isinstance(net, ModuleMainNet):
         return net.with_weights(weights)
     if isinstance(net, FrozenMainNet):
-        given, total = iter(weights), len(weights) + len(net.frozen_names)
-        values = [getattr(net, f"frozen_{i}", None) for i in range(total)]
-        frozen = [i for i, value in enumerate(values) if value is not None]
+        given, total = iter(weights), len(weights) + len(net.frozen_names) + len(net.learned_names)
+        values = [net.held(i) for i in range(total)]
+        frozen = [i for i, value in enumerate(values) if value is not None and not value.requires_grad]
         made: Any = plain_copy(net.net, [next(given) if value is None else value for value in values])
         for i in frozen:
             made.internal_params[i].requires_grad_(False)

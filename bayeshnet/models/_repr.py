@@ -52,6 +52,8 @@ def model_repr(model: BayesianModel) -> str:
         f"prior: {getattr(model.prior, '__name__', value(model.prior))}",
         f"likelihood: {model.likelihood}",
     ]
+    if model.bayesian is not None:
+        lines.insert(1, f"parts: {model.points.described()}")
     if model.output is not None:
         lines.append(f"output: {output_repr(model.output)}")
     if model.inputs_taken.num > 1 or model.inputs_taken.chosen:

@@ -14,23 +14,27 @@ from torch import Size, Tensor, nn
 from bayeshnet.checks import kind_of, require_count, require_positive, require_trainable
 from bayeshnet.configuration import Configured
 from bayeshnet.errors import ArgumentTypeError
-from bayeshnet.mnets.module_mainnet import functional_copy
+from bayeshnet.mnets.functional import functional_copy
 from bayeshnet.models import priors
 from bayeshnet.models._repr import model_repr
 from bayeshnet.models.batch_norm import BatchNormMode, BatchNormStatistics
 from bayeshnet.models.columns import columns_from
 from bayeshnet.models.data_checks import check_input, check_parameters, check_rows
 from bayeshnet.models.evaluated import EvaluatedForDraws
+from bayeshnet.models.features import Features
 from bayeshnet.models.forms import leaves
 from bayeshnet.models.given_data import GivenData, network_inputs
+from bayeshnet.models.learned_points import LearnedPoints
 from bayeshnet.models.likelihoods import Likelihood, as_likelihood
 from bayeshnet.models.observations import check_missing, data_plate, observed, row_data, row_weight
 from bayeshnet.models.output import Picked, check_output_argument
 from bayeshnet.models.param_sites import emit_param_sites
+from bayeshnet.models.parts import Bayesian, Others, roles_of
 from bayeshnet.models.plate_places import in_plates
 from bayeshnet.models.prepared import PreparedByData
 from bayeshnet.models.prior_rules import prior_rule
 from bayeshnet.models.target_shapes import checked_shape, fitted_targets
+from bayeshnet.models.trunk import PrecomputesTrunk
 from bayeshnet.models.units import Standardize, Units, standardization_from
 from bayeshnet.models.updated import PosteriorPrior, updated
 from bayeshnet.models.weight_sites import (
@@ -44,7 +48,7 @@ __all__ = ["BayesianModel"]
 PriorLike: TypeAlias = "priors.Prior | TorchDistributionMixin | Callable[..., TorchDistributionMixin]"
 
 
-class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn.Module):
+class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, PrecomputesTrunk, Configured, nn.Module):
     """A Bayesian neural network as a Pyro model: ``w ~ prior``, ``y ~ likelihood(net(x; w))``.
 
     Calling it runs the Pyro program, so that every Pyro algorithm accepts it: ``SVI``, ``NUTS``, ``Predictive`` (also
@@ -81,6 +85,11 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn
             of ``standardize=(frame, y)`` by default.
         inputs: Number of the network's arguments at the front of a batch ``(u, v, y)``; those that its ``forward``
             requires by default. See :meth:`as_inputs` for the forms of data, and ``docs/networks.md``.
+        bayesian: Which parameters are weights: all by default; ``"last_layer"``; ``"norm"``; patterns of names
+            (``"*.weight"``, ``"!0.*"`` to leave out) or :class:`~bayeshnet.models.parts.Parts`; types of modules; or a
+            function ``(name, record) -> bool``. See ``docs/bayesian_parts.md``.
+        others: What the other parameters are, from their values in ``net``: ``"learned"`` (points, trained with the
+            guide; by default), ``"frozen"``, a prior (points, learned under it), or a mapping from patterns to these.
 
     Attributes:
         inputs_taken: What is known of the network's arguments;
@@ -131,6 +140,8 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn
         output: Picked = None,
         columns: Any = None,
         inputs: int | None = None,
+        bayesian: Bayesian = None,
+        others: Others | None = None,
     ) -> None:
         super().__init__()
         require_trainable("BayesianModel")
@@ -146,7 +157,9 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn
         example = next((param for param in net.parameters() if param.requires_grad), None)
         dtype = torch.get_default_dtype() if example is None else example.dtype
         check_parameters(net)
-        self.net = functional_copy(net)
+        roles = roles_of(net, bayesian, others)
+        self.bayesian, self.others = roles.bayesian, others
+        self.net = functional_copy(net, learned=roles.learned, frozen=roles.frozen)
         self.inputs_taken = network_inputs(net, inputs)
         self.output = check_output_argument(output)
         self.columns = columns_from(columns, standardize)
@@ -162,6 +175,7 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn
         self.kl_weight = float(kl_weight)
         self.register_buffer("_like", torch.zeros((), dtype=dtype, device=getattr(example, "device", None)), False)
         self._like: Tensor
+        self.points = LearnedPoints(self.net, roles)
         self._prior_cache: tuple[tuple[torch.dtype, torch.device], dict[str, TorchDistributionMixin]] | None = None
         found = standardization_from(standardize, targets=likelihood.standardizes_targets, arguments=self.as_arguments)
         found = found if self.columns is None else self.columns.only_numbers(found)
@@ -308,6 +322,7 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn
         Returns:
             The weights by site name, and the likelihood's latents by their names in it.
         """
+        self.points.emit()
         if self.learned_scales is not None:
             emit_param_sites("prior", self.learned_scales)
         draws = {name: in_plates(pyro.sample(name, fn), fn.event_dim) for name, fn in self.weight_priors().items()}
@@ -318,10 +333,12 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, Configured, nn
     def check_inputs(self, x: Any) -> None:
         """Raise unless inputs ``[B, ...]``, or the network's arguments in a tuple or dict, are of its dtype."""
         first = next((name for name, _ in leaves(x)), "0")
-        check_input(x, self._like, any_float=self.units.takes_any_float(first))
+        check_input(x, self._like, any_float=self.units.takes_any_float(first) and not isinstance(x, Features))
 
     def standardized_inputs(self, x: Any) -> Any:
         """Inputs ``[B, ...]``, or a tuple or dict of the network's arguments, in the units and dtype of the network."""
+        if isinstance(x, Features):
+            return x.plain()
         return self.units.inputs(x, dtype=self._like.dtype)
 
     def updated(self, guide: Any, *, dataset_size: int | None = None, num_samples: int | None = None) -> BayesianModel:

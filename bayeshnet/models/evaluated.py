@@ -53,7 +53,7 @@ class EvaluatedForDraws:
         model = cast("BayesianModel", self)
         stacked, lead = stacked_values(weights, model.net, flat=model.flat)
         f = model.batch_norm.evaluated(
-            with_output(model.net, model.output),
+            with_output(model.network_for(x), model.output),
             stacked[0] if model.flat else stacked,
             x,
             statistics=model.batch_norm.given(weights),

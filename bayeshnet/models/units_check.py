@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.errors import UnitsWarning
+from bayeshnet.models.features import Features
 from bayeshnet.models.forms import leaves, mapped
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def check_units(model: BayesianModel, x: Any, y: Any, of_rows: Mapping[str, Any]
     """
     with torch.no_grad():
         parts = [part for name, part in leaves(x) if not model.units.takes_any_float(name)]
+        parts = [part for part in parts if not isinstance(part, Features)]
         columns = model.columns
         if columns is not None:  # categories have no unit
             parts = [part[:, : len(columns.numeric)] if _is_of(part, columns.width) else part for part in parts]

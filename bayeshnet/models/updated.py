@@ -199,6 +199,11 @@ def updated(
         require_count("dataset_size", dataset_size, advice=", the rows of the next data")
     if num_samples is not None:
         require_count("num_samples", num_samples, least=2)
+    if model.points.any:
+        raise UsageError(
+            "model: has parameters that are points, learned with the guide, and of what the data said of them nothing "
+            "would be kept; build it with others='frozen', or with all parameters Bayesian."
+        )
     own_priors = dict(model.likelihood.priors())
     for name, fn in own_priors.items():
         if len(fn.event_shape) > 1:

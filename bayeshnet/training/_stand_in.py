@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayeshnet.errors import CheckpointError
 from bayeshnet.models.bayesian_model import BayesianModel
+from bayeshnet.models.features import Features
 
 __all__ = ["example_shapes", "stand_in"]
 
@@ -31,6 +32,8 @@ def example_shapes(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Map
 
 
 def _shapes(value: Any) -> Any:
+    if isinstance(value, Features):
+        return {**_shapes(value.plain()), "features": value.trunk.partition(":")[0]}
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, list | tuple):
@@ -74,6 +77,9 @@ def _evaluated(
 ) -> tuple[dict[str, Any], Any]:
     """The arguments without targets, and the distribution of these."""
     made = {name: _made(name, part, like, whole) for name, part in shapes.items() if name != "y"}
+    layer = shapes["x"].get("features") if isinstance(shapes["x"], dict) else None
+    if isinstance(layer, str) and isinstance(made["x"], Tensor):
+        made["x"] = Features.of(made["x"], model.trunk_before(layer))
     of_rows = {name: value for name, value in made.items() if name not in ("x", "weight")}
     try:
         return made, model.conditional(made["x"], draws, **of_rows)[1]

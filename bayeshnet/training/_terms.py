@@ -9,6 +9,8 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import torch_item
 from pyro.poutine.trace_struct import Trace
 
+from bayeshnet.models.learned_points import PRIOR_OF_POINTS
+
 __all__ = ["Terms"]
 
 # Those whose loss is minus the sum over the sites of the model plus that over the sites of the guide, or the
@@ -51,7 +53,8 @@ class Terms:
             def noted(*args: Any) -> tuple[Trace, Trace]:
                 model_trace, guide_trace = run(*args)
                 nodes: dict[str, Any] = model_trace.nodes
-                sites = [site for site in nodes.values() if site["type"] == "sample" and site["is_observed"]]
+                observed = (site for site in nodes.values() if site["type"] == "sample" and site["is_observed"])
+                sites = [site for site in observed if site["name"] != PRIOR_OF_POINTS]
                 self._sums += [cast("float", torch_item(site["log_prob_sum"])) for site in sites]
                 return model_trace, guide_trace
 

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from bayeshnet.errors import ArgumentTypeError
-from bayeshnet.mnets.module_mainnet import functional_copy
+from bayeshnet.mnets.functional import functional_copy
 
 
 def network() -> nn.Sequential:

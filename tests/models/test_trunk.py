@@ -1,0 +1,174 @@
+"""Features of a frozen trunk: the numbers are those of the whole network, and a model takes none of another trunk."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bayeshnet import MLP, AutoHypernet, BayesianModel, fit, likelihoods, load_posterior, predict, priors, save
+from bayeshnet.errors import ArgumentError, UsageError
+from bayeshnet.models.features import Features
+
+OPTIONS = {"likelihood": likelihoods.Normal(scale=0.1), "bayesian": "last_layer", "others": "frozen"}
+
+
+class Block(nn.Module):
+    """A network that is no sequence, with batch norm and dropout in its trunk."""
+
+    def __init__(self, skip=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5))
+        self.head, self.skip = nn.Linear(8, 1), skip
+
+    def forward(self, x):
+        f = self.head(self.body(x) + 1.0)
+        return f + x[:, :1] if self.skip else f
+
+
+def nested():
+    return nn.Sequential(nn.Sequential(nn.Linear(2, 8), nn.ReLU()), nn.Sequential(nn.Tanh(), nn.Linear(8, 1)))
+
+
+def block():
+    return Block().eval()
+
+
+def data(rows=30, dtype=torch.float64):
+    x = torch.randn(rows, 2, dtype=dtype)
+    return x, x[:, 0].sin() + 0.1 * torch.randn(rows, dtype=dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("make", [nested, block])
+def test_numbers_are_those_without_precompute(make, dtype, tolerance):
+    torch.manual_seed(0)
+    network, (x, y) = make().to(dtype), data(dtype=dtype)
+    model = BayesianModel(network, standardize=(x, y), dataset_size=30, **OPTIONS)
+    features = model.precompute(x, batch_size=7)
+    found = []
+    for given in (x, features):
+        torch.manual_seed(1)
+        guide = AutoHypernet(model, example=(given, y), family="mean_field", conditional=None)
+        history = fit(model, guide, (given, y), 3, batch_size=10, progress=False)
+        pred = predict(model, guide, given, num_samples=5)
+        found.append((torch.tensor(history.losses, dtype=torch.float64), pred.mean))
+    assert features.shape == (30, 8)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=tolerance, atol=0)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=10 * tolerance)
+
+
+def test_the_conditional_layer_takes_features():
+    torch.manual_seed(2)
+    model, (x, y) = BayesianModel(nested().double(), **OPTIONS), data()
+    features = model.precompute(x)
+    torch.manual_seed(3)
+    guide = AutoHypernet(model, example=(features, y))
+    assert "conditional=[1.1.weight]" in repr(guide)
+    fit(model, guide, (features, y), 3, progress=False)
+    torch.manual_seed(4)
+    first = predict(model, guide, x, num_samples=5).mean
+    torch.manual_seed(4)
+    torch.testing.assert_close(predict(model, guide, features, num_samples=5).mean, first, rtol=0, atol=1e-10)
+
+
+def test_rows_loaders_and_copies_are_features():
+    model, (x, y) = BayesianModel(block().double(), **OPTIONS), data()
+    features = model.precompute(x)
+    assert "of the trunk before head" in repr(features)
+    assert "dropout off: body.3" in repr(features)
+    for made in (features[:3], features[torch.arange(5)], torch.cat([features, features]), features.to("cpu")):
+        assert isinstance(made, Features)
+    for made in (features + 0, features.sum(), features @ features.T, features > 0):
+        assert type(made) is torch.Tensor
+    for same in (copy.deepcopy(features), pickle.loads(pickle.dumps(features)), features.clone()):
+        assert isinstance(same, Features)
+        assert same.trunk == features.trunk
+        assert torch.equal(same.plain(), features.plain())
+    (one, _), *_ = DataLoader(TensorDataset(features, y), batch_size=4)
+    assert isinstance(one, Features)
+    loaded, targets = model.precompute(DataLoader(TensorDataset(x, y), batch_size=8))
+    torch.testing.assert_close(loaded.plain(), features.plain(), rtol=0, atol=1e-12)
+    assert torch.equal(targets, y)
+    assert torch.equal(model.precompute(x.numpy()).plain(), features.plain())
+
+
+def test_features_of_another_trunk_are_refused():
+    x, y = data()
+    torch.manual_seed(5)
+    first = BayesianModel(nested().double(), **OPTIONS)
+    second = BayesianModel(nested().double(), **OPTIONS)
+    features = first.precompute(x)
+    with pytest.raises(ArgumentError, match="is of another trunk than the model has now"):
+        second(features, y)
+    second.load_state_dict(first.state_dict())
+    second(features, y)
+    with torch.no_grad():
+        second.net.module[0][0].weight.add_(1.0)
+    with pytest.raises(ArgumentError, match="is of another trunk"):
+        second(features, y)
+    with pytest.raises(ArgumentError, match="are of different trunks"):
+        torch.cat([features, second.precompute(x)])
+
+
+def test_a_guide_of_features_is_loaded_without_data(tmp_path):
+    torch.manual_seed(6)
+    network, (x, y) = nested().double(), data()
+    model = BayesianModel(network, **OPTIONS)
+    features = model.precompute(x)
+    guide = AutoHypernet(model, example=(features, y))
+    save(tmp_path / "run", model=model, guide=guide)
+    torch.manual_seed(7)
+    expected = predict(model, guide, features, num_samples=5).mean
+    loaded = load_posterior(tmp_path / "run", nested().double())
+    torch.manual_seed(7)
+    assert torch.equal(predict(*loaded, features, num_samples=5).mean, expected)
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (Block(skip=True).eval(), {}, "what follows 'head' in the network is more than it"),
+        (Block(), {}, r"batch norm of \['module.body.1'\] follows the batch"),
+        (nn.Linear(2, 1), {}, "no frozen trunk, since its first layer"),
+        (nested(), {"others": "learned"}, "no frozen trunk, since its first layer"),
+        (MLP(n_in=2, n_out=1, hidden_layers=(4,), verbose=False), {}, "MLP, a main network of this package"),
+    ],
+)
+def test_where_there_is_no_trunk_it_says_why(network, options, message):
+    model = BayesianModel(network, **{**OPTIONS, **options})
+    with pytest.raises(UsageError, match=message):
+        model.precompute(torch.randn(5, 2))
+
+
+def test_the_modes_of_the_network_stay_and_no_random_numbers_are_drawn():
+    model = BayesianModel(block(), **OPTIONS)
+    model.train()
+    before, modes = torch.get_rng_state(), [module.training for module in model.modules()]
+    model.precompute(torch.zeros(5, 2))
+    assert modes == [module.training for module in model.modules()]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_posterior_of_the_last_layer_is_bayesian_linear_regression():
+    """The exact posterior of a linear layer on features, against draws of the conditional layer."""
+    torch.manual_seed(8)
+    x, y = data(20)
+    network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    model = BayesianModel(network, prior=priors.Normal(scale=1.0), **OPTIONS)
+    features = model.precompute(x)
+    guide = AutoHypernet(model, example=(features, y))  # an inducing point at every row
+    fit(model, guide, (features, y), 500, lr=0.05, progress=False)
+    phi = torch.cat([features.plain(), torch.ones(20, 1, dtype=torch.float64)], 1)
+    covariance = torch.linalg.inv(phi.T @ phi / 0.1**2 + torch.eye(4, dtype=torch.float64))
+    mean = covariance @ phi.T @ y / 0.1**2
+    draws = guide.sample_posterior(4000)
+    w = torch.cat([draws["2.weight"].reshape(4000, 3), draws["2.bias"].reshape(4000, 1)], 1)
+    sd = covariance.diagonal().sqrt()
+    # Standard errors: sd / sqrt(4000) = 1.6 % of a mean, 1.1 % of a standard deviation; the fit adds a little.
+    assert float(((w.mean(0) - mean) / sd).abs().max()) < 0.1
+    assert float((w.std(0) / sd - 1.0).abs().max()) < 0.1
