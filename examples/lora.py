@@ -1,9 +1,11 @@
 """Bayesian low-rank adapters: a small network, pretrained on upright digits, learns rotated ones from a few.
 
-Pretrains a network on the 8x8 digits of scikit-learn, freezes it, and adds an adapter of low rank to its first layer. Digits
-that are turned by a quarter are new to it; of these it sees some for each class. Compared on held-out rotated digits:
-the pretrained network as it is, adapters as a point, and a posterior over the adapters, whose weights are all that is
-inferred. Prints a table of scores and saves a picture of errors and confidence. The mean-field posterior is less sure
+Pretrains a network on the 8x8 digits of scikit-learn, freezes it, and adds an adapter of low rank to its first layer.
+Digits that are turned by a quarter are new to it; of these it sees some for each class. Compared on held-out rotated
+digits: the pretrained network as it is, adapters as a point, and a posterior over the adapters, whose
+weights are all that is inferred. Prints a table of scores and saves a picture of errors and confidence.
+
+The mean-field posterior is less sure
 than the point, and too little sure: it pays for its 512 numbers with 300 rows. With adapters on all layers and 10
 digits of each class it underfits, with an error of 0.46 against 0.19.
 
