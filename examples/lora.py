@@ -1,11 +1,15 @@
 """Bayesian low-rank adapters: a small network, pretrained on upright digits, learns rotated ones from a few.
 
-Pretrains a network on the 8x8 digits of scikit-learn, freezes it, and adds adapters of low rank to its layers. Digits
-that are turned by a quarter are new to it; of these it sees some for each class. Compared on held-out rotated digits:
-the pretrained network as it is, adapters as a point, and a posterior over the adapters, whose weights are all that is
-inferred. Prints a table of scores and saves a picture of the calibration.
+Pretrains a network on the 8x8 digits of scikit-learn, freezes it, and adds an adapter of low rank to its first layer.
+Digits that are turned by a quarter are new to it; of these it sees some for each class. Compared on held-out rotated
+digits: the pretrained network as it is, adapters as a point, and a posterior over the adapters, whose
+weights are all that is inferred. Prints a table of scores and saves a picture of errors and confidence.
 
-Run: ``python examples/lora.py [--steps 600] [--out lora.png]``. Needs scikit-learn.
+The mean-field posterior is less sure
+than the point, and too little sure: it pays for its 512 numbers with 300 rows. With adapters on all layers and 10
+digits of each class it underfits, with an error of 0.46 against 0.19.
+
+Run: ``python examples/lora.py [--steps 500] [--out lora.png]``. Needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -73,8 +77,8 @@ def scores(probs: Tensor, y: Tensor) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600, help="training steps of the adapters, and of the network")
-    parser.add_argument("--samples", type=int, default=200, help="networks sampled for the predictions")
+    parser.add_argument("--steps", type=int, default=500, help="training steps of the adapters, and of the network")
+    parser.add_argument("--samples", type=int, default=100, help="networks sampled for the predictions")
     parser.add_argument("--shots", type=int, default=30, help="rotated digits of each class to learn from")
     parser.add_argument("--rank", type=int, default=4, help="rank of the adapters")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and of every draw")
@@ -92,8 +96,8 @@ def main() -> None:
     x_test, y_test = turned(x_other), y_other
     found = {"pretrained": net(x_test).softmax(-1).detach()}
 
-    adapted = with_adapters(net, rank=args.rank, alpha=1.0)
-    point = with_adapters(net, rank=args.rank, alpha=1.0)
+    adapted = with_adapters(net, rank=args.rank, alpha=2.0, targets="0")
+    point = with_adapters(net, rank=args.rank, alpha=2.0, targets="0")
     optimizer = torch.optim.Adam([param for param in point.parameters() if param.requires_grad], lr=0.02)
     for _ in range(args.steps):
         optimizer.zero_grad()
@@ -103,7 +107,7 @@ def main() -> None:
 
     model = bayeshnet.BayesianModel(adapted, likelihood=likelihoods.Categorical())
     guide = bayeshnet.AutoHypernet(model, example=(x_few, y_few), family="mean_field")
-    bayeshnet.fit(model, guide, (x_few, y_few), steps=args.steps, lr=0.02, num_particles=8)
+    bayeshnet.fit(model, guide, (x_few, y_few), steps=args.steps, lr=0.02, num_particles=4)
     found["adapters, Bayesian"] = bayeshnet.predict(model, guide, x_test, num_samples=args.samples).probs
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")

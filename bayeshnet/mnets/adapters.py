@@ -181,9 +181,8 @@ def _chosen(net: nn.Module, targets: Targets) -> list[str]:
         matched = {name for target in wanted for name in _matches(net, layers, attention, target)}
         found = [name for name in layers if name in matched]
     uses: dict[int, int] = {}
-    for module in net.modules():
-        for param in module._parameters.values():
-            uses[id(param)] = uses.get(id(param), 0) + 1
+    for _, param in net.named_parameters(remove_duplicate=False):
+        uses[id(param)] = uses.get(id(param), 0) + 1
     for name in found:
         if parametrize.is_parametrized(layers[name], "weight"):
             raise ArgumentError(

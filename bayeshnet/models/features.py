@@ -1,5 +1,8 @@
 """Features of a frozen trunk: rows of numbers that know which network has made them."""
 
+# Subclasses of tensors are switched off as PyTorch's documentation says, by a name that begins with an underscore.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

@@ -78,7 +78,7 @@ class PrecomputesTrunk:
         require_count("batch_size", batch_size)
         model = cast("BayesianModel", self)
         candidates = _candidates(model)
-        inputs: list[Features] = []
+        inputs: list[Tensor] = []
         targets: list[Tensor] = []
         with _evaluating(model), torch.no_grad():
             chosen: tuple[str, ...] | None = None
@@ -193,10 +193,9 @@ def _found(model: BayesianModel) -> list[tuple[str, ...]]:
 def _leaves(module: nn.Module, path: str) -> list[str]:
     if type(module) is not nn.Sequential:
         return [path]
-    children = module._modules.items()
-    return [
-        leaf for name, child in children if child is not None for leaf in _leaves(child, f"{path}.{name}".lstrip("."))
-    ]
+    # A module that stands at two places is called at both.
+    children: list[tuple[str, Any]] = list(module._modules.items())
+    return [leaf for name, child in children for leaf in _leaves(child, f"{path}.{name}".lstrip("."))]
 
 
 def _alive(module: nn.Module, live: set[int]) -> bool:

@@ -162,7 +162,7 @@ def test_the_posterior_of_the_last_layer_is_bayesian_linear_regression():
     model = BayesianModel(network, prior=priors.Normal(scale=1.0), **OPTIONS)
     features = model.precompute(x)
     guide = AutoHypernet(model, example=(features, y))  # an inducing point at every row
-    fit(model, guide, (features, y), 500, lr=0.05, progress=False)
+    fit(model, guide, (features, y), 300, lr=0.05, num_particles=8, progress=False)
     phi = torch.cat([features.plain(), torch.ones(20, 1, dtype=torch.float64)], 1)
     covariance = torch.linalg.inv(phi.T @ phi / 0.1**2 + torch.eye(4, dtype=torch.float64))
     mean = covariance @ phi.T @ y / 0.1**2
