@@ -6,13 +6,24 @@ import runpy
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 import pytest
 import torch
 
 from bayeshnet import BayesianModel, likelihoods
 
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+
 PROGRAM = Path(__file__).parents[2] / "examples" / "text_classifier.py"
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)  # the program, as its own master, sets it
 
 
 @pytest.fixture(scope="module")
