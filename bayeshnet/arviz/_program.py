@@ -146,6 +146,6 @@ class Program:
 def _mask(site: Any) -> Tensor:
     """Which observations of a site count: by a handler's mask, and by that of a masked distribution."""
     fn = site["fn"]
-    own = fn._mask if isinstance(fn, dist.MaskedDistribution) else True
+    own = fn._mask if isinstance(fn, dist.MaskedDistribution) else True  # pyright: ignore[reportPrivateUsage]
     handlers = True if site["mask"] is None else site["mask"]
     return torch.as_tensor(own) & torch.as_tensor(handlers)

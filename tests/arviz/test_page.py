@@ -20,8 +20,7 @@ def names():
     plt.close("all")
 
 
-# What ArviZ warns of: that pandas 3 and matplotlib 3.11 have deprecated what its version 0.23 calls; and a k-hat of some
-# rows, which is for the reader of the page.
+# ArviZ 0.23 calls what pandas 3 and matplotlib 3.11 have deprecated; and k-hats of some rows are for the page's reader.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning"),

@@ -95,7 +95,7 @@ def test_it_learns_what_fit_learns(page):
     names, _ = page
     options = {"num_particles": 4, "vectorize_particles": True, "max_plate_nesting": 1}
 
-    class InOrder(names["Waves"]):
+    class InOrder(names["Waves"]):  # pyright: ignore[reportUntypedBaseClass] - defined on the page
         """Whoever looks at a shuffling loader before training changes its order; this one has none."""
 
         def train_dataloader(self):
@@ -133,7 +133,7 @@ def test_hooks_are_called_and_cancelled(page):
     names, _ = page
     model, guide = names["built"]()
 
-    class Failing(names["BayesianModule"]):
+    class Failing(names["BayesianModule"]):  # pyright: ignore[reportUntypedBaseClass] - defined on the page
         def training_step(self, batch, batch_idx):
             assert self.guide._decay is not None
             raise bayeshnet.errors.UsageError("on purpose")
