@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.errors import UnitsWarning
+from bayeshnet.models.prior_draws import prior_draws
 
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
@@ -120,7 +121,7 @@ def _of_targets(model: BayesianModel, x: Any, y: Any, of_rows: Mapping[str, Any]
     try:
         some = tuple(_some_of(part, rows) for part in parts)
         given = {name: _some_of(value, rows) for name, value in of_rows.items() if name in model.likelihood.row_data}
-        draws = _prior_draws(model)
+        draws = prior_draws(model, _DRAWS)
         _, conditional = model.conditional(some if isinstance(x, tuple) else some[0], draws, **given)
         sampled = torch.as_tensor(conditional.sample()).double()
     except Exception:  # whatever is wrong with the model or the data, running it says it better
@@ -154,9 +155,3 @@ def _of_targets(model: BayesianModel, x: Any, y: Any, of_rows: Mapping[str, Any]
         f"{float(typical[worst]):.3g} and standard deviation {float(reach[worst]):.3g}: {how}, the posterior will be "
         f"poor. {given}; prior and noise are then in units of the targets' standard deviation."
     )
-
-
-def _prior_draws(model: BayesianModel) -> dict[str, Tensor]:
-    draws = {name: fn.sample((_DRAWS,)) for name, fn in model.weight_priors().items()}
-    likelihood = {f"likelihood.{name}": fn.sample((_DRAWS,)) for name, fn in model.likelihood.priors().items()}
-    return {**draws, **likelihood}
