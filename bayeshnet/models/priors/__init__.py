@@ -8,6 +8,7 @@ from bayeshnet.models.priors.hierarchical import Hierarchical
 from bayeshnet.models.priors.horseshoe import Horseshoe
 from bayeshnet.models.priors.joint import JointPrior
 from bayeshnet.models.priors.laplace import Laplace
+from bayeshnet.models.priors.matched import MatchedPrior, matching
 from bayeshnet.models.priors.normal import Normal
 from bayeshnet.models.priors.scale_mixture import ScaleMixture
 from bayeshnet.models.priors.scaled import ScaledPrior
@@ -19,9 +20,11 @@ __all__ = [
     "Horseshoe",
     "JointPrior",
     "Laplace",
+    "MatchedPrior",
     "Normal",
     "Prior",
     "ScaleMixture",
     "ScaledPrior",
     "StudentT",
+    "matching",
 ]
