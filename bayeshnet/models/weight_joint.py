@@ -34,7 +34,9 @@ class JointWeights(dist.TorchDistribution):
     def __init__(self, parts: Sequence[Any], *, batch_shape: Any = None, validate_args: Any = None) -> None:
         self.parts = list(parts)
         self._sizes = [math.prod(part.event_shape) for part in self.parts]
-        batch = torch.broadcast_shapes(*(part.batch_shape for part in self.parts)) if batch_shape is None else batch_shape
+        batch = (
+            torch.broadcast_shapes(*(part.batch_shape for part in self.parts)) if batch_shape is None else batch_shape
+        )
         super().__init__(Size(batch), Size((sum(self._sizes),)), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> JointWeights:

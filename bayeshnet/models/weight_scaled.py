@@ -86,7 +86,13 @@ class MixtureOfScales(dist.TorchDistribution):
     support: Any = constraints.real  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(
-        self, loc: Tensor, scale: Tensor, *, scales: tuple[float, ...], probs: tuple[float, ...], validate_args: Any = None
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        *,
+        scales: tuple[float, ...],
+        probs: tuple[float, ...],
+        validate_args: Any = None,
     ) -> None:
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)
         self.scales, self.probs = scales, probs

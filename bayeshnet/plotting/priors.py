@@ -105,5 +105,7 @@ def prior_functions(
 def _of_output(name: str, value: Tensor, output: int) -> Any:
     flat = value.reshape(*value.shape[:2], -1)
     if not 0 <= output < flat.shape[2]:
-        raise ArgumentError(f"output: is {output}, and there are {flat.shape[2]}; pass one of 0 to {flat.shape[2] - 1}.")
+        raise ArgumentError(
+            f"output: is {output}, and there are {flat.shape[2]}; pass one of 0 to {flat.shape[2] - 1}."
+        )
     return to_array(name, flat[..., output], ndim=2)

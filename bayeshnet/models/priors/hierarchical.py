@@ -146,7 +146,9 @@ def checked_scale(argument: str, scale: Any) -> Any:
     check_positive_support(scale, argument)  # pyright: ignore[reportArgumentType] - it is both
     shape = tuple(scale.batch_shape + scale.event_shape)
     if shape:
-        raise ArgumentError(f"{argument}: has shape {shape}; pass the distribution of one number, `by` says of how many.")
+        raise ArgumentError(
+            f"{argument}: has shape {shape}; pass the distribution of one number, `by` says of how many."
+        )
     return scale
 
 

@@ -135,7 +135,9 @@ class Horseshoe(Prior):
         scale = whole * local
         if self.slab is not None:
             # The same as c t / sqrt(c^2 + t^2), without squares that overflow.
-            scale = scale / torch.hypot(torch.ones_like(scale), scale / _numbers_with(latents[f"{name}.slab"], dims).sqrt())
+            scale = scale / torch.hypot(
+                torch.ones_like(scale), scale / _numbers_with(latents[f"{name}.slab"], dims).sqrt()
+            )
         tiny = torch.finfo(scale.dtype).tiny
         scale = scale.clamp(min=tiny).expand(*scale.shape[: scale.dim() - dims], *record.shape)
         return dist.Normal(torch.zeros_like(scale), scale).to_event(dims)

@@ -25,6 +25,7 @@ _STEP = 1e-3  # of a difference quotient, in units of the inputs' spread
 _FAR = 8.0  # logarithm of the largest factor that is tried, and of the smallest
 _HALVINGS = 20
 _BLOCKS = 10
+_SPREAD = 1.5  # of the first layer's biases, in units of the spread of what they are added to
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,7 +84,8 @@ def matching(
     Weights start from ``"fan_in"``, and have mean 0. Three numbers are found by simulation with one set of random
     numbers: the last layer is multiplied by what gives the spread; it does not change the length scale, for which the
     first layer's weights and biases are multiplied together where that does it (tanh), otherwise the weights alone
-    (ReLU, where only their ratio matters). Fresh draws then say what was achieved.
+    (ReLU, where only their ratio matters); its biases start at 1.5 times the spread of what they are added to, so that
+    units bend all over the inputs. Fresh draws then say what was achieved.
 
     Args:
         net: The network, with at least two layers; its first and last weights of two or more dimensions, in the order
@@ -135,7 +137,7 @@ def matching(
         return lambda logs, factor=1.0: functions.moments(logs, factor, noise, directions)
 
     simulate = simulation()
-    logs = (0.0, 0.0) if length_scale is None else _solved(simulate, length_scale)
+    logs = (0.0, 0.0) if length_scale is None else _solved(simulate, length_scale, functions.bias)
     moments = simulate(logs)
     if not moments.std() > 0.0:
         raise ArgumentError("net: its functions do not vary for random weights; nothing can be matched.")
@@ -225,6 +227,9 @@ class _Functions:
             )
         self.first = layers[0], _bias_of(layers[0])
         self.last = (final[0], _bias_of(final[0])) if last is None else tuple(final)
+        # Biases as large as what they are added to, so that units bend all over the inputs and not at 0 alone.
+        size = float(self.x.flatten(1).square().mean().sqrt())
+        self.bias = math.log(_SPREAD * max(size, 1e-6))
         self.scales = {
             name: scale_of_rule("fan_in", record) if record.name == "weight" else 1.0
             for name, record in self.records.items()
@@ -282,10 +287,10 @@ def _bias_of(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias"
 
 
-def _solved(simulate: Callable[[tuple[float, float]], _Moments], wanted: float) -> tuple[float, float]:
+def _solved(simulate: Callable[[tuple[float, float]], _Moments], wanted: float, bias: float) -> tuple[float, float]:
     """Logarithms of the factors on the first layer's weights and biases that give a length scale, by bisection."""
     tried: list[float] = []
-    paths: tuple[Callable[[float], tuple[float, float]], ...] = (lambda t: (t, t), lambda t: (t, 0.0))
+    paths: tuple[Callable[[float], tuple[float, float]], ...] = (lambda t: (t, t + bias), lambda t: (t, bias))
     grid = torch.linspace(-_FAR, _FAR, 17).tolist()
     for path in paths:
         lengths: dict[int, float] = {}
