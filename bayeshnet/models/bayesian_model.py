@@ -147,6 +147,7 @@ class BayesianModel(EvaluatedForDraws, PreparedByData, Configured, nn.Module):
         self.learned_scales = learned_scales(prior, self.net, self._like)
         if isinstance(prior, PosteriorPrior):
             prior.to(self._like)
+        self.prior_latents()
         self.weight_priors()  # an unusable prior is an error here, not at the first step
 
     def __repr__(self) -> str:

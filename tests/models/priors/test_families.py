@@ -165,7 +165,7 @@ def test_checkpoints_copies_and_pickles(name, tmp_path):
     model = BayesianModel(net(), EVERY[name](), NOISE)
     guide = AutoHypernet(model, example=data)
     fit(model, guide, data, steps=3, progress=False)
-    save(tmp_path / "fit.pt", model, guide)
+    save(tmp_path / "fit.pt", model=model, guide=guide)
     posterior = load_posterior(tmp_path / "fit.pt", net=net())
     assert repr(posterior.model.prior) == repr(model.prior)
     for again in (posterior.model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -174,7 +174,7 @@ def test_checkpoints_copies_and_pickles(name, tmp_path):
             assert torch.equal(fn.log_prob(w), other.log_prob(w)), key
         assert again.latent_shapes == model.latent_shapes
     own = BayesianModel(net(), model.prior, NOISE)
-    load(tmp_path / "fit.pt", own, AutoHypernet(own, example=data))
+    load(tmp_path / "fit.pt", model=own, guide=AutoHypernet(own, example=data))
 
 
 def test_the_last_layer_is_conditional_where_its_prior_is_gaussian():

@@ -20,7 +20,6 @@ from bayeshnet import (
     AutoHypernetDelta,
     AutoHypernetNormal,
     BayesianModel,
-    HMLP,
     fit,
     importance_sample,
     likelihoods,
@@ -107,13 +106,13 @@ def linear_problem():
     """Three weights with one scale, and the exact posterior means of scale and weights by quadrature."""
     torch.manual_seed(3)
     x = torch.randn(12, 3, dtype=torch.float64)
-    y = x @ torch.tensor([1.5, -0.5, 0.2], dtype=torch.float64) + 0.5 * torch.randn(12, dtype=torch.float64)
+    y = x @ torch.tensor([1.5, -0.5, 0.2], dtype=torch.float64) + torch.randn(12, dtype=torch.float64)
     prior = priors.Hierarchical(dist.HalfNormal(1.0), base=priors.Normal(1.0))
-    model = BayesianModel(nn.Linear(3, 1, bias=False).double(), prior, NOISE)
+    model = BayesianModel(nn.Linear(3, 1, bias=False).double(), prior, likelihoods.Normal(scale=1.0))
     taus = (torch.arange(2000, dtype=torch.float64) + 0.5) * (8.0 / 2000)
     logs, means = [], []
     for tau in taus:
-        cov = tau**2 * x @ x.T + 0.25 * torch.eye(12, dtype=torch.float64)
+        cov = tau**2 * x @ x.T + torch.eye(12, dtype=torch.float64)
         logs.append(torch.distributions.MultivariateNormal(torch.zeros_like(y), cov).log_prob(y))
         means.append(tau**2 * x.T @ torch.linalg.solve(cov, y))
     log = torch.stack(logs) + dist.HalfNormal(torch.ones((), dtype=torch.float64)).log_prob(taus)
@@ -132,7 +131,7 @@ def test_hierarchical_posterior_against_quadrature():
     assert size > 500
     assert abs(float((p * draws["prior.weight.scale"]).sum()) - mean) < 4 * std / math.sqrt(size)
     found = (p[:, None] * draws["weight"][:, 0]).sum(0)
-    assert float((found - weights).abs().max()) < 4 * 0.3 / math.sqrt(size)
+    assert float((found - weights).abs().max()) < 4 * 0.35 / math.sqrt(size)
 
 
 @pytest.mark.slow
@@ -163,20 +162,17 @@ def test_guides_and_what_follows(prior, flat):
     x = torch.randn(15, 2)
     y = x[:, 0]
     model = BayesianModel(net(), prior, NOISE, flat=flat)
-    sizes = sum(shape.numel() for shape in model.latent_shapes.values())
-    builder = HMLP([[sizes]], layers=(4,), uncond_in_size=3, cond_in_size=0, verbose=False)
     guides = [AutoHypernet(model, example=(x, y)), AutoNormal(model)]
     if not flat:
-        guides += [AutoHypernetNormal(model, hnet=lambda shapes: HMLP(shapes, uncond_in_size=3, cond_in_size=0, verbose=False), example=(x, y)),
-                   AutoHypernetDelta(model, hnet=lambda shapes: HMLP(shapes, uncond_in_size=3, cond_in_size=0, verbose=False), example=(x, y))]
-    del builder
+        guides += [AutoHypernetNormal(model, example=(x, y)), AutoHypernetDelta(model, example=(x, y))]
     for guide in guides:
         history = fit(model, guide, (x, y), steps=4, progress=False)
         assert all(math.isfinite(loss) for loss in history.losses)
         assert predict(model, guide, x, 6).draws.shape == (6, 15)
     guide = guides[0]
     weighted = importance_sample(model, guide, (x, y), 50)
-    assert set(weighted.resample(5)) == set(model.latent_shapes)
+    assert set(weighted.draws) == set(model.latent_shapes)
+    assert bool(torch.isfinite(weighted.log_weights).all())
     new = model.updated(guide)
     assert list(new.latent_shapes) == ["weights"]
     assert new(x).shape == (15,)
