@@ -40,7 +40,7 @@ class JointPrior(Configured, nn.Module):
         >>> from bayeshnet.entropy import ImportanceSampled
         >>> net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
         >>> hnet = HMLP([[4, 1], [4], [1, 4], [1]], layers=(8,), uncond_in_size=3, cond_in_size=0, verbose=False)
-        >>> hnet = HPerturbWrapper(hnet, shared_noise=False, sigma_noise=0.3, verbose=False)
+        >>> hnet = HPerturbWrapper(hnet, noise="independent", sigma_noise=0.3, verbose=False)
         >>> prior = JointPrior(ImplicitWeights(hnet, estimator=ImportanceSampled()))
         >>> model = BayesianModel(net, prior, likelihoods.Normal(scale=0.1), flat=True)
         >>> model.latent_shapes

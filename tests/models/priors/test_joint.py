@@ -35,7 +35,7 @@ def net() -> nn.Module:
 
 def implicit(*, layers=()) -> ImplicitWeights:
     hnet = HMLP([[3, 1], [3], [1, 3], [1]], layers=layers, uncond_in_size=2, cond_in_size=0, verbose=False)
-    wrapped = HPerturbWrapper(hnet, shared_noise=False, sigma_noise=0.4, verbose=False)
+    wrapped = HPerturbWrapper(hnet, noise="independent", sigma_noise=0.4, verbose=False)
     return ImplicitWeights(wrapped, estimator=ImportanceSampled())
 
 
