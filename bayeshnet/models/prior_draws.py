@@ -28,7 +28,8 @@ def prior_draws(model: BayesianModel, num: int) -> dict[str, Tensor]:
 
     Example:
         >>> from bayeshnet import BayesianModel, likelihoods, priors
-        >>> model = BayesianModel(torch.nn.Linear(2, 1), priors.Hierarchical(by="network"), likelihoods.Normal(scale=0.1))
+        >>> prior = priors.Hierarchical(by="network")
+        >>> model = BayesianModel(torch.nn.Linear(2, 1), prior, likelihoods.Normal(scale=0.1))
         >>> {name: tuple(value.shape) for name, value in prior_draws(model, 5).items()}
         {'prior.scale': (5,), 'weight': (5, 1, 2), 'bias': (5, 1)}
     """

@@ -170,8 +170,8 @@ def updated(
     of any other, a hypernetwork or conditional layers, the Gaussian with the mean and all covariances of its draws
     (above 2,000 latents the 100 directions with the largest ones, and all variances). Curvature and modes are lost
     there. Latents of the prior, such as hierarchical scales, are averaged over: the next data depend on the weights and
-    the noise alone. The new model has one site for all weights, and no conditional layers where they are correlated. What is
-    learned as a parameter (``learn=True``) goes on from its value.
+    the noise alone. The new model has one site for all weights, and no conditional layers where they are correlated.
+    What is learned as a parameter (``learn=True``) goes on from its value.
 
     Args:
         model: The model of the data so far.

@@ -108,7 +108,7 @@ class MixtureOfScales(dist.TorchDistribution):
             self.loc.expand(shape), self.scale.expand(shape), scales=self.scales, probs=self.probs, validate_args=False
         )
 
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008 - it cannot be changed
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         """Draw numbers ``[*sample_shape, *batch_shape]``."""
         scales, probs = self._weights()
         shape = self._extended_shape(Size(sample_shape))

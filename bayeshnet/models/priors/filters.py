@@ -111,7 +111,7 @@ class FilterNormal(dist.TorchDistribution):
         scale = self.scale * factor
         return FilterNormal(self.loc, scale, self.correlation_tril)
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008 - it cannot be changed
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         """Draw filters ``[*sample_shape, *batch_shape, out, in, *kernel]``."""
         shape = self._extended_shape(Size(sample_shape))
         noise = torch.randn((*shape[: len(shape) - len(self.event_shape) + 2], len(self.correlation_tril))).to(self.loc)

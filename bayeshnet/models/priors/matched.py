@@ -23,7 +23,7 @@ __all__ = ["MatchedPrior", "matching"]
 
 _STEP = 1e-3  # of a difference quotient, in units of the inputs' spread
 _FAR = 8.0  # logarithm of the largest factor that is tried, and of the smallest
-_HALVINGS = 20
+_HALVINGS, _CLOSE = 20, 1e-3
 _BLOCKS = 10
 _SPREAD = 1.5  # of the first layer's biases, in units of the spread of what they are added to
 
@@ -115,7 +115,8 @@ def matching(
         >>> from bayeshnet import priors
         >>> net = nn.Sequential(nn.Linear(1, 30), nn.Tanh(), nn.Linear(30, 1))
         >>> generator = torch.Generator().manual_seed(0)
-        >>> found = priors.matching(net, torch.linspace(-2, 2, 50)[:, None], std=2.0, length_scale=0.5, generator=generator)
+        >>> x = torch.linspace(-2, 2, 50)[:, None]
+        >>> found = priors.matching(net, x, std=2.0, length_scale=0.5, generator=generator)
         >>> found.prior.loc is None, abs(found.achieved["std"] - 2.0) < 4 * found.error["std"]
         (True, True)
     """
@@ -163,9 +164,9 @@ def matching(
     for name, value in wanted.items():
         if abs(achieved[name] - value) > 8.0 * error[name] + 0.02 * value:
             raise ArgumentError(
-                f"net: fresh draws have the {name} {achieved[name]:.3g} +- {error[name]:.2g} in place of {value:g}; the "
-                "network is not linear in its last layer (last= says which it is), or its moments are too heavy-tailed "
-                "for num_draws."
+                f"net: fresh draws have the {name} {achieved[name]:.3g} +- {error[name]:.2g} in place of {value:g}; "
+                "the network is not linear in its last layer (last= says which it is), or its moments are too "
+                "heavy-tailed for num_draws."
             )
     found = {"first weight": math.exp(logs[0]), "first bias": math.exp(logs[1]), "last": factor}
     return MatchedPrior(prior, wanted, achieved, error, found)
@@ -300,7 +301,7 @@ def _solved(simulate: Callable[[tuple[float, float]], _Moments], wanted: float, 
                 if k not in lengths:
                     lengths[k] = simulate(path(grid[k])).length()
             if (lengths[i] - wanted) * (lengths[i + 1] - wanted) <= 0.0:
-                return path(_bisected(lambda t: simulate(path(t)).length() - wanted, grid[i], grid[i + 1]))
+                return path(_bisected(simulate, path, wanted, grid[i], grid[i + 1]))
         tried += [length for length in lengths.values() if math.isfinite(length)]
     low, high = min(tried, default=math.nan), max(tried, default=math.nan)
     raise ArgumentError(
@@ -309,11 +310,17 @@ def _solved(simulate: Callable[[tuple[float, float]], _Moments], wanted: float, 
     )
 
 
-def _bisected(excess: Callable[[float], float], low: float, high: float) -> float:
-    sign = excess(low) > 0.0
+def _bisected(
+    simulate: Callable[[tuple[float, float]], _Moments],
+    path: Callable[[float], tuple[float, float]],
+    wanted: float,
+    low: float,
+    high: float,
+) -> float:
+    above = simulate(path(low)).length() > wanted
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if (excess(middle) > 0.0) == sign else (low, middle)
-        if high - low < 1e-3:
+        low, high = (middle, high) if (simulate(path(middle)).length() > wanted) == above else (low, middle)
+        if high - low < _CLOSE:
             break
     return 0.5 * (low + high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class ScaledPrior(Prior):
             >>> priors.Normal.centred_on(torch.nn.Linear(3, 1), scale="fan_in")
             Normal(scale='fan_in', loc=<values of 2 parameters>)
         """
-        return cls(**{**options, "loc": net})
+        return cls(**cast("Any", {**options, "loc": net}))
 
     def configuration(self) -> Mapping[str, Any]:
         """See :meth:`~bayeshnet.configuration.Configured.configuration`; of a network its values."""

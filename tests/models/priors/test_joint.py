@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 
 import pyro.distributions as dist
+import pyro.optim
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 from bayeshnet import (
+    HMLP,
     AutoHypernet,
     BayesianModel,
-    HMLP,
     HPerturbWrapper,
     ImplicitWeights,
     fit,
@@ -94,8 +95,6 @@ def test_a_plain_step_of_pyro_trains_what_is_learned():
     x = torch.linspace(-1, 1, 12)[:, None]
     guide = AutoHypernet(model, example=(x, x[:, 0]))
     before = next(model.prior.parameters()).detach().clone()
-    import pyro.optim
-
     SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(x, x[:, 0])
     assert not torch.equal(before, next(model.prior.parameters()))
 

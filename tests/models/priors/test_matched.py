@@ -53,7 +53,12 @@ def test_a_range_in_units_of_the_data():
     units = Standardization.of(x, y)
     net = mlp(nn.Tanh)
     found = priors.matching(
-        net, x, output_range=(300.0, 600.0), standardize=units, length_scale=8.0, generator=torch.Generator().manual_seed(0)
+        net,
+        x,
+        output_range=(300.0, 600.0),
+        standardize=units,
+        length_scale=8.0,
+        generator=torch.Generator().manual_seed(0),
     )
     model = BayesianModel(net, found.prior, likelihoods.Normal(scale=0.1), standardize=units)
     both = prior_predictive(model, torch.cat([x, x + 0.02]), 3000, generator=torch.Generator().manual_seed(1)).functions
@@ -75,8 +80,8 @@ def test_the_same_for_the_same_seed():
     )
     assert one.prior.scale == other.prior.scale
     assert (one.achieved, one.error) == (other.achieved, other.error)
-    before = torch.get_rng_state()
-    priors.matching(mlp(nn.Tanh), LINE, std=1.0, num_draws=50, generator=torch.Generator().manual_seed(7))
+    net, before = mlp(nn.Tanh), torch.get_rng_state()
+    priors.matching(net, LINE, std=1.0, num_draws=50, generator=torch.Generator().manual_seed(7))
     assert torch.equal(before, torch.get_rng_state())
     assert repr(one).startswith("MatchedPrior(std: wanted 1, achieved ")
 
@@ -84,7 +89,11 @@ def test_the_same_for_the_same_seed():
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (lambda: priors.matching(mlp(nn.ReLU), LINE, std=1.0, length_scale=0.05), ArgumentError, "0.05 is not possible"),
+        (
+            lambda: priors.matching(mlp(nn.ReLU), LINE, std=1.0, length_scale=0.05),
+            ArgumentError,
+            "0.05 is not possible",
+        ),
         (lambda: priors.matching(mlp(nn.ReLU), LINE), ArgumentError, "std, output_range: pass one"),
         (lambda: priors.matching(nn.Linear(1, 1), LINE, std=1.0), ArgumentError, "a first and another last layer"),
         (lambda: priors.matching(mlp(nn.ReLU), LINE, std=-1.0), ArgumentError, "std"),

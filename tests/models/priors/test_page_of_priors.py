@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
+
+from tests.tested_rows import check_rows
 
 ROOT = Path(__file__).parents[3]
 
@@ -20,9 +21,5 @@ def test_the_page_runs():
     assert abs(names["found"].achieved["std"] - 1.0) < 0.1
 
 
-def test_the_rows_name_tests_that_exist(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.delitem(sys.modules, "tests.tested_rows", raising=False)
-    from tests.tested_rows import check_rows
-
+def test_the_rows_name_tests_that_exist():
     check_rows("Priors", least=12)
