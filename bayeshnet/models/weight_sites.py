@@ -63,7 +63,7 @@ def prior_latents(prior: Any, net: Any, like: Tensor) -> dict[str, TorchDistribu
         >>> from bayeshnet import MLP
         >>> net = MLP(n_in=2, n_out=1, hidden_layers=(), verbose=False)
         >>> list(prior_latents(priors.Horseshoe(), net, torch.zeros(())))
-        ['layers.0.weight.global', 'layers.0.weight.local']
+        ['0.weight.global', '0.weight.local']
     """
     if not isinstance(prior, priors.Prior):
         return {}

@@ -146,7 +146,7 @@ NO_PRIORS = [
     (lambda: [dist.Normal(0.0, 1.0)], "is a list; a prior is"),
     (lambda: torch.distributions.Normal(0.0, 1.0), "is a Normal of torch.distributions, which is no sample site"),
     (lambda: lambda: None, r"the function takes \(\), but is called as prior\(name, record, like=tensor\)"),
-    (lambda: lambda name, record, more: None, "unexpected keyword argument 'like'"),
+    (lambda: lambda name, record, more: None, "missing a required argument: 'more'"),
     (lambda: lambda name, shape: None, "gives a NoneType for parameter '0.weight'; it has to return a distribution"),
     (lambda: lambda n, r, *, like: None, "gives a NoneType for parameter '0.weight'; it has to return a distribution"),
     (lambda: lambda n, r, *, like: torch.zeros(r.shape), "gives a Tensor for parameter '0.weight'"),

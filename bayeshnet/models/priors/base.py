@@ -20,6 +20,7 @@ class Prior(Configured, ABC):
     Subclasses implement :meth:`distribution`; a plain function with its signature serves as well.
 
     Example:
+        >>> import torch
         >>> from bayeshnet.models.weight_normal import WeightNormal
         >>> class Wide(Prior):
         ...     def distribution(self, name, record, *, like):

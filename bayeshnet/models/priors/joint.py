@@ -112,6 +112,7 @@ def modules_of(fn: Any) -> list[nn.Module]:
     """The modules that a distribution is made of, its own and those of what it has.
 
     Example:
+        >>> import torch
         >>> modules_of(torch.distributions.Normal(0.0, 1.0))
         []
     """

@@ -41,7 +41,7 @@ class MatchedPrior:
 
     Example:
         >>> MatchedPrior(Normal(), {"std": 2.0}, {"std": 2.02}, {"std": 0.03}, {"last": 2.1})
-        MatchedPrior(std: wanted 2, achieved 2.02 +- 0.03)
+        MatchedPrior(std: wanted 2, achieved 2.020 ± 0.030)
     """
 
     prior: Normal

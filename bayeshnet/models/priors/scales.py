@@ -97,8 +97,8 @@ def scale_of_rule(rule: str, record: ParamRecord) -> float:
     AISTATS 2010), ``"kaiming"`` ``sqrt(2 / fan_in)`` (He et al., ICCV 2015).
 
     Example:
-        >>> [scale_of_rule(rule, ParamRecord((2, 8), "weight", 0)) ** 2 for rule in ("xavier", "kaiming")]
-        [0.2, 0.25]
+        >>> [round(scale_of_rule(rule, ParamRecord((2, 8), "weight", 0)) ** 2, 6) for rule in RULES]
+        [0.125, 0.2, 0.25]
     """
     if record.name != "weight" or len(record.shape) < 2:
         return 1.0
