@@ -14,6 +14,7 @@ from bayeshnet.evaluation import (
     log_evidence,
     predict,
     predict_summary,
+    prior_predictive,
     sample_networks,
 )
 from bayeshnet.families import ImplicitWeights
@@ -72,6 +73,7 @@ __all__ = [
     "mnets",
     "predict",
     "predict_summary",
+    "prior_predictive",
     "priors",
     "sample_networks",
     "save",

@@ -6,6 +6,7 @@ from bayeshnet.deprecation import renamed_attributes
 from bayeshnet.entropy.diagnosis import Diagnosis
 from bayeshnet.evaluation._diagnose import diagnose
 from bayeshnet.evaluation._predict import predict
+from bayeshnet.evaluation._prior_predictive import prior_predictive
 from bayeshnet.evaluation._sources import ensemble_draws, posterior_draws
 from bayeshnet.evaluation._stream import predict_summary
 from bayeshnet.evaluation.importance import importance_sample, log_evidence
@@ -31,6 +32,7 @@ __all__ = [
     "posterior_draws",
     "predict",
     "predict_summary",
+    "prior_predictive",
     "sample_networks",
 ]
 

@@ -254,7 +254,9 @@ def _checked(model: BayesianModel, draws: Mapping[str, Any]) -> dict[str, Tensor
         ArgumentTypeError: If draws are no tensor.
     """
     found: dict[str, Tensor] = {}
-    shapes = model.latent_shapes
+    own = [f"prior.{name}" for name in model.prior_latents()] if hasattr(model, "prior_latents") else []
+    # No prediction depends on the prior's own latents.
+    shapes = {name: shape for name, shape in model.latent_shapes.items() if name in draws or name not in own}
     num: int | None = None
     for name, shape in shapes.items():
         value = draws.get(name)

@@ -146,7 +146,7 @@ def _draws(guide: Guide, sites: Sequence[LatentSite], values: Mapping[str, Tenso
     if flat_given:
         names = [site.name for site in sites]
     unknown = [name for name in values if name not in names]
-    missing = [name for name in names if name not in values and not name.startswith("likelihood.")]
+    missing = [name for name in names if name not in values and not name.startswith(("likelihood.", "prior."))]
     if unknown or missing:
         raise ArgumentError(
             f"source: has unknown names {unknown[:5]} and lacks {missing[:5]}; the latents are {names[:20]}. Was it "

@@ -182,6 +182,9 @@ def _layout(
     model: BayesianModel, sites: Sequence[LatentSite], start: PriorStart, layers: list[tuple[int, int | None]]
 ) -> tuple[FlatLayout, list[LayerPrior]]:
     """Return where everything lies in the vector of all latents, and the priors of the conditional layers."""
+    latents = [site.name for site in sites if site.name.startswith("prior.")]
+    if latents and model.prior_latents():
+        raise NotApplicableError(f"the prior has latents of its own, {', '.join(latents[:3])}: no constant scales")
     expected = list(model.weight_priors())
     # The vector has to begin with the network's weights in the order of its table.
     if [site.name for site in sites[: len(expected)]] != expected:

@@ -32,20 +32,18 @@ from bayeshnet.models.param_sites import emit_param_sites
 from bayeshnet.models.parts import Bayesian, Others, roles_of
 from bayeshnet.models.plate_places import in_plates
 from bayeshnet.models.prepared import PreparedByData
-from bayeshnet.models.prior_rules import prior_rule
+from bayeshnet.models.prior_rules import as_prior, prior_rule
 from bayeshnet.models.target_shapes import checked_shape, fitted_targets
 from bayeshnet.models.trunk import PrecomputesTrunk
 from bayeshnet.models.units import Standardize, Units, standardization_from
 from bayeshnet.models.updated import PosteriorPrior, updated
-from bayeshnet.models.weight_sites import (
-    build_priors,
-    learned_scales,
-    refuse_unknown_names,
-)
+from bayeshnet.models.weight_sites import build_priors, learned_scales, prior_for, prior_latents
 
 __all__ = ["BayesianModel"]
 
-PriorLike: TypeAlias = "priors.Prior | TorchDistributionMixin | Callable[..., TorchDistributionMixin]"
+PriorLike: TypeAlias = (
+    "priors.Prior | priors.JointPrior | TorchDistributionMixin | Callable[..., TorchDistributionMixin]"
+)
 
 
 class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, PrecomputesTrunk, Configured, nn.Module):
@@ -64,8 +62,9 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, PrecomputesTru
     Args:
         net: Any ``nn.Module``, or a main network of this package.
         prior: A :class:`~bayeshnet.models.priors.Prior`; a distribution of one number, for every weight, such as
-            ``dist.Laplace(0., 1.)`` (it takes the network's dtype and device); or a function
-            ``(name, record, *, like) -> distribution``. ``priors.Normal(scale="fan_in")`` by default.
+            ``dist.Laplace(0., 1.)`` (it takes the network's dtype and device); a function ``(name, shape) ->
+            distribution`` or ``(name, record, *, like) -> distribution``; or with ``flat=True``
+            :class:`~bayeshnet.ImplicitWeights`. ``priors.Normal(scale="fan_in")`` by default.
         likelihood: A :class:`~bayeshnet.models.likelihoods.Likelihood`, or a function from outputs to a distribution of
             Pyro, see :class:`~bayeshnet.models.likelihoods.FromFunction`.
         dataset_size: Number of rows of the whole data set. Needed when ``y`` comes in minibatches: the likelihood of a
@@ -152,7 +151,7 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, PrecomputesTru
             require_count("dataset_size", dataset_size, advice=", the rows of the whole data set")
         check_missing(missing)
         require_positive("kl_weight", kl_weight)
-        prior = priors.Normal(scale="fan_in") if prior is None else prior
+        prior = priors.Normal(scale="fan_in") if prior is None else as_prior(prior)
         prior_rule(prior)  # says what a prior is, if this is none
         example = next((param for param in net.parameters() if param.requires_grad), None)
         dtype = torch.get_default_dtype() if example is None else example.dtype
@@ -166,7 +165,7 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, PrecomputesTru
         if self.columns is not None:
             self.columns.check_network(net)
         self.batch_norm = BatchNormStatistics(self.net, batch_norm, reference_rows)
-        self.prior = prior
+        self.prior = prior = prior_for(prior, net, self.net, flat=flat)
         self.likelihood = likelihood
         self.dataset_size = dataset_size
         self.flat = flat
@@ -181,10 +180,10 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, PrecomputesTru
         found = found if self.columns is None else self.columns.only_numbers(found)
         self.units = Units(found, device=self._like.device)
         likelihood.check_dtype(dtype)
-        refuse_unknown_names(prior, self.net)
         self.learned_scales = learned_scales(prior, self.net, self._like)
         if isinstance(prior, PosteriorPrior):
             prior.to(self._like)
+        self.prior_latents()
         self.weight_priors()  # an unusable prior is an error here, not at the first step
 
     def __repr__(self) -> str:
@@ -207,10 +206,23 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, PrecomputesTru
 
     # ------------------------------------------------------------------ what is latent
 
-    def weight_priors(self) -> dict[str, TorchDistributionMixin]:
-        """The prior of every weight site, by site name; with the learned scales as they are now."""
-        if isinstance(self.prior, PosteriorPrior):
+    def prior_latents(self) -> dict[str, TorchDistributionMixin]:
+        """Priors of the prior's own latents, such as scales, by their names in it; none for most priors."""
+        return prior_latents(self.prior, self.net, self._like)
+
+    def weight_priors(self, latents: Mapping[str, Tensor] | None = None) -> dict[str, TorchDistributionMixin]:
+        """The prior of every weight site, by site name; with the learned scales as they are now.
+
+        Args:
+            latents: Values ``[*samples, *event]`` of :attr:`prior_latents`, which it is then given; 1 by default.
+        """
+        if isinstance(self.prior, PosteriorPrior | priors.JointPrior):
             return {"weights": self.prior.weights()}
+        if latents:
+            made: dict[str, Any] = build_priors(
+                self.prior, self.net, self._like, learned=None, flat=self.flat, latents=latents
+            )
+            return made if self.learned_scales is None else {**self.learned_scales.priors(made)}
         key = (self._like.dtype, self._like.device)
         if self._prior_cache is None or self._prior_cache[0] != key:
             learned = self.learned_scales
@@ -229,7 +241,8 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, PrecomputesTru
     @property
     def latent_shapes(self) -> dict[str, Size]:
         """Event shape of every latent site, by name, in the order in which they are drawn."""
-        shapes = {name: Size(fn.event_shape) for name, fn in self.weight_priors().items()}
+        shapes = {f"prior.{name}": Size(fn.event_shape) for name, fn in self.prior_latents().items()}
+        shapes.update({name: Size(fn.event_shape) for name, fn in self.weight_priors().items()})
         for name, fn in self.likelihood.priors().items():
             shapes[f"likelihood.{name}"] = Size(fn.event_shape)
         return shapes
@@ -325,7 +338,12 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, PrecomputesTru
         self.points.emit()
         if self.learned_scales is not None:
             emit_param_sites("prior", self.learned_scales)
-        draws = {name: in_plates(pyro.sample(name, fn), fn.event_dim) for name, fn in self.weight_priors().items()}
+        if isinstance(self.prior, nn.Module):
+            emit_param_sites("prior", self.prior)
+        own = self.prior_latents().items()
+        latents = {name: in_plates(pyro.sample(f"prior.{name}", fn), fn.event_dim) for name, fn in own}
+        priors_now = self.weight_priors(latents)
+        draws = {name: in_plates(pyro.sample(name, fn), fn.event_dim) for name, fn in priors_now.items()}
         if isinstance(self.prior, PosteriorPrior):
             return draws, self.likelihood.sample_params(partial(self.prior.sample_likelihood, draws["weights"]))
         return draws, self.likelihood.sample_params()

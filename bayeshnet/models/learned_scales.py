@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.models.weight_normal import WeightNormal
 
 __all__ = ["LearnedScales"]
 
@@ -33,6 +33,7 @@ class LearnedScales(nn.Module):
         ArgumentError: If the shape of factors does not expand to that of their tensor.
 
     Example:
+        >>> from bayeshnet.models.weight_normal import WeightNormal
         >>> scales = LearnedScales({"weight": (2, 3), "bias": (2,)}, {"weight": (1, 3)}, torch.zeros(()))
         >>> start = {"weight": WeightNormal(torch.zeros(2, 3), torch.ones(2, 3)),
         ...          "bias": WeightNormal(torch.zeros(2), torch.ones(2))}
@@ -67,7 +68,7 @@ class LearnedScales(nn.Module):
         """The factors as they are now, by the parameter's name."""
         return {name: log_factor.detach().exp() for name, log_factor in self._by_name().items()}
 
-    def priors(self, start: Mapping[str, WeightNormal]) -> dict[str, WeightNormal]:
+    def priors(self, start: Mapping[str, Any]) -> dict[str, Any]:
         """The priors of now, of those with factors 1.
 
         Args:
@@ -82,16 +83,16 @@ class LearnedScales(nn.Module):
         return {name: fn.scaled(torch.cat(parts))}
 
     @staticmethod
-    def check(name: str, fn: object) -> WeightNormal:
-        """The prior of a parameter as one whose scale can be learned.
+    def check(name: str, fn: Any) -> Any:
+        """The prior of a parameter, if it has a scale that can be learned.
 
         Raises:
             ArgumentTypeError: If it is none.
         """
-        if not isinstance(fn, WeightNormal):
+        if not hasattr(fn, "scaled"):
             raise ArgumentTypeError(
-                f"prior: the scale of parameter {name!r} is to be learned, which needs a Normal prior; it has a "
-                f"{type(fn).__name__}. Return bayeshnet.models.weight_normal.WeightNormal, or let its factor_shape be "
-                "None."
+                f"prior: the scale of parameter {name!r} is to be learned, which needs a prior with a scale; it "
+                f"has a {type(fn).__name__}. Return a distribution with a method scaled(log_factor), such as "
+                "bayeshnet.models.weight_normal.WeightNormal, or let its factor_shape be None."
             )
         return fn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -15,24 +14,40 @@ from torch import Size, Tensor, nn
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.param_table import ParamRecord
-from bayeshnet.models.priors import Prior
+from bayeshnet.models.moved import moved
+from bayeshnet.models.priors import JointPrior, Prior
+from bayeshnet.models.priors.joint import modules_of
 from bayeshnet.models.weight_normal import WeightNormal
 
-__all__ = ["PriorRule", "check_prior", "prior_rule", "usable_prior"]
+__all__ = ["PriorRule", "as_prior", "check_prior", "prior_rule", "usable_prior"]
 
 PriorRule: TypeAlias = "Callable[..., TorchDistributionMixin]"
 
 _WHAT_IT_IS = (
     "a prior is one of bayeshnet.priors, such as priors.Normal(scale='fan_in'); a distribution of one number, such as "
-    "dist.Laplace(0., 1.), for every weight; or a function (name, record, *, like) -> distribution"
+    "dist.Laplace(0., 1.), for every weight; or a function (name, shape) -> distribution or "
+    "(name, record, *, like) -> distribution"
 )
+
+
+def as_prior(prior: Any) -> Any:
+    """What is given as ``prior=``, with a distribution that modules make wrapped so that a model has their parameters.
+
+    Example:
+        >>> as_prior(dist.Laplace(0.0, 1.0)).scale
+        tensor(1.)
+    """
+    if isinstance(prior, TorchDistributionMixin) and modules_of(prior):
+        return JointPrior(prior)
+    return prior
 
 
 def prior_rule(prior: Any) -> PriorRule:
     """The function ``(name, record, *, like) -> distribution`` that a prior stands for.
 
     Args:
-        prior: A :class:`~bayeshnet.models.priors.Prior`, a distribution, or such a function.
+        prior: A :class:`~bayeshnet.models.priors.Prior`, a distribution, such a function, or one
+            ``(name, shape) -> distribution``, whose distribution may be of one number, for all of the parameter.
 
     Raises:
         ArgumentTypeError: If it is none of these; the message says what a prior is.
@@ -50,11 +65,6 @@ def prior_rule(prior: Any) -> PriorRule:
     if isinstance(prior, Prior):
         return prior.distribution
     if isinstance(prior, torch.distributions.Distribution):
-        if any(isinstance(part, nn.Module) or hasattr(part, "generator") for part in vars(prior).values()):
-            raise _of_a_network(
-                prior,
-                "a distribution of what a network makes, with parameters that the model would neither train nor save",
-            )
         return _Everywhere(_of_pyro(prior, "is"))
     if hasattr(prior, "distribution") and callable(prior.distribution):
         return _checked_signature(prior.distribution)
@@ -128,9 +138,8 @@ def check_prior(fn: TorchDistributionMixin, what: str, like: Tensor) -> None:
 
 def _of_a_network(prior: Any, what: str) -> ArgumentTypeError:
     return ArgumentTypeError(
-        f"prior: is {kind_of(prior)}, {what}; {_WHAT_IT_IS}. What a hypernetwork makes can be the prior of a "
-        "Pyro model of your own, with w = pyro.sample('weights', ImplicitWeights(hnet)); for an example see "
-        "docs/estimators.md, section 'Full support'."
+        f"prior: is {kind_of(prior)}, {what}; {_WHAT_IT_IS}. What a hypernetwork makes is a prior as "
+        "BayesianModel(net, priors.JointPrior(ImplicitWeights(hnet)), flat=True)."
     )
 
 
@@ -141,7 +150,7 @@ class _Everywhere:
         self.fn = fn
 
     def __call__(self, name: str, record: ParamRecord, *, like: Tensor) -> TorchDistributionMixin:
-        fn, shape = _moved(self.fn, like), Size(record.shape)
+        fn, shape = moved(self.fn, like), Size(record.shape)
         given = fn.batch_shape + fn.event_shape
         for key in ("loc", "scale"):
             value = getattr(_base(fn), key, None)
@@ -165,14 +174,36 @@ def _checked_signature(rule: Callable[..., Any]) -> PriorRule:
         signature = inspect.signature(rule)
     except (TypeError, ValueError):  # builtins have none
         return rule
+    error = _refused(signature, like=None)
+    if error is None:
+        return rule
+    if _refused(signature) is None:
+        return _OfNameAndShape(rule)
+    raise ArgumentTypeError(
+        f"prior: the function takes {signature}, but is called as prior(name, record, like=tensor) or prior(name, "
+        f"shape) ({error}); {_WHAT_IT_IS}."
+    )
+
+
+def _refused(signature: inspect.Signature, **options: Any) -> TypeError | None:
     try:
-        signature.bind("name", None, like=None)
+        signature.bind("name", None, **options)
     except TypeError as error:
-        raise ArgumentTypeError(
-            f"prior: the function takes {signature}, but is called as prior(name, record, like=tensor) ({error}); "
-            f"{_WHAT_IT_IS}."
-        ) from None
-    return rule
+        return error
+    return None
+
+
+class _OfNameAndShape:
+    """A function ``(name, shape) -> distribution`` as a rule."""
+
+    def __init__(self, rule: Callable[[str, tuple[int, ...]], Any]) -> None:
+        self.rule = rule
+
+    def __call__(self, name: str, record: ParamRecord, *, like: Tensor) -> TorchDistributionMixin:
+        fn: Any = self.rule(name, tuple(record.shape))
+        if not isinstance(fn, torch.distributions.Distribution):
+            return fn  # refused by usable_prior, with the parameter's name
+        return _Everywhere(_of_pyro(fn, f"gives parameter {name!r}"))(name, record, like=like)
 
 
 def _of_pyro(fn: Any, what: str) -> TorchDistributionMixin:
@@ -188,28 +219,6 @@ def _base(fn: Any) -> Any:
     while isinstance(fn, torch.distributions.Independent):
         fn = fn.base_dist
     return fn
-
-
-def _moved(value: Any, like: Tensor) -> Any:
-    """A distribution with all floating-point numbers in the dtype and on the device of ``like``, each still finite."""
-    if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            return value.to(like.device)
-        moved = value.detach().to(like)
-        lost = torch.isfinite(value) & (~torch.isfinite(moved) | ((moved == 0) & (value != 0)))
-        if bool(lost.any()):
-            raise ArgumentError(
-                f"prior: has {float(value[lost].flatten()[0]):g}, which is {float(moved[lost].flatten()[0]):g} in "
-                f"{like.dtype}, the network's dtype; pass numbers in its range."
-            )
-        return moved
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(_moved(part, like) for part in value)
-    if not isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
-        return value
-    made = copy.copy(value)
-    vars(made).update({key: _moved(part, like) for key, part in vars(value).items()})
-    return made
 
 
 def _has_delta(value: Any) -> bool:

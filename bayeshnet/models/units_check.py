@@ -14,6 +14,7 @@ from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.errors import UnitsWarning
 from bayeshnet.models.features import Features
 from bayeshnet.models.forms import leaves, mapped
+from bayeshnet.models.prior_draws import prior_draws
 
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
@@ -129,7 +130,7 @@ def _of_targets(model: BayesianModel, x: Any, y: Any, of_rows: Mapping[str, Any]
     try:
         some = mapped(x, lambda _, part: _some_of(part, rows))
         given = {name: _some_of(value, rows) for name, value in of_rows.items() if name in model.likelihood.row_data}
-        draws = _prior_draws(model)
+        draws = prior_draws(model, _DRAWS)
         _, conditional = model.conditional(some, draws, **given)
         sampled = torch.as_tensor(conditional.sample()).double()
     except Exception:  # whatever is wrong with the model or the data, running it says it better
@@ -163,9 +164,3 @@ def _of_targets(model: BayesianModel, x: Any, y: Any, of_rows: Mapping[str, Any]
         f"{float(typical[worst]):.3g} and standard deviation {float(reach[worst]):.3g}: {how}, the posterior will be "
         f"poor. {given}; prior and noise are then in units of the targets' standard deviation."
     )
-
-
-def _prior_draws(model: BayesianModel) -> dict[str, Tensor]:
-    draws = {name: fn.sample((_DRAWS,)) for name, fn in model.weight_priors().items()}
-    likelihood = {f"likelihood.{name}": fn.sample((_DRAWS,)) for name, fn in model.likelihood.priors().items()}
-    return {**draws, **likelihood}

@@ -169,8 +169,9 @@ def updated(
     a family ``"mean_field"`` without conditional layers) that Gaussian itself, so that exact posteriors stay exact;
     of any other, a hypernetwork or conditional layers, the Gaussian with the mean and all covariances of its draws
     (above 2,000 latents the 100 directions with the largest ones, and all variances). Curvature and modes are lost
-    there. The new model has one site for all weights, and no conditional layers where they are correlated. What is
-    learned as a parameter (``learn=True``) goes on from its value.
+    there. Latents of the prior, such as hierarchical scales, are averaged over: the next data depend on the weights and
+    the noise alone. The new model has one site for all weights, and no conditional layers where they are correlated.
+    What is learned as a parameter (``learn=True``) goes on from its value.
 
     Args:
         model: The model of the data so far.
@@ -211,7 +212,7 @@ def updated(
                 f"likelihood: its latent {name!r} has shape {tuple(fn.event_shape)}; an updated model can have single "
                 "numbers and vectors."
             )
-    like = cast("Any", next(iter(model.weight_priors().values()))).mean
+    like = model._like  # pyright: ignore[reportPrivateUsage] - a part of the model
     with torch.no_grad():
         moments, origin = _moments(model, guide, num_samples)
         rank = moments["factor"].shape[1] if "factor" in moments else None
@@ -280,7 +281,7 @@ def _independent_sites(model: BayesianModel, guide: Any) -> dict[str, Tensor] | 
         nodes: Any = poutine.trace(guide).get_trace().nodes
     locs: list[Tensor] = []
     scales: list[Tensor] = []
-    for name in model.latent_shapes:
+    for name in _priors(model):
         fn: Any = nodes[f"{name}_unconstrained"]["fn"] if f"{name}_unconstrained" in nodes else None
         base = fn.base_dist if isinstance(fn, torch.distributions.Independent) else fn
         if not isinstance(base, torch.distributions.Normal):

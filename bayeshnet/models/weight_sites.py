@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor
+from torch.distributions import constraints
 
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.mnets.module_mainnet import frozen_hint
@@ -16,9 +17,59 @@ from bayeshnet.mnets.param_table import ParamRecord
 from bayeshnet.models import priors
 from bayeshnet.models.learned_scales import LearnedScales
 from bayeshnet.models.prior_rules import prior_rule, usable_prior
+from bayeshnet.models.weight_joint import JointWeights
 from bayeshnet.models.weight_normal import WeightNormal
 
-__all__ = ["build_priors", "learned_scales", "placed_draws", "refuse_unknown_names", "split_flat", "stacked_values"]
+__all__ = [
+    "build_priors",
+    "learned_scales",
+    "placed_draws",
+    "prior_for",
+    "prior_latents",
+    "refuse_unknown_names",
+    "split_flat",
+    "stacked_values",
+]
+
+
+def prior_for(prior: Any, net: Any, copied: Any, *, flat: bool) -> Any:
+    """A prior as a model of this network has it: with the network's values where they are its centre.
+
+    Args:
+        prior: As for the model.
+        net: The network that was given, with its values.
+        copied: The model's copy without weights.
+        flat: Whether all weights are one site.
+
+    Raises:
+        ArgumentError: If a prior of all weights jointly does not fit, or one has entries for unknown parameters.
+
+    Example:
+        >>> from bayeshnet.mnets import functional_copy
+        >>> net = torch.nn.Linear(2, 1)
+        >>> prior_for(priors.Normal(loc="net"), net, functional_copy(net), flat=False)
+        Normal(scale=1, loc=<values of 2 parameters>)
+    """
+    if getattr(prior, "joint", False):
+        prior.check(copied, flat=flat)
+    found = prior.for_network(net) if isinstance(prior, priors.Prior) else prior
+    refuse_unknown_names(found, copied)
+    return found
+
+
+def prior_latents(prior: Any, net: Any, like: Tensor) -> dict[str, TorchDistributionMixin]:
+    """Priors of a prior's own latents, by their names in it; none for most.
+
+    Example:
+        >>> from bayeshnet import MLP
+        >>> net = MLP(n_in=2, n_out=1, hidden_layers=(), verbose=False)
+        >>> list(prior_latents(priors.Horseshoe(), net, torch.zeros(())))
+        ['0.weight.global', '0.weight.local']
+    """
+    if not isinstance(prior, priors.Prior):
+        return {}
+    params = dict(zip(net.param_names, net.param_table, strict=True))
+    return dict(prior.latents(params, like=like))
 
 
 def refuse_unknown_names(prior: Any, net: Any) -> None:
@@ -64,7 +115,13 @@ def learned_scales(prior: Any, net: Any, like: Tensor) -> LearnedScales | None:
 
 
 def build_priors(
-    prior: Any, net: Any, like: Tensor, *, learned: LearnedScales | None, flat: bool
+    prior: Any,
+    net: Any,
+    like: Tensor,
+    *,
+    learned: LearnedScales | None,
+    flat: bool,
+    latents: Mapping[str, Tensor] | None = None,
 ) -> dict[str, TorchDistributionMixin]:
     """The prior of every weight site, by site name.
 
@@ -74,9 +131,11 @@ def build_priors(
         like: A tensor with the dtype and device of the weights.
         learned: Factors of the scales, if they are learned; these priors have factors 1.
         flat: Whether all weights are one site.
+        latents: Values ``[*samples, *event]`` of the prior's own latents, by their names in it, for the prior given
+            them; by default all factors are 1.
 
     Raises:
-        ArgumentError: If a prior does not fit its parameter, or is no Normal for a flat site.
+        ArgumentError: If a prior does not fit its parameter, or is not over all real numbers for a flat site.
 
     Example:
         >>> from bayeshnet import MLP
@@ -90,9 +149,12 @@ def build_priors(
         return {"weights": usable_prior(rule("weights", record, like=like), "weights", record.shape, like)}
     made: dict[str, TorchDistributionMixin] = {}
     for name, shape, record in zip(net.param_names, net.param_shapes, net.param_table, strict=True):
+        if latents:
+            made[name] = prior.given(name, record, latents, like=like)
+            continue
         fn = usable_prior(rule(name, record, like=like), name, tuple(shape), like)
         made[name] = LearnedScales.check(name, fn) if learned is not None and name in learned.factor_shapes else fn
-    return {"weights": _flat_normal(made)} if flat else made
+    return {"weights": _flat(made)} if flat else made
 
 
 def stacked_values(weights: Mapping[str, Tensor], net: Any, *, flat: bool) -> tuple[list[Tensor], Size]:
@@ -166,17 +228,25 @@ def placed_draws(draws: Mapping[str, Tensor], sites: Mapping[str, Any], like: Te
     return placed
 
 
-def _flat_normal(made: Mapping[str, TorchDistributionMixin]) -> TorchDistributionMixin:
+def _flat(made: Mapping[str, TorchDistributionMixin]) -> TorchDistributionMixin:
     locs: list[Tensor] = []
     scales: list[Tensor] = []
+    plain = True
     for name, fn in made.items():
         base: Any = fn
         while isinstance(base, torch.distributions.Independent):
             base = base.base_dist
-        if not isinstance(base, torch.distributions.Normal):
+        support: Any = getattr(base, "support", None)
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        if support not in (constraints.real, constraints.real_vector):
             raise ArgumentError(
-                f"flat: one site for all weights needs Normal priors, parameter {name!r} has {fn}; pass flat=False."
+                f"flat: one site for all weights needs priors over all real numbers, parameter {name!r} has {fn}; pass "
+                "flat=False."
             )
+        if not isinstance(base, torch.distributions.Normal) or fn.batch_shape:
+            plain = False
+            continue
         locs.append(base.loc.reshape(-1))
         scales.append(base.scale.reshape(-1))
-    return WeightNormal(torch.cat(locs), torch.cat(scales))
+    return WeightNormal(torch.cat(locs), torch.cat(scales)) if plain else JointWeights(list(made.values()))

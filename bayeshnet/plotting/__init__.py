@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
 
 from bayeshnet.plotting._inputs import PredictionLike
 from bayeshnet.plotting.calibration import calibration_curve, reliability_diagram
+from bayeshnet.plotting.priors import prior_functions
 from bayeshnet.plotting.regression import regression_band
 from bayeshnet.plotting.training import HistoryLike, elbo_trace
 
@@ -21,6 +22,7 @@ __all__ = [
     "PredictionLike",
     "calibration_curve",
     "elbo_trace",
+    "prior_functions",
     "regression_band",
     "reliability_diagram",
 ]

@@ -171,8 +171,15 @@ def test_a_function_as_prior_and_copies():
 
     m = BayesianModel(net(), prior=laplace, likelihood=GAMMA)
     assert isinstance(m.weight_priors()["0.weight"].base_dist, dist.Laplace)
-    with pytest.raises(ArgumentError, match="flat: one site for all weights needs Normal priors"):
-        BayesianModel(net(), prior=laplace, likelihood=GAMMA, flat=True)
+    flat = BayesianModel(net(), prior=laplace, likelihood=GAMMA, flat=True).weight_priors()["weights"]
+    w = torch.randn(5, *flat.event_shape)
+    torch.testing.assert_close(flat.log_prob(w), dist.Laplace(0.0, 0.5).log_prob(w).sum(-1))
+
+    def positive(name, record, *, like):
+        return dist.LogNormal(like, like + 1.0).expand(record.shape).to_event(len(record.shape))
+
+    with pytest.raises(ArgumentError, match="flat: one site for all weights needs priors over all real numbers"):
+        BayesianModel(net(), prior=positive, likelihood=GAMMA, flat=True)
     assert copy.deepcopy(m)(torch.randn(2, 3)).shape == (2,)
     assert pickle.loads(pickle.dumps(model()))(torch.randn(2, 3)).shape == (2,)
 

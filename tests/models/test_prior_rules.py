@@ -138,10 +138,6 @@ def test_a_positive_prior_is_allowed():
 NO_PRIORS = [
     (wrapped, "is a HPerturbWrapper, a module, which has no density; a prior is one of bayeshnet.priors"),
     (lambda: HMLP([[21]], verbose=False), "is a HMLP, a module"),
-    (
-        lambda: ImplicitWeights(wrapped()),
-        "is an ImplicitWeights, a distribution of what a network makes.*prior of a Pyro",
-    ),
     (lambda: dist.Laplace, r"is the class Laplace; pass Laplace\(...\), an instance"),
     (lambda: priors.Normal, r"is the class Normal; pass Normal\(\)"),
     (lambda: "fan_in", r"is a str \(priors.Normal\(scale='fan_in'\) may be meant\)"),
@@ -150,7 +146,8 @@ NO_PRIORS = [
     (lambda: [dist.Normal(0.0, 1.0)], "is a list; a prior is"),
     (lambda: torch.distributions.Normal(0.0, 1.0), "is a Normal of torch.distributions, which is no sample site"),
     (lambda: lambda: None, r"the function takes \(\), but is called as prior\(name, record, like=tensor\)"),
-    (lambda: lambda name, record: None, "unexpected keyword argument 'like'"),
+    (lambda: lambda name, record, more: None, "missing a required argument: 'more'"),
+    (lambda: lambda name, shape: None, "gives a NoneType for parameter '0.weight'; it has to return a distribution"),
     (lambda: lambda n, r, *, like: None, "gives a NoneType for parameter '0.weight'; it has to return a distribution"),
     (lambda: lambda n, r, *, like: torch.zeros(r.shape), "gives a Tensor for parameter '0.weight'"),
     (
