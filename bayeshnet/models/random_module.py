@@ -14,6 +14,7 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.mnets.broadcast import broadcast_forward, row_dims
 from bayeshnet.models.bayesian_model import BayesianModel, PriorLike
 from bayeshnet.models.likelihoods import Likelihood
+from bayeshnet.models.parts import Bayesian, Others
 from bayeshnet.models.weight_sites import split_flat, stacked_values
 
 __all__ = ["DrawnModule", "RandomModule"]
@@ -43,6 +44,8 @@ class RandomModule(Configured, nn.Module):
             single numbers or labels; a list of one number for each argument of the network. By default 1 for chains of
             linear layers, and for inputs that are matrices; others are refused until it is said.
         flat: Draw all weights as one site ``NAME.weights`` of shape ``[D]``.
+        bayesian: Which parameters are weights, as for :class:`~bayeshnet.BayesianModel`.
+        others: What the other parameters are, as there.
 
     Raises:
         ArgumentTypeError: As :class:`~bayeshnet.BayesianModel`; if ``name`` is no string, or ``event_dim`` no number.
@@ -78,6 +81,8 @@ class RandomModule(Configured, nn.Module):
         name: str = "f",
         event_dim: EventDim = None,
         flat: bool = False,
+        bayesian: Bayesian = None,
+        others: Others | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(name, str):
@@ -86,7 +91,8 @@ class RandomModule(Configured, nn.Module):
             raise ArgumentError("name: is empty; pass a string, with which names of sites begin, such as 'f'.")
         self.name = name
         self.event_dim = _checked(event_dim)
-        self.model = BayesianModel(net, prior, _Unobserved(), flat=flat, batch_norm="running")
+        options = {"flat": flat, "bayesian": bayesian, "others": others}
+        self.model = BayesianModel(net, prior, _Unobserved(), batch_norm="running", **options)
         if layers := self.model.batch_norm.layers:
             names = [layer.removeprefix("module.") for layer in layers]
             raise ArgumentError(
