@@ -91,7 +91,7 @@ class RandomModule(Configured, nn.Module):
             raise ArgumentError("name: is empty; pass a string, with which names of sites begin, such as 'f'.")
         self.name = name
         self.event_dim = _checked(event_dim)
-        options = {"flat": flat, "bayesian": bayesian, "others": others}
+        options: Any = {"flat": flat, "bayesian": bayesian, "others": others}
         self.model = BayesianModel(net, prior, _Unobserved(), batch_norm="running", **options)
         if layers := self.model.batch_norm.layers:
             names = [layer.removeprefix("module.") for layer in layers]

@@ -182,7 +182,7 @@ def as_array(values: Tensor) -> Array:
 def _inputs(model: BayesianModel, x: Array) -> Tensor:
     """Inputs in their own precision where the model standardises them, and in the network's otherwise."""
     found = torch.tensor(x)  # a copy: an array may be read-only
-    return found if model.units.takes_any_float(0) else found.to(_dtype(model))
+    return found if model.units.takes_any_float("0") else found.to(_dtype(model))
 
 
 def _targets(model: BayesianModel, y: Array) -> Tensor:

@@ -45,6 +45,7 @@ def test_a_resnet_from_guide_to_file(networks, tmp_path):
     assert guide.inducing.num_inducing == 4
     assert guide.num_parameters <= 3 * guide.latent_dim
     made = guide.summary(num_samples=2)
+    assert made.inducing_share is not None
     assert made.inducing_share <= 0.1
     assert 0.5 < made.memory_estimated / made.memory_measured < 2.0
     batches = list(zip(x.split(16), y.split(16), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import namedtuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -25,7 +25,12 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from bayeshnet.mnets import batched_forward
 from tests.models.networks_brought import Made, Returns, as_tuple, sum_of_squares
 
-Named = namedtuple("Named", ["logits", "hidden"])
+
+class Named(NamedTuple):
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
 X, Y = torch.linspace(-1.0, 1.0, 24).reshape(8, 3), torch.linspace(0.0, 1.0, 8)
 
 

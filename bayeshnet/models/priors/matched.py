@@ -213,7 +213,7 @@ class _Functions:
     def __init__(self, net: nn.Module, x: Tensor, standardize: Standardization | None, last: str | None) -> None:
         copied = functional_copy(net).double()
         self.net, self.targets = copied, None if standardize is None else standardize.targets
-        inputs = standardize.inputs[0] if standardize is not None and standardize.inputs else None
+        inputs = None if standardize is None else standardize.inputs_by_name.get("0")
         self.x = x if inputs is None else (x - inputs.loc.double()) / inputs.scale.double()
         # Of one input the length scale is in its own units.
         self.unit = 1.0 if inputs is None or x[0].numel() != 1 else float(inputs.scale)
