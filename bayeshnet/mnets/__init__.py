@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bayeshnet.mnets.adapters import merged, with_adapters
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.mlp import MLP
 from bayeshnet.mnets.mnet_interface import MainNetInterface
@@ -19,4 +20,6 @@ __all__ = [
     "ResNet",
     "batched_forward",
     "functional_copy",
+    "merged",
+    "with_adapters",
 ]

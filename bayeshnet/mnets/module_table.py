@@ -18,6 +18,7 @@ from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.layers.batch_norm import BatchNormLayer
 from bayeshnet.layers.context_mod import ContextModLayer
+from bayeshnet.layers.low_rank_adapter import LowRankAdapter
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.mnets.param_table import ParamRecord
@@ -38,6 +39,7 @@ _KINDS: tuple[tuple[Any, dict[str, str]], ...] = (
     (_NORMS, {"weight": "bn_scale", "bias": "bn_shift"}),
     (BatchNormLayer, {"scale": "bn_scale", "bias": "bn_shift"}),
     (ContextModLayer, {"gain": "cm_scale", "shift": "cm_shift"}),
+    (LowRankAdapter, {"adapter_a": "weight", "adapter_b": "weight"}),
     ((nn.Embedding, nn.EmbeddingBag), {"weight": "embedding"}),
     (
         nn.MultiheadAttention,
