@@ -100,7 +100,7 @@ class ParamSlots:
         """Make a buffer of the parameter: moved and saved with the module, and out of reach of optimisers."""
         value = self.places[0][0]._parameters[self.places[0][1]]
         for module, key in self.places:
-            del module._parameters[key]
+            module._parameters.pop(key, None)  # gone if the module itself has two places
             module._buffers[key] = None if value is None else value.detach()
 
     def to_parameter(self) -> None:
@@ -110,7 +110,7 @@ class ParamSlots:
             return
         param = nn.Parameter(value, requires_grad=False)
         for module, key in self.places:
-            del module._buffers[key]
+            module._buffers.pop(key, None)
             module._parameters[key] = param
 
 
