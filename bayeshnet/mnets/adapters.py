@@ -167,9 +167,9 @@ def _chosen(net: nn.Module, targets: Any, rank: int) -> list[nn.Module]:
     if high:
         fitting = [name for name in found if name not in high]
         name, most = next(iter(high.items()))
-        shape: Any = tuple(found[name].weight.shape)
+        layer: Any = found[name]
         raise ArgumentError(
-            f"rank: is {rank}, and the weight {shape} of {name!r} has rank {most} at most; pass a smaller rank"
+            f"rank: is {rank}, and the weight {tuple(layer.weight.shape)} of {name!r} has rank {most} at most; pass a smaller rank"
             + (f", or leave it out: targets={fitting}." if fitting else ".")
         )
     return list({id(layer): layer for layer in found.values()}.values())
