@@ -169,8 +169,8 @@ def _chosen(net: nn.Module, targets: Any, rank: int) -> list[nn.Module]:
         name, most = next(iter(high.items()))
         layer: Any = found[name]
         raise ArgumentError(
-            f"rank: is {rank}, and the weight {tuple(layer.weight.shape)} of {name!r} has rank {most} at most; pass a smaller rank"
-            + (f", or leave it out: targets={fitting}." if fitting else ".")
+            f"rank: is {rank}, and the weight {tuple(layer.weight.shape)} of {name!r} has rank {most} at most; "
+            "pass a smaller rank" + (f", or leave it out: targets={fitting}." if fitting else ".")
         )
     return list({id(layer): layer for layer in found.values()}.values())
 
