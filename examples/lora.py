@@ -1,16 +1,18 @@
-"""Bayesian LoRA: a digit reader, pretrained on upright digits, learns inverted ones from ten examples of each.
+"""Bayesian LoRA: a digit reader, pretrained on upright digits, learns turned ones from ten examples of each.
 
 A small network is trained on scikit-learn's digits (8x8 pixels). All its weights are then frozen, and low-rank adapters
-(Hu et al., 2022) learn digits as on a negative, turned by 90 degrees, from a few examples: by maximum likelihood, and
-as a Bayesian network whose only weights are those of the adapters. Prints accuracy, negative log-likelihood and
-expected calibration error on held-out digits of the new kind, and saves a picture of their calibration.
+(Hu et al., 2022), a product B A for each layer, learn digits that are turned by 90 degrees: by maximum likelihood; as a
+Bayesian network whose weights are A and B; and as one whose weights are B, with A as it was learned before. Prints
+accuracy, negative log-likelihood and expected calibration error on held-out turned digits, and saves a picture.
 
-Run: ``python examples/lora.py [--steps 1500] [--out lora.png]``.
+Run: ``python examples/lora.py [--steps 500] [--out lora.png]``.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+from fnmatch import fnmatch
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,7 +27,7 @@ from tqdm import tqdm
 import bayeshnet
 from bayeshnet import likelihoods
 from bayeshnet.metrics import expected_calibration_error
-from bayeshnet.mnets import merged, with_adapters
+from bayeshnet.mnets import with_adapters
 
 
 def digits(per_class: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -38,7 +40,7 @@ def digits(per_class: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor
     y = torch.as_tensor(data.target)
     upright, rest = train_test_split(torch.arange(len(y)).numpy(), test_size=0.5, stratify=y, random_state=seed)
     few, held_out = train_test_split(rest, train_size=10 * per_class, stratify=y[rest], random_state=seed)
-    new = -x.rot90(1, (2, 3))
+    new = x.rot90(1, (2, 3))
     return x[upright], y[upright], new[few], y[few], new[held_out], y[held_out]
 
 
@@ -86,7 +88,9 @@ def selective(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=800, help="training steps of each of the three")
+    parser.add_argument(
+        "--steps", type=int, default=500, help="training steps of each network, twice as many of maximum likelihood"
+    )
     parser.add_argument("--samples", type=int, default=200, help="networks sampled for the predictions")
     parser.add_argument("--per-class", type=int, default=10, help="examples of each new digit")
     parser.add_argument("--rank", type=int, default=2, help="rank of the adapters")
@@ -101,22 +105,23 @@ def main() -> None:
     pretrained = network()
     train(pretrained, x_old, y_old, steps=args.steps, name="pretraining")
     adapted = with_adapters(pretrained, rank=args.rank)
-    model = bayeshnet.BayesianModel(adapted, likelihood=likelihoods.Categorical())
-    guide = bayeshnet.AutoHypernet(model, example=(x, y), family="mean_field")
-    train(adapted, x, y, steps=args.steps, name="maximum likelihood")
-    bayeshnet.start_from(guide, adapted)  # from the prior a few examples do not say which of many modes to go to
-    bayeshnet.fit(model, guide, (x, y), steps=args.steps, lr=0.02, num_particles=4)
-
-    with torch.no_grad():
-        probs = {
-            "pretrained": pretrained(x_test).softmax(-1),
-            "LoRA, maximum likelihood": merged(adapted)(x_test).softmax(-1),
-            "LoRA, Bayesian": bayeshnet.predict(model, guide, x_test, num_samples=args.samples).probs,
-        }
+    train(adapted, x, y, steps=2 * args.steps, name="LoRA, maximum likelihood")
+    probs = {"pretrained": pretrained(x_test).softmax(-1), "LoRA, maximum likelihood": adapted(x_test).softmax(-1)}
+    # A posterior of all 660 numbers is paid for by 100 examples; with A as it is, there are 276.
+    for name, points in (("LoRA, Bayesian A and B", ""), ("LoRA, Bayesian B", "*adapter_a")):
+        start = copy.deepcopy(adapted)
+        for key, param in start.named_parameters():
+            param.requires_grad_(param.requires_grad and not fnmatch(key, points))
+        model = bayeshnet.BayesianModel(start, likelihood=likelihoods.Categorical())
+        guide = bayeshnet.AutoHypernet(model, example=(x, y), family="mean_field")
+        bayeshnet.start_from(guide, start)
+        bayeshnet.fit(model, guide, (x, y), steps=args.steps, lr=0.02, num_particles=4)
+        probs[name] = bayeshnet.predict(model, guide, x_test, num_samples=args.samples).probs
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    print(f"\n{'inverted, turned digits':<26}{'accuracy':>9}{'NLL':>8}{'ECE':>8}")
-    for (name, found), color in zip(probs.items(), ("0.6", "C1", "C0"), strict=True):
+    print(f"\n{'turned digits':<26}{'accuracy':>9}{'NLL':>8}{'ECE':>8}")
+    for (name, found), color in zip(probs.items(), ("0.6", "C1", "C2", "C0"), strict=True):
+        found = found.detach()
         s = scores(found, y_test)
         print(f"{name:<26}{s['accuracy']:>9.3f}{s['nll']:>8.3f}{s['ece']:>8.3f}")
         left.plot(*reliability(found, y_test), "o-", color=color, label=f"{name}: ECE {s['ece']:.3f}")
@@ -130,8 +135,12 @@ def main() -> None:
     figure.savefig(args.out, dpi=90)
 
     frozen = sum(param.numel() for param in pretrained.parameters())
-    print(f"\n{frozen} frozen weights, {model.net.num_params} of the adapters; {len(y)} examples, ", end="")
-    print(f"{len(y_test)} held-out digits; picture: {args.out}")
+    learned = sum(param.numel() for param in adapted.parameters() if param.requires_grad)
+    print(
+        f"\n{frozen} frozen weights, {learned} of the adapters; {len(y)} examples, {len(y_test)} held-out digits; ",
+        end="",
+    )
+    print(f"picture: {args.out}")
 
 
 if __name__ == "__main__":
