@@ -106,7 +106,8 @@ def main() -> None:
     train(pretrained, x_old, y_old, steps=args.steps, name="pretraining")
     adapted = with_adapters(pretrained, rank=args.rank)
     train(adapted, x, y, steps=2 * args.steps, name="LoRA, maximum likelihood")
-    probs = {"pretrained": pretrained(x_test).softmax(-1), "LoRA, maximum likelihood": adapted(x_test).softmax(-1)}
+    with torch.no_grad():
+        probs = {"pretrained": pretrained(x_test).softmax(-1), "LoRA, maximum likelihood": adapted(x_test).softmax(-1)}
     # A posterior of all 660 numbers is paid for by 100 examples; with A as it is, there are 276.
     for name, points in (("LoRA, Bayesian A and B", ""), ("LoRA, Bayesian B", "*adapter_a")):
         start = copy.deepcopy(adapted)
@@ -121,7 +122,6 @@ def main() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     print(f"\n{'turned digits':<26}{'accuracy':>9}{'NLL':>8}{'ECE':>8}")
     for (name, found), color in zip(probs.items(), ("0.6", "C1", "C2", "C0"), strict=True):
-        found = found.detach()
         s = scores(found, y_test)
         print(f"{name:<26}{s['accuracy']:>9.3f}{s['nll']:>8.3f}{s['ece']:>8.3f}")
         left.plot(*reliability(found, y_test), "o-", color=color, label=f"{name}: ECE {s['ece']:.3f}")

@@ -27,3 +27,4 @@ def test_adapters():
     assert float((median["2.adapter_b"] - started).detach().abs().max()) < 0.1
     net, first = names["pretrained"], names["networks"][0]
     torch.testing.assert_close(net(names["x"]), first(names["x"]))
+    assert names["model_of_b"].net.param_names == ["0.adapter_b", "2.adapter_b"]
