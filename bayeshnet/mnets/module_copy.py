@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,13 +21,20 @@ from bayeshnet.mnets.weight_rules import computed_tensors
 __all__ = ["copy_without"]
 
 
-def copy_without(what: Any, module: nn.Module, params: Iterable[nn.Parameter | None]) -> Any:
+def copy_without(
+    what: Any,
+    module: nn.Module,
+    params: Iterable[nn.Parameter | None],
+    *,
+    replaced: Mapping[int, nn.Module] | None = None,
+) -> Any:
     """A deep copy in which None stands wherever one of the parameters was; their values are not copied.
 
     Args:
         what: What to copy: the module, or a tuple of it and what refers to it.
         module: The module.
         params: Its parameters to be left out.
+        replaced: Modules that stand in the copy, themselves, wherever one of the modules was, by the ``id`` of that.
 
     Raises:
         ArgumentTypeError: If it cannot be copied, or its copy would still call the original.
@@ -46,7 +53,7 @@ def copy_without(what: Any, module: nn.Module, params: Iterable[nn.Parameter | N
                 "moved or copied and so cannot be without; remove the parametrisation, or loop over an "
                 "RNN cell (nn.LSTMCell, ...) whose weights are parametrised."
             )
-    memo: dict[int, Any] = {id(param): None for param in params if param is not None}
+    memo: dict[int, Any] = {id(param): None for param in params if param is not None} | dict(replaced or {})
     # Made anew at each call.
     memo.update((id(owner.__dict__.get(name)), None) for owner, name in computed_tensors(module.modules()))
     try:

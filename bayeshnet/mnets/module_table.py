@@ -18,6 +18,7 @@ from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.layers.batch_norm import BatchNormLayer
 from bayeshnet.layers.context_mod import ContextModLayer
+from bayeshnet.layers.low_rank_adapter import LowRankAdapter
 from bayeshnet.mnets.mnet_interface import MainNetInterface
 from bayeshnet.mnets.own_lists import kept_params
 from bayeshnet.mnets.param_table import ParamRecord
@@ -38,6 +39,7 @@ _KINDS: tuple[tuple[Any, dict[str, str]], ...] = (
     (_NORMS, {"weight": "bn_scale", "bias": "bn_shift"}),
     (BatchNormLayer, {"scale": "bn_scale", "bias": "bn_shift"}),
     (ContextModLayer, {"gain": "cm_scale", "shift": "cm_shift"}),
+    (LowRankAdapter, {"adapter_a": "weight", "adapter_b": "weight"}),
     ((nn.Embedding, nn.EmbeddingBag), {"weight": "embedding"}),
     (
         nn.MultiheadAttention,
@@ -98,7 +100,7 @@ class ParamSlots:
         """Make a buffer of the parameter: moved and saved with the module, and out of reach of optimisers."""
         value = self.places[0][0]._parameters[self.places[0][1]]
         for module, key in self.places:
-            del module._parameters[key]
+            module._parameters.pop(key, None)  # gone if the module itself has two places
             module._buffers[key] = None if value is None else value.detach()
 
     def to_parameter(self) -> None:
@@ -108,7 +110,7 @@ class ParamSlots:
             return
         param = nn.Parameter(value, requires_grad=False)
         for module, key in self.places:
-            del module._buffers[key]
+            module._buffers.pop(key, None)
             module._parameters[key] = param
 
 

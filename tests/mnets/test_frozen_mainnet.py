@@ -146,3 +146,17 @@ def test_networks_of_other_classes():
     bias = net._internal_params[1]
     rows = [net(x, weights=[w[:12].view(4, 3), bias, w[12:].view(1, 4)]) for w in weights]
     torch.testing.assert_close(batched_forward(bare, weights, x), torch.stack(rows))
+
+
+def test_a_frozen_layer_at_two_places():
+    """Its parameters were taken out twice, which is a KeyError."""
+    layer = nn.Linear(3, 3).requires_grad_(False)
+    net = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(3, 1))
+    bare, x = functional_copy(net), torch.randn(5, 3)
+    assert bare.frozen_names == ("0.weight", "0.bias")
+    weights = [torch.randn(1, 3), torch.randn(1)]
+    made = bare.with_weights(weights)
+    torch.testing.assert_close(bare(x, weights=weights), made(x))
+    assert made[0] is made[2]
+    assert torch.equal(made[2].weight, layer.weight)
+    assert list(made.state_dict()) == list(net.state_dict())
