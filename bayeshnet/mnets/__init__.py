@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayeshnet.mnets.adapters import adapted_names, merged, with_adapters
+from bayeshnet.mnets.adapters import merged, with_adapters
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.functional import functional_copy
 from bayeshnet.mnets.mlp import MLP
@@ -19,7 +19,6 @@ __all__ = [
     "ModuleMainNet",
     "ParamRecord",
     "ResNet",
-    "adapted_names",
     "batched_forward",
     "functional_copy",
     "merged",
