@@ -13,6 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "arviz.md"
 
 @pytest.fixture(scope="module")
 def names():
+    plt.close("all")  # those of other tests in this process
     found = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):
         exec(block, found)
