@@ -102,17 +102,24 @@ def _units(model: Any) -> Any:
 def _named_x(
     wanted: NetworkInputs, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> tuple[Sequence[Any], dict[str, Any]]:
-    """Arguments of a call ``model(x=..., mask=..., y=...)`` of a network that has an input ``x`` itself.
+    """Arguments of a call by name, ``model(x=..., mask=..., y=...)``, of which the model's own have caught some.
 
-    The model's own argument of that name has caught it, with those after it. It can be no other input: all others that
-    the network requires are given by name.
+    An ``x`` among them is the input of that name of the network if it can be no other: all others that the network
+    requires are given by name.
     """
     own = {name for name in kwargs if name not in _KNOWN and name in wanted.names}
     caught = dict(zip(_KNOWN, args, strict=False))
-    whole = not args or isinstance(args[0], tuple | list | Mapping)
-    if whole or not own or "x" not in wanted.names or not set(wanted.names[: wanted.num]) <= {"x", *own}:
+    if not own or not args or caught.keys() & kwargs.keys():
         return args, kwargs
-    return (args, kwargs) if caught.keys() & kwargs.keys() else (args[len(_KNOWN) :], {**caught, **kwargs})
+    if args[0] is None:
+        del caught["x"]
+    elif (
+        isinstance(args[0], tuple | list | Mapping)
+        or "x" not in wanted.names
+        or not set(wanted.names[: wanted.num]) <= {"x", *own}
+    ):
+        return args, kwargs
+    return args[len(_KNOWN) :], {**caught, **kwargs}
 
 
 def _refuse_one_of_several(wanted: NetworkInputs, x: Any) -> None:

@@ -109,9 +109,30 @@ def test_a_call_by_name_of_a_network_with_an_input_x():
         losses.append(SVI(model, guide, pyro.optim.Adam({"lr": 0.0}), elbo).step(*args, **kwargs))
     assert losses == losses[:1] * 4
     by_name = guide.summary({"x": U, "scale": SCALE, "y": V}, measure=False)
-    assert by_name == guide.summary(((U, SCALE), V), measure=False)
+    for data in (((U, SCALE), V), (U, SCALE, V), [(U, SCALE, V)]):
+        assert guide.summary(data, measure=False) == by_name
+    assert "20 rows" in str(by_name)
     with pytest.raises(ArgumentError, match="given twice"):
         model((U, SCALE), V, scale=SCALE)
+
+
+def test_a_call_by_name_of_other_inputs():
+    """With targets and weights of the rows by name; and without targets, which are then drawn."""
+    model = BayesianModel(nn.Bilinear(2, 1, 1), likelihood=likelihoods.Normal(scale=0.5))
+    guide = AutoHypernetNormal(model, example=((U, SCALE), V))
+    elbo = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+    losses = []
+    for args, kwargs in (
+        (((U, SCALE), V, SCALE[:, 0]), {}),
+        ((), {"input1": U, "input2": SCALE, "y": V, "weight": SCALE[:, 0]}),
+    ):
+        pyro.set_rng_seed(0)
+        losses.append(float(elbo.differentiable_loss(model, guide, *args, **kwargs)))
+    assert losses[0] == losses[1]
+    pyro.set_rng_seed(0)
+    drawn = model(input2=SCALE, input1=U)
+    pyro.set_rng_seed(0)
+    assert torch.equal(drawn, model((U, SCALE)))
 
 
 def test_one_of_several_inputs_is_refused():
