@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models.features import Features
-from bayeshnet.models.forms import as_tensor, is_frame, leaves, mapped
+from bayeshnet.models.forms import as_numbers, as_tensor, is_frame, leaves, mapped
 
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
@@ -207,9 +207,7 @@ class GivenData:
         model = cast("BayesianModel", self)
         units = _units(model)
         keep = units is None or units.target_scale is not None
-        if is_frame(value):
-            value = value.to_numpy()
-        return as_tensor(value, argument, model._like, keep=keep and argument in ("y", "noise"))  # pyright: ignore[reportPrivateUsage] - this is a part of the same class
+        return as_numbers(value, argument, model._like, keep=keep and argument in ("y", "noise"))  # pyright: ignore[reportPrivateUsage] - this is a part of the same class
 
     def as_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments ``(x, y, weight, noise, exposure)`` that a batch stands for.
