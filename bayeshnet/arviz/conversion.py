@@ -106,7 +106,7 @@ def to_arviz(
     require_flag("functions", functions)
     require_flag("inputs", inputs)
     require_flag("parallel", parallel)
-    args, kwargs = call_arguments(data, "data")
+    args, kwargs = call_arguments(data, "data", model)
     with one_thread("to_arviz"), evaluating(model):
         kind = Network if is_predictive(model) else Program
         source: Any = kind(model, args, kwargs, batch_size, parallel)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -12,7 +12,17 @@ from torch.utils.data import DataLoader
 
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.models.forms import as_tensor, fit_together, is_single, joined, leaves, mapped, num_rows, rows_of
+from bayeshnet.models.forms import (
+    as_numbers,
+    as_tensor,
+    fit_together,
+    is_single,
+    joined,
+    leaves,
+    mapped,
+    num_rows,
+    rows_of,
+)
 from bayeshnet.sites.arguments import call_arguments, inputs_and_targets, row_arguments
 
 __all__ = ["Rows", "checked_row_data", "spanned", "taken_inputs"]
@@ -62,7 +72,7 @@ def checked_row_data(rows: int, device: torch.device, **given: Any) -> dict[str,
     for name, one in given.items():
         if one is None:
             continue
-        value = as_tensor(one, name, torch.zeros((), device=device), keep=True)
+        value = as_numbers(one, name, torch.zeros((), device=device), keep=True)
         if not isinstance(value, Tensor):
             raise ArgumentTypeError(f"{name}: is {kind_of(value)}; pass a tensor [B], one number for each row.")
         if value.shape[:1] != (rows,):
@@ -147,7 +157,7 @@ class Rows:
             given = {name: value for name, value in row_arguments(args, kwargs).items() if name in self._wants}
         else:
             x = taken_inputs(self._model, batch)
-        x = mapped(x, lambda _, part: self._tensor(part))
+        x = mapped(x, lambda _, part: self._tensor(part, as_tensor))
         first = next((part for _, part in leaves(x)), None)
         if not isinstance(first, Tensor):
             raise ArgumentTypeError(f"data: inputs are {kind_of(first)}; pass a tensor or an array [B, ...].")
@@ -172,8 +182,8 @@ class Rows:
         taken = getattr(self._model, "inputs_taken", None)
         return taken is not None and (taken.takes_one or set(batch) <= set(taken.names))
 
-    def _tensor(self, value: Any) -> Any:
-        found = as_tensor(value, "data", self._like)
+    def _tensor(self, value: Any, take: Callable[..., Any] = as_numbers) -> Any:
+        found = take(value, "data", self._like)
         return found.to(self._like.device) if isinstance(found, Tensor) else found
 
     def first(self, num: int) -> tuple[Any, dict[str, Tensor]]:

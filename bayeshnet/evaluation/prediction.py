@@ -33,7 +33,7 @@ from bayeshnet.evaluation._mixture import (
     mixture_quantiles,
 )
 from bayeshnet.formatting import array, span
-from bayeshnet.models.forms import as_tensor
+from bayeshnet.models.forms import as_numbers
 from bayeshnet.sites.quantiles import checked_level, checked_levels, sample_quantiles
 
 __all__ = ["Prediction", "entropy_of", "require_existing"]
@@ -344,7 +344,7 @@ class Prediction:
 
     def _checked(self, y: Any) -> Tensor:
         """Observations in the dtype in which the distribution takes them."""
-        y = as_tensor(y, "y", self.samples)
+        y = as_numbers(y, "y", self.samples)
         if not isinstance(y, Tensor):
             raise ArgumentTypeError(f"y: is {kind_of(y)}; pass a tensor, torch.as_tensor(y).")
         labels = is_nominal(self.conditional)

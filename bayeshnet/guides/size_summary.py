@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import unwrap
 from torch import Tensor
 
 from bayeshnet.checks import require_count, require_flag
@@ -15,6 +16,7 @@ from bayeshnet.formatting import number
 from bayeshnet.guides._by_size import learned_bytes, step_bytes
 from bayeshnet.guides._measured_step import measured_step, saved_bytes
 from bayeshnet.models.capabilities import has_rows
+from bayeshnet.models.forms import is_single
 from bayeshnet.sites.arguments import call_arguments, inputs_and_targets
 from bayeshnet.sites.memory import available_memory, in_bytes
 from bayeshnet.sites.one_thread import one_thread
@@ -167,11 +169,11 @@ def _arguments(guide: Any, data: Any) -> tuple[Any, dict[str, Any]]:
     """The model's arguments of a step."""
     if data is None:
         return guide.example_arguments()
-    if not isinstance(data, Tensor | Mapping | tuple):
+    if not is_single(data):
         data = next(iter(data), None)
         if data is None:
             raise ArgumentError("data: is an empty iterable; pass at least one batch, or leave it out.")
-    return call_arguments(data, "data")
+    return call_arguments(data, "data", unwrap(guide.original_model))
 
 
 def _kept(model: Any, guide: Any, args: Any, kwargs: Any, rows: int | None) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.models.forms import as_tensor
+from bayeshnet.models.forms import as_numbers
 from bayeshnet.typing import ClassProbabilities, Labels, OutputDraws, Targets
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 
 def check_tensor(name: str, value: object, *, finite: bool = True) -> Tensor:
     """``value`` as a tensor of floating-point numbers without NaN, and without infinities if ``finite``."""
-    value = as_tensor(value, name, torch.zeros(()), keep=True)
+    value = as_numbers(value, name, torch.zeros(()), keep=True)
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(f"{name}: is {kind_of(value)}; pass a tensor, torch.as_tensor({name}).")
     if not value.is_floating_point():
@@ -91,7 +91,7 @@ def check_probabilities(probs: object, labels: object) -> tuple[ClassProbabiliti
             f"probs: has shape {list(probs.shape)}; pass [B, C], the probability of each class. Average draws "
             "[S, B, C] with probs.mean(0); a binary p [B] is torch.stack([1 - p, p], -1)."
         )
-    labels = as_tensor(labels, "labels", torch.zeros(()))
+    labels = as_numbers(labels, "labels", torch.zeros(()))
     if not isinstance(labels, Tensor):
         raise ArgumentTypeError(f"labels: is {kind_of(labels)}; pass a tensor, torch.as_tensor(labels).")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

@@ -96,10 +96,15 @@ def broadcast_forward(
     else:
         out = batched_forward(net, weights, given[0] if len(given) == 1 else tuple(given))
     if not isinstance(out, Tensor) or out.dim() < 2 or out.shape[1] != num_rows:
+        advice = (
+            "Is event_dim, the dimensions of one row of x, right?"
+            if isinstance(out, Tensor)
+            else "Put a module around it whose forward returns the one that is wanted."
+        )
         found = f"a tensor {list(out.shape[1:])}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
         raise ArgumentError(
             f"net: gives {found} for {num_rows} rows; a network in a larger model has to give one tensor with an "
-            "output for each row, [rows, ...]. Is event_dim, the dimensions of one row of x, right?"
+            f"output for each row, [rows, ...]. {advice}"
         )
     event = out.shape[2:]
     out = out.reshape((*(batch[dim] for dim in (*networks, *rows)), *event))

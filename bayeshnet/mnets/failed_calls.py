@@ -81,23 +81,31 @@ def input_error(net: Any, weights: Any, x: Any, error: BaseException) -> Argumen
 
 def _signature_error(net: Any, x: Any, error: BaseException) -> ArgumentError | ArgumentTypeError | None:
     """The inputs as arguments of ``forward``: too many, too few, or of other names."""
-    if not isinstance(error, TypeError) or not isinstance(x, tuple | Mapping):
+    if not isinstance(error, TypeError) or not isinstance(x, tuple | Mapping | Tensor):
         return None
-    module = getattr(net, "module", net) if type(net).__name__ == "ModuleMainNet" else net
+    module = _users(net)
     try:
         signature = inspect.signature(module.forward)
     except (AttributeError, TypeError, ValueError):
         return None
-    args, kwargs = (x, {}) if isinstance(x, tuple) else ((), dict(x))
+    args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else (x if isinstance(x, tuple) else (x,), {})
     try:
         signature.bind(*args, **kwargs)
     except TypeError as reason:
-        given = f"a tuple of {len(x)}" if isinstance(x, tuple) else f"a dict with the keys {list(x)}"
+        given = f"a dict with the keys {list(x)}" if isinstance(x, Mapping) else f"a tuple of {len(args)}"
+        given = "one tensor" if isinstance(x, Tensor) else given
         return ArgumentTypeError(
             f"x: is {given}, taken for the arguments of the network, but {type(module).__name__}.forward takes "
-            f"{signature} ({reason}). Pass its inputs alone, without targets; one tensor for one argument."
+            f"{signature} ({reason}). Pass its inputs alone, without targets; one tensor for one argument, a tuple "
+            "or a dict for several."
         )
     return None
+
+
+def _users(net: Any) -> Any:
+    """The network of the user, without what the package has put around it."""
+    net = getattr(net, "built_around", net)
+    return getattr(net, "module", net) if type(net).__name__ == "ModuleMainNet" else net
 
 
 def _sizes(parts: Sequence[Any]) -> str:
@@ -135,7 +143,7 @@ def _failed_layer(net: Any, error: BaseException) -> tuple[str, nn.Module, Any] 
             found = (module, frame.f_locals["input"]) if leaf else None
     if found is None or not isinstance(net, nn.Module):
         return None
-    root = getattr(net, "module", net) if type(net).__name__ == "ModuleMainNet" else net
+    root = _users(net)
     names = {id(module): name for name, module in root.named_modules()}
     return names.get(id(found[0]), ""), *found
 

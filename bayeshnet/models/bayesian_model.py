@@ -178,7 +178,7 @@ class BayesianModel(GivenData, EvaluatedForDraws, PreparedByData, PrecomputesTru
         self._prior_cache: tuple[tuple[torch.dtype, torch.device], dict[str, TorchDistributionMixin]] | None = None
         found = standardization_from(standardize, targets=likelihood.standardizes_targets, arguments=self.as_arguments)
         found = found if self.columns is None else self.columns.only_numbers(found)
-        self.units = Units(found, device=self._like.device)
+        self.units = Units(found, device=self._like.device, names=self.inputs_taken.names)
         likelihood.check_dtype(dtype)
         self.learned_scales = learned_scales(prior, self.net, self._like)
         if isinstance(prior, PosteriorPrior):

@@ -23,6 +23,7 @@ from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
+    "as_numbers",
     "as_tensor",
     "fit_together",
     "is_frame",
@@ -207,6 +208,16 @@ def as_tensor(value: Any, argument: str, like: Tensor, *, keep: bool = False) ->
     if not hasattr(value, "__array__"):
         return value
     return _of_array(value, argument, like, keep)
+
+
+def as_numbers(value: Any, argument: str, like: Tensor, *, keep: bool = False) -> Any:
+    """As :func:`as_tensor`, and of a frame the numbers in it: targets, whose columns need no order or categories.
+
+    Example:
+        >>> as_numbers(torch.ones(2), "y", torch.zeros(()))
+        tensor([1., 1.])
+    """
+    return as_tensor(value.to_numpy() if is_frame(value) else value, argument, like, keep=keep)
 
 
 def _of_array(value: Any, argument: str, like: Tensor, keep: bool) -> Tensor:

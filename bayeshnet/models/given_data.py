@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bayeshnet.checks import require_count
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
-from bayeshnet.models.forms import as_tensor, is_frame, leaves, mapped
+from bayeshnet.models.features import Features
+from bayeshnet.models.forms import as_numbers, as_tensor, is_frame, leaves, mapped
 
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
@@ -29,7 +30,7 @@ class NetworkInputs(NamedTuple):
 
     Attributes:
         num: How many stand at the front of a batch ``(u, v, y)``.
-        names: Those that can be given by name.
+        names: Those that can be given by name, in their order; "" for one that can be given by place alone.
         takes_one: Whether it takes one argument, which may be a list or a dict.
         chosen: Whether the user said how many.
 
@@ -79,7 +80,8 @@ def network_inputs(net: nn.Module, given: int | None = None) -> NetworkInputs:
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     one = plain is not None and len(parameters) == 1 and not any_number and _may_be_several(plain)
-    return NetworkInputs(given or max(1, len(required)), tuple(p.name for p in named), one, given is not None)
+    names = tuple(p.name if p in named else "" for p in parameters if p in named or p in places)
+    return NetworkInputs(given or max(1, len(required)), names, one, given is not None)
 
 
 def _may_be_several(net: Any) -> bool:
@@ -95,6 +97,40 @@ def _may_be_several(net: Any) -> bool:
 def _units(model: Any) -> Any:
     """The statistics of a model; None while it is being built."""
     return vars(model)["_modules"].get("units")
+
+
+def _named_x(
+    wanted: NetworkInputs, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Arguments of a call by name, ``model(x=..., mask=..., y=...)``, of which the model's own have caught some.
+
+    An ``x`` among them is the input of that name of the network if it can be no other: all others that the network
+    requires are given by name.
+    """
+    own = {name for name in kwargs if name not in _KNOWN and name in wanted.names}
+    caught = dict(zip(_KNOWN, args, strict=False))
+    if not own or not args or caught.keys() & kwargs.keys():
+        return args, kwargs
+    if args[0] is None:
+        del caught["x"]
+    elif (
+        isinstance(args[0], tuple | list | Mapping)
+        or "x" not in wanted.names
+        or not set(wanted.names[: wanted.num]) <= {"x", *own}
+    ):
+        return args, kwargs
+    return args[len(_KNOWN) :], {**caught, **kwargs}
+
+
+def _refuse_one_of_several(wanted: NetworkInputs, x: Any) -> None:
+    """Raise if one tensor is given, by name, for a network that requires several: it would take the targets for one."""
+    if wanted.num < 2 or wanted.chosen or x is None or isinstance(x, tuple | list | Mapping | Features):
+        return
+    names = list(wanted.names[: wanted.num])
+    raise ArgumentError(
+        f"x: is one input, and forward requires {wanted.num}, {names}; pass {{'x': (u, v), 'y': y}}, or all of them by "
+        "their names."
+    )
 
 
 class GivenData:
@@ -171,9 +207,7 @@ class GivenData:
         model = cast("BayesianModel", self)
         units = _units(model)
         keep = units is None or units.target_scale is not None
-        if is_frame(value):
-            value = value.to_numpy()
-        return as_tensor(value, argument, model._like, keep=keep and argument in ("y", "noise"))  # pyright: ignore[reportPrivateUsage] - this is a part of the same class
+        return as_numbers(value, argument, model._like, keep=keep and argument in ("y", "noise"))  # pyright: ignore[reportPrivateUsage] - this is a part of the same class
 
     def as_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments ``(x, y, weight, noise, exposure)`` that a batch stands for.
@@ -198,7 +232,7 @@ class GivenData:
             (2, torch.Size([5]))
         """
         wanted = cast("BayesianModel", self).inputs_taken
-        kwargs = dict(kwargs)
+        args, kwargs = _named_x(wanted, args, dict(kwargs))
         if args and wanted.num > 1 and not isinstance(args[0], tuple | list | Mapping):
             args = (tuple(args[: wanted.num]), *args[wanted.num :])
         own = [name for name in kwargs if name not in _KNOWN and name in wanted.names]
@@ -207,6 +241,8 @@ class GivenData:
                 raise ArgumentError(f"x: inputs are given twice, as x and as {own}; pass one of them.")
             own += ["x"] if "x" in kwargs else []
             kwargs["x"] = {name: kwargs.pop(name) for name in own}
+        elif "x" in kwargs:
+            _refuse_one_of_several(wanted, kwargs["x"])
         places = dict(zip(_KNOWN, args, strict=False))
         made = {name: self._argument(name, value) for name, value in places.items()}
         named = {name: self._argument(name, value) for name, value in kwargs.items()}

@@ -152,7 +152,7 @@ class Standardization(Configured):
                 parts = dict(leaves(x))
                 if number_of_batch == 0:
                     inputs = {name: _Moments.for_inputs(part, num_rows(x), feature_dim) for name, part in parts.items()}
-                    places = not isinstance(x, Mapping)
+                    places = not isinstance(x, Mapping) and all(name.isdigit() for name in parts)
                     targets = _Moments.for_targets(y)
                 if parts.keys() != inputs.keys():
                     raise ArgumentError(f"x: batches have the parts {list(inputs)} and {list(parts)}; pass equal ones.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,6 +19,8 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.module_mainnet import ModuleMainNet
 from bayeshnet.models.features import Features
+from bayeshnet.models.forms import is_single, num_rows, rows_of
+from bayeshnet.models.given_data import ROW_DATA
 
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
@@ -47,8 +49,8 @@ class PrecomputesTrunk:
         rounding.
 
         Args:
-            x: Inputs ``[N, ...]``, a tensor or array; a tuple of the network's arguments; or batches of inputs, or of
-                ``(inputs, targets)``, such as a ``DataLoader``.
+            x: Inputs in any form that the model takes: a tensor, an array, a frame; a tuple or dict of the network's
+                arguments; or batches of inputs, or of inputs and targets as for a fit, such as a ``DataLoader``.
             batch_size: Number of rows at once, which bounds the memory; batches are taken as they come.
 
         Returns:
@@ -85,7 +87,7 @@ class PrecomputesTrunk:
             trunk, off = "", ()
             out: Tensor | None = None
             filled = 0
-            for part, y, total in _batches(x, batch_size, model._like.dtype):
+            for part, y, total in _batches(x, batch_size, model):
                 model.check_inputs(part)
                 given = model.standardized_inputs(part)
                 if chosen is None:
@@ -230,7 +232,7 @@ def _recorded(net: ModuleMainNet, path: str, x: Any) -> tuple[Tensor, int]:
 def _fitting(model: BayesianModel, candidates: Sequence[tuple[str, ...]], x: Any) -> tuple[str, ...]:
     """The first of the places where the rest of the network makes of its input what the network makes."""
     net = model.net
-    few = tuple(_few(part) for part in x) if isinstance(x, tuple) else _few(x)
+    few = rows_of(x, slice(0, _ROWS))
     like = model._like
     # Any weights serve, and no random numbers are drawn where nothing is random.
     sizes = [(2, *shape) for shape in net.param_shapes]
@@ -238,7 +240,7 @@ def _fitting(model: BayesianModel, candidates: Sequence[tuple[str, ...]], x: Any
     tolerance = 100 * torch.finfo(like.dtype).eps ** 0.75
     for paths in candidates:
         features, num = _recorded(net, paths[0], few)
-        if num != 1 or not features.dim() or len(features) != _num_rows(few):
+        if num != 1 or not features.dim() or len(features) != num_rows(few):
             continue
         with contextlib.suppress(RuntimeError, ValueError, TypeError, IndexError):  # then it is no such place
             whole, again = batched_forward(net, weights, few), batched_forward(_head(model, paths), weights, features)
@@ -250,14 +252,6 @@ def _fitting(model: BayesianModel, candidates: Sequence[tuple[str, ...]], x: Any
         "with a row for each of the inputs), so that there is no frozen trunk; write the network as "
         "nn.Sequential(trunk, head), or leave precompute out."
     )
-
-
-def _few(part: Any) -> Any:
-    return part[:_ROWS] if isinstance(part, Tensor) and part.dim() else part
-
-
-def _num_rows(x: Any) -> int:
-    return next((len(part) for part in (x if isinstance(x, tuple) else (x,)) if isinstance(part, Tensor)), 0)
 
 
 def _head(model: BayesianModel, paths: tuple[str, ...]) -> ModuleMainNet:
@@ -328,26 +322,32 @@ def _evaluating(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
-def _batches(x: Any, batch_size: int, dtype: torch.dtype) -> Iterable[tuple[Any, Tensor | None, int | None]]:
+def _batches(x: Any, batch_size: int, model: BayesianModel) -> Iterable[tuple[Any, Tensor | None, int | None]]:
     """Inputs, targets, and number of all rows if it is known, of a batch after the other."""
     if isinstance(x, Features):
         raise ArgumentTypeError("x: are features already; pass the inputs.")
-    if hasattr(x, "__array__") and not isinstance(x, Tensor):
-        given = torch.as_tensor(x)
-        x = given.to(dtype) if given.is_floating_point() else given
-    if isinstance(x, Tensor | tuple):
-        rows = _num_rows(x)
-        parts = x if isinstance(x, tuple) else (x,)
+    if is_single(x):
+        given = model.as_inputs(x)
+        rows = num_rows(given)
         for start in range(0, rows, batch_size):
-            taken = tuple(
-                part[start : start + batch_size] if isinstance(part, Tensor) and part.shape[:1] == (rows,) else part
-                for part in parts
-            )
-            yield (taken if isinstance(x, tuple) else taken[0]), None, rows
+            yield rows_of(given, slice(start, start + batch_size)), None, rows
         return
-    if not isinstance(x, Iterable) or isinstance(x, str | dict):
+    if not isinstance(x, Iterable) or isinstance(x, str):
         raise ArgumentTypeError(f"x: is {kind_of(x)}; pass a tensor, a tuple of arguments, or a DataLoader.")
     for batch in x:
-        pair = isinstance(batch, tuple | list) and len(batch) == 2
-        given, y = (batch[0], batch[1]) if pair else (batch, None)
-        yield (tuple(given) if isinstance(given, list) else given), y, None
+        args, kwargs = _parts_of(batch)
+        x_part, y, *rest = model.in_order(*args, **kwargs)
+        surplus = [name for name, value in zip(ROW_DATA, rest, strict=True) if value is not None]
+        if surplus:
+            raise ArgumentTypeError(
+                f"x: batches have {surplus} of the rows beside inputs and targets; pass batches (x, y), "
+                "or the inputs alone."
+            )
+        yield x_part, y, None
+
+
+def _parts_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model that a batch stands for."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch), {}) if isinstance(batch, tuple | list) else ((batch,), {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -85,6 +85,8 @@ class Units(nn.Module):
     Args:
         standardization: The statistics, which become buffers; None to leave everything as it is.
         device: Where to keep them.
+        names: Names of the network's inputs in their order, by which one that is given by name is found by place, and
+            the other way round.
 
     Example:
         >>> units = Units(Standardization(Statistics(5.0, 2.0), Statistics(100.0, 10.0)))
@@ -92,10 +94,13 @@ class Units(nn.Module):
         (tensor([[1.]]), tensor([-1.]))
     """
 
-    def __init__(self, standardization: Standardization | None = None, *, device: Any = None) -> None:
+    def __init__(
+        self, standardization: Standardization | None = None, *, device: Any = None, names: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self._what: dict[str, str] = {}
         self._inputs: tuple[str, ...] = ()
+        self._names = tuple(names)
         if standardization is None:
             return
         by_name = standardization.inputs_by_name
@@ -109,6 +114,18 @@ class Units(nn.Module):
 
     def _statistics(self, name: str) -> tuple[Tensor, Tensor] | None:
         return (getattr(self, f"{name}_loc"), getattr(self, f"{name}_scale")) if name in self._what else None
+
+    def _key(self, name: str) -> str:
+        """Under which key the statistics of an input are, given by place or by name, like what they were taken of."""
+        if f"inputs_{name}" in self._what:
+            return f"inputs_{name}"
+        for place, own in enumerate(self._names):
+            for given, other in ((own, str(place)), (str(place), own)):
+                if name == given or name.startswith(f"{given}_"):
+                    key = f"inputs_{other}{name[len(given) :]}"
+                    if key in self._what:
+                        return key
+        return f"inputs_{name}"
 
     @property
     def standardization(self) -> Standardization | None:
@@ -135,7 +152,7 @@ class Units(nn.Module):
 
     def takes_any_float(self, name: str = "0") -> bool:
         """Whether an argument of the network, by place or key, is standardised, and then converted to its dtype."""
-        return f"inputs_{name}" in self._what
+        return self._key(name) in self._what
 
     def inputs(self, x: Any, *, dtype: torch.dtype | None = None) -> Any:
         """Inputs in the units of the network.
@@ -147,13 +164,14 @@ class Units(nn.Module):
         return mapped(x, lambda name, part: self._input(name, part, dtype)) if self._what else x
 
     def _input(self, name: str, part: Any, dtype: torch.dtype | None) -> Any:
-        found = self._statistics(f"inputs_{name}")
+        key = self._key(name)
+        found = self._statistics(key)
         if found is None or not isinstance(part, Tensor):
             return part
         loc, scale = found
         if part.dim() and loc.dim() and loc.shape[0] not in (1, part.shape[part.dim() - loc.dim()]):
             raise ArgumentError(
-                f"x: has shape {list(part.shape)}, and was standardised by {len(loc)} {self._what[f'inputs_{name}']}s; "
+                f"x: has shape {list(part.shape)}, and was standardised by {len(loc)} {self._what[key]}s; "
                 "pass inputs with as many."
             )
         # A tensor without dimensions does not widen others by itself.

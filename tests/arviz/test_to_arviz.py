@@ -171,6 +171,16 @@ def test_compare_ranks_the_model_that_is_true():
     assert shown == pytest.approx(difference, rel=0.05, abs=0.5)
 
 
+def test_inputs_by_their_names():
+    """A dict of what the network takes, and batches of a place for each, are the tuple of them."""
+    u, v, y = torch.randn(9, 2), torch.randn(9, 3), torch.randn(9)
+    model = BayesianModel(torch.nn.Bilinear(2, 3, 1), likelihood=likelihoods.Normal(scale=0.5))
+    draws = {name: torch.randn(20, *shape) for name, shape in model.latent_shapes.items()}
+    expected = to_arviz(model, draws, ((u, v), y))["log_likelihood"]["obs"].values
+    for data in ({"input2": v, "input1": u, "y": y}, {"x": (u, v), "y": y}, (u, v, y)):
+        np.testing.assert_array_equal(to_arviz(model, draws, data)["log_likelihood"]["obs"].values, expected)
+
+
 def test_labels():
     torch.manual_seed(0)
     x, y = torch.randn(20, 2), torch.randint(3, (20,))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, load_posterior, predict, save
+from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, load_posterior, metrics, predict, save
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.evaluation import predict_summary
 from bayeshnet.models import Columns, Standardization
@@ -178,3 +178,20 @@ def test_a_frame_beside_another_input():
     guide = AutoHypernet(model, example=((data, np.zeros((12, 1, 4))), y))
     functions = predict(model, guide.sample_posterior(2), {"image": np.zeros((12, 1, 4)), "table": data}).functions
     assert functions.shape == (2, 12)
+
+
+def test_targets_in_a_frame_are_the_tensor():
+    """Several targets of a frame, in a fit, in scores of predictions and in a summary."""
+    inputs = pd.DataFrame({"age": [20.0, 35.0, 50.0, 28.0, 44.0], "city": ["Bern", "Chur", "Bern", "Chur", "Basel"]})
+    targets = pd.DataFrame({"height": [170.0, 180.0, 165.0, 175.0, 190.0], "weight": [60.0, 80.0, 55.0, 77.0, 90.0]})
+    y = torch.tensor(targets.to_numpy())
+    net = nn.Sequential(nn.Linear(4, 2))
+    model = BayesianModel(net, likelihood=likelihoods.Normal(scale=0.5), standardize=(inputs, targets))
+    draws = {name: torch.randn(6, *shape) for name, shape in model.latent_shapes.items()}
+    pred = predict(model, draws, inputs)
+    assert torch.equal(pred.log_prob(targets), pred.log_prob(y))
+    assert metrics.rmse(pred.mean, targets) == metrics.rmse(pred.mean, y)
+    ours, theirs = (predict_summary(model, draws, inputs, targets=given).log_prob for given in (targets, y))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ArgumentTypeError, match="holds no numbers"):
+        pred.log_prob(inputs)

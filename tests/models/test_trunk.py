@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayeshnet import MLP, AutoHypernet, BayesianModel, fit, likelihoods, load_posterior, predict, priors, save
-from bayeshnet.errors import ArgumentError, UsageError
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
+from bayeshnet.models import Columns
 from bayeshnet.models.features import Features
 
 OPTIONS = {"likelihood": likelihoods.Normal(scale=0.1), "bayesian": "last_layer", "others": "frozen"}
@@ -95,6 +96,55 @@ def test_rows_loaders_and_copies_are_features():
     torch.testing.assert_close(loaded.plain(), features.plain(), rtol=0, atol=1e-12)
     assert torch.equal(targets, y)
     assert torch.equal(model.precompute(x.numpy()).plain(), features.plain())
+
+
+class TwoInputs(nn.Module):
+    """A network of two inputs, the trunk of which puts them together."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.head = nn.Bilinear(2, 1, 4), nn.Linear(4, 1)
+
+    def forward(self, u, v):
+        return self.head(self.trunk(u, v))
+
+
+def test_every_form_of_inputs_gives_the_same_features():
+    u, v, y = 5.0 * torch.randn(20, 2), torch.randn(20, 1), torch.randn(20)
+    model = BayesianModel(TwoInputs(), standardize=((u, v), y), **OPTIONS)
+    expected = model.precompute((u, v))
+    scaled = [(part - part.mean(0)) / part.std(0, unbiased=False) for part in (u, v)]
+    by_hand = model.net.module.trunk(*scaled).detach()
+    torch.testing.assert_close(torch.as_tensor(expected.plain()), by_hand, rtol=1e-5, atol=1e-5)
+    for form in ([u, v], {"v": v.numpy(), "u": u}):
+        given = tuple(form) if isinstance(form, list) else form
+        assert torch.equal(model.precompute(given, batch_size=7), expected)
+    for batches in (
+        [((u[:12], v[:12]), y[:12]), ((u[12:], v[12:]), y[12:])],
+        [{"u": u, "v": v, "y": y}],
+        [{"x": (u, v), "y": y}],
+        DataLoader(TensorDataset(u, v, y), batch_size=7),
+    ):
+        features, targets = model.precompute(batches)
+        assert torch.equal(features, expected)
+        assert torch.equal(targets, y)
+    assert torch.equal(model.precompute(DataLoader(TensorDataset(u, v), batch_size=7)), expected)
+    with pytest.raises(ArgumentTypeError, match=r"batches have \['weight'\] of the rows"):
+        model.precompute([(u, v, y, torch.ones(20))])
+
+
+def test_features_of_a_frame():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"city": ["Bern", "Basel", "Chur"] * 5, "age": [20.0 + i for i in range(15)]})
+    y = pd.Series(range(15), dtype=float)
+    columns = Columns(frame)
+    net = nn.Sequential(nn.Linear(columns.width, 4), nn.Tanh(), nn.Linear(4, 1))
+    model = BayesianModel(net, columns=columns, standardize=(frame, y), **OPTIONS)
+    features = model.precompute(frame[["age", "city"]], batch_size=4)
+    assert torch.equal(features, model.precompute(model.as_inputs(frame)))
+    draws = {name: torch.randn(3, *shape) for name, shape in model.latent_shapes.items()}
+    whole, ours = (predict(model, draws, x).functions for x in (frame, features))
+    torch.testing.assert_close(ours, whole, rtol=0, atol=1e-5)
 
 
 def test_features_of_another_trunk_are_refused():

@@ -18,6 +18,7 @@ from bayeshnet.mnets.functional import functional_copy
 from bayeshnet.models.priors.normal import Normal
 from bayeshnet.models.priors.scales import matches, scale_of_rule
 from bayeshnet.models.standardization import Standardization
+from bayeshnet.models.units import Standardize, standardization_from
 
 __all__ = ["MatchedPrior", "matching"]
 
@@ -65,7 +66,7 @@ def matching(
     std: float | None = None,
     output_range: tuple[float, float] | None = None,
     length_scale: float | None = None,
-    standardize: Standardization | None = None,
+    standardize: Standardize = None,
     last: str | None = None,
     num_draws: int = 1000,
     num_rows: int = 32,
@@ -95,9 +96,10 @@ def matching(
         output_range: ``(low, high)`` in place of it: 90 % of function values, over functions and inputs, lie between;
             the bias of the last layer has its mean in the middle.
         length_scale: The length scale in units of the inputs; None leaves it as it is.
-        standardize: The :class:`~bayeshnet.models.Standardization` that the model will have. Spread and range are then
-            in the units of the targets, and the length scale in those of the input; of several inputs, which have units
-            of their own, in their standard deviations.
+        standardize: What the model will be given: training data ``(x, y)``, batches of them, or a
+            :class:`~bayeshnet.models.Standardization`. Spread and range are then in the units of the targets, and the
+            length scale in those of the input; of several columns, which have units of their own, in their standard
+            deviations. With ``std`` functions are centred at the mean of the targets.
         last: Pattern of the parameters of the last layer, if it is not the one registered last.
         num_draws: Number of functions, 20 or more.
         num_rows: At most so many of the inputs are used, evenly spaced.
@@ -131,7 +133,7 @@ def matching(
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or len(x) < 2:
         raise ArgumentTypeError(f"x: is {kind_of(x)}; pass a floating-point tensor of inputs [B, ...] with B > 1.")
     seen = x[torch.linspace(0, len(x) - 1, min(len(x), num_rows)).round().long()].detach().double()
-    functions = _Functions(net, seen, standardize, last)
+    functions = _Functions(net, seen, standardization_from(standardize, targets=True), last)
 
     def simulation() -> Callable[..., _Moments]:
         noise, directions = functions.random(num_draws, generator)
@@ -147,7 +149,7 @@ def matching(
         factor = 0.5 * (high - low) / reach
     else:
         factor = std / moments.std()
-    prior = functions.prior(logs, factor, 0.5 * (low + high) if std is None else 0.0)
+    prior = functions.prior(logs, factor, 0.5 * (low + high) if std is None else None)
     fresh = simulation()(logs, factor)
     quantile = None if std is not None else fresh.values.abs().flatten(1)
     wanted, achieved, error = {}, {}, {}
@@ -213,7 +215,12 @@ class _Functions:
     def __init__(self, net: nn.Module, x: Tensor, standardize: Standardization | None, last: str | None) -> None:
         copied = functional_copy(net).double()
         self.net, self.targets = copied, None if standardize is None else standardize.targets
-        inputs = None if standardize is None else standardize.inputs_by_name.get("0")
+        parts = {} if standardize is None else standardize.inputs_by_name
+        if len(parts) > 1:
+            raise ArgumentError(
+                f"standardize: has statistics of the inputs {list(parts)}; functions are matched for networks of one."
+            )
+        inputs = next(iter(parts.values()), None)
         self.x = x if inputs is None else (x - inputs.loc.double()) / inputs.scale.double()
         # Of one input the length scale is in its own units.
         self.unit = 1.0 if inputs is None or x[0].numel() != 1 else float(inputs.scale)
@@ -272,9 +279,10 @@ class _Functions:
             for name, scale in self.scales.items()
         }
 
-    def prior(self, logs: tuple[float, float], factor: float, centre: float) -> Normal:
+    def prior(self, logs: tuple[float, float], factor: float, centre: float | None) -> Normal:
         scales = self._scales(logs, factor)
-        if centre == 0.0 and self.targets is None:
+        # Without a range functions stay where the model has its zero: at the mean of standardised targets.
+        if centre is None or (centre == 0.0 and self.targets is None):
             return Normal(scales)
         bias = [name for name in self.last if name in self.records and len(self.records[name].shape) == 1]
         if not bias:

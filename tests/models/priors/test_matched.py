@@ -73,6 +73,24 @@ def test_a_range_in_units_of_the_data():
     assert abs(ell - 8.0) < 4 * found.error["length_scale"] * math.sqrt(1 + 1 / 3)
 
 
+def test_a_spread_in_units_of_the_data_is_around_the_mean_of_the_targets():
+    x = 1000.0 + 100.0 * LINE
+    y = 100_000.0 + 2_000.0 * torch.randn(40, generator=torch.Generator().manual_seed(0))
+    net = mlp(nn.Tanh)
+    found, by_numbers, of_a_dict = (
+        priors.matching(net, x, std=3000.0, standardize=units, generator=torch.Generator().manual_seed(0))
+        for units in ((x, y), Standardization.of(x, y), Standardization.of({"input": x}, y))
+    )
+    assert found.prior.loc is None
+    assert found.prior.scale == by_numbers.prior.scale == of_a_dict.prior.scale
+    model = BayesianModel(net, found.prior, likelihoods.Normal(scale=0.1), standardize=(x, y))
+    f = prior_predictive(model, x, 3000, generator=torch.Generator().manual_seed(1)).functions.double()
+    f = f[:, torch.linspace(0, 39, 32).round().long()]  # the inputs that are looked at
+    middle = float(y.double().mean())
+    assert abs(float(f.mean()) - middle) < 4 * float(f.mean(1).std()) / math.sqrt(3000)
+    assert abs(float((f - middle).square().mean().sqrt()) - 3000.0) < 4 * found.error["std"] * math.sqrt(1 + 1 / 3)
+
+
 def test_the_same_for_the_same_seed():
     one, other = (
         priors.matching(mlp(nn.Tanh), LINE, std=1.0, num_draws=50, generator=torch.Generator().manual_seed(7))
@@ -99,6 +117,16 @@ def test_the_same_for_the_same_seed():
         (lambda: priors.matching(mlp(nn.ReLU), LINE, std=-1.0), ArgumentError, "std"),
         (lambda: priors.matching(mlp(nn.ReLU), LINE, output_range=(2.0, 1.0)), ArgumentError, "the smaller one first"),
         (lambda: priors.matching(mlp(nn.ReLU), [1.0], std=1.0), ArgumentTypeError, "x: is a list"),
+        (
+            lambda: priors.matching(mlp(nn.ReLU), LINE, std=1.0, standardize=Standardization.of((LINE, LINE), LINE)),
+            ArgumentError,
+            "for networks of one",
+        ),
+        (
+            lambda: priors.matching(mlp(nn.ReLU), LINE, std=1.0, standardize=True),
+            ArgumentTypeError,
+            "standardize: is True",
+        ),
         (
             lambda: priors.matching(nn.Sequential(*mlp(nn.ReLU), nn.Sigmoid()), LINE, std=2.0),
             ArgumentError,
