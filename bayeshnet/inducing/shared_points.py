@@ -36,7 +36,7 @@ def share_points(inducing: InducingLayers, points: Mapping[str, nn.Parameter]) -
     """
     body: Any = inducing.head_body
     # A part of the output is picked around the network.
-    net = body if hasattr(body, "learned_values") else getattr(body, "net", None)
+    net: Any = body if hasattr(body, "learned_values") else getattr(body, "net", None)
     own: dict[str, nn.Parameter] = net.learned_values() if hasattr(net, "learned_values") else {}
     if not own or all(points.get(name) is point for name, point in own.items()):
         return {}

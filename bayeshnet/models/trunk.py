@@ -19,6 +19,7 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, UsageError
 from bayeshnet.mnets.batched import batched_forward
 from bayeshnet.mnets.module_mainnet import ModuleMainNet
 from bayeshnet.models.features import Features
+from bayeshnet.models.forms import is_frame
 
 if TYPE_CHECKING:
     from bayeshnet.models.bayesian_model import BayesianModel
@@ -85,7 +86,7 @@ class PrecomputesTrunk:
             trunk, off = "", ()
             out: Tensor | None = None
             filled = 0
-            for part, y, total in _batches(x, batch_size, model._like.dtype):
+            for part, y, total in _batches(model, x, batch_size):
                 model.check_inputs(part)
                 given = model.standardized_inputs(part)
                 if chosen is None:
@@ -240,6 +241,8 @@ def _fitting(model: BayesianModel, candidates: Sequence[tuple[str, ...]], x: Any
         features, num = _recorded(net, paths[0], few)
         if num != 1 or not features.dim() or len(features) != _num_rows(few):
             continue
+        if not bool(features.isfinite().all()):
+            raise ArgumentError("x: the trunk makes NaN or infinite numbers of its first rows; remove or impute them.")
         with contextlib.suppress(RuntimeError, ValueError, TypeError, IndexError):  # then it is no such place
             whole, again = batched_forward(net, weights, few), batched_forward(_head(model, paths), weights, features)
             same = isinstance(whole, Tensor) and whole.shape == again.shape
@@ -328,13 +331,12 @@ def _evaluating(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
-def _batches(x: Any, batch_size: int, dtype: torch.dtype) -> Iterable[tuple[Any, Tensor | None, int | None]]:
+def _batches(model: BayesianModel, x: Any, batch_size: int) -> Iterable[tuple[Any, Tensor | None, int | None]]:
     """Inputs, targets, and number of all rows if it is known, of a batch after the other."""
     if isinstance(x, Features):
         raise ArgumentTypeError("x: are features already; pass the inputs.")
-    if hasattr(x, "__array__") and not isinstance(x, Tensor):
-        given = torch.as_tensor(x)
-        x = given.to(dtype) if given.is_floating_point() else given
+    if isinstance(x, tuple) or hasattr(x, "__array__") or is_frame(x):
+        x = model.as_inputs(x)
     if isinstance(x, Tensor | tuple):
         rows = _num_rows(x)
         parts = x if isinstance(x, tuple) else (x,)
@@ -350,4 +352,4 @@ def _batches(x: Any, batch_size: int, dtype: torch.dtype) -> Iterable[tuple[Any,
     for batch in x:
         pair = isinstance(batch, tuple | list) and len(batch) == 2
         given, y = (batch[0], batch[1]) if pair else (batch, None)
-        yield (tuple(given) if isinstance(given, list) else given), y, None
+        yield model.as_inputs(tuple(given) if isinstance(given, list) else given), model.as_targets(y), None

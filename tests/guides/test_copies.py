@@ -150,7 +150,7 @@ def with_points(output):
 def test_features_follow_the_points_of_the_copied_model(output):
     """Before, a guide that was copied alone kept points of its own, which were trained apart from its model's."""
     model, guide, data = with_points(output)
-    pairs = {name: copied((model, guide)) for name, copied in COPIES.items() if name != "model" and name != "guide"}
+    pairs = {name: copied((model, guide)) for name, copied in COPIES.items() if name not in {"model", "guide"}}
     found = []
     for pair in ((model, guide), *pairs.values()):
         torch.manual_seed(1)

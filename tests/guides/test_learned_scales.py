@@ -181,7 +181,9 @@ class BeforeNormal(priors.Prior):
         return self.hidden.factor_shape(name, record) if name.startswith("0") else None
 
 
-@pytest.mark.parametrize("hidden", [priors.Laplace(0.5, learn=True), priors.StudentT(0.5, df=1.5, learn=True)], ids=repr)
+@pytest.mark.parametrize(
+    "hidden", [priors.Laplace(0.5, learn=True), priors.StudentT(0.5, df=1.5, learn=True)], ids=repr
+)
 def test_what_hidden_layers_have_learned_is_a_factor_whatever_their_prior(hidden, tmp_path):
     """The ratio to the prior at the start, of priors whose spread is no standard deviation, or that have none.
 

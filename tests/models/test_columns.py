@@ -178,3 +178,9 @@ def test_a_frame_beside_another_input():
     guide = AutoHypernet(model, example=((data, np.zeros((12, 1, 4))), y))
     functions = predict(model, guide.sample_posterior(2), {"image": np.zeros((12, 1, 4)), "table": data}).functions
     assert functions.shape == (2, 12)
+
+
+def test_a_name_of_two_columns_is_refused_when_they_are_learned():
+    twice = pd.DataFrame(np.zeros((3, 2)), columns=["a", "a"])
+    with pytest.raises(ArgumentError, match=re.escape("several columns of the names ['a']")):
+        Columns(twice)
