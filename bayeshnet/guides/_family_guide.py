@@ -16,7 +16,7 @@ from torch.distributions.transforms import Transform
 from bayeshnet.checks import require_count
 from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.entropy.diagnosis import Diagnosis
-from bayeshnet.errors import UsageError
+from bayeshnet.errors import ArgumentTypeError, UsageError
 from bayeshnet.families.base import Family
 from bayeshnet.guides._building import unconditional
 from bayeshnet.guides._pseudo_targets import move_pseudo_targets
@@ -135,6 +135,7 @@ class FamilyGuide(Guide):
         with super().attached(model):
             before = self._share_points(model)
             try:
+                self._check_points()
                 yield
             finally:
                 if before and self.inducing is not None:
@@ -146,11 +147,22 @@ class FamilyGuide(Guide):
         net: Any = model.net
         return share_points(self.inducing, net.learned_values()) if hasattr(net, "learned_values") else {}
 
+    def _check_points(self) -> None:
+        """Raise if learned points and pseudo-inputs are of different dtypes: model or guide alone was converted."""
+        body = None if self.inducing is None else self.inducing.head_body
+        found = set() if body is None else {point.dtype for point in body.parameters()}
+        if self.inducing is not None and found and self.inducing.inputs.dtype not in found:
+            raise ArgumentTypeError(
+                f"guide: has dtype {self.inducing.inputs.dtype}, the model's learned points {found.pop()}; convert "
+                "both of them, model.double() and guide.double()."
+            )
+
     def begin_fit(self, model: Callable[..., Any], data: Any) -> None:
         """As in the base class; and attach the model, and place inducing points that have no rows of their own yet."""
         self._adapts = False
         if has_network(model):
             self.attach(model)  # it may be a copy of the one that the guide was built for
+            self._check_points()
         if self.wants_rows and (rows := first_rows(data, self.wants_rows, model)) is not None:
             self.place_inducing(*rows)
         super().begin_fit(model, data)

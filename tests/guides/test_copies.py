@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 
 import pyro.distributions as dist
 import pytest
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, importance_sample, likelihoods, load, predict, priors, save
+from bayeshnet.errors import ArgumentTypeError
 
 
 def problem(noise=0.3):
@@ -180,6 +182,21 @@ def test_predictions_go_by_the_points_of_the_model_that_is_given():
     assert torch.equal(found[1], found[2])
     own = {id(param) for param in model.parameters()}
     assert {id(param) for param in guide.inducing.head_body.parameters()} <= own  # one call's points are not kept
+
+
+def test_points_and_guide_are_converted_together():
+    model, guide, (x, y) = with_points(None)
+    apart = copy.deepcopy(model).double(), copy.deepcopy(guide)
+    for pair in (apart, (apart[0], guide)):
+        with pytest.raises(ArgumentTypeError, match=re.escape("convert both of them")):
+            predict(*pair, x.double(), num_samples=3)
+    with pytest.raises(ArgumentTypeError, match=re.escape("convert both of them")):
+        fit(*apart, (x.double(), y.double()), steps=1, progress=False)
+    apart[1].double()
+    torch.manual_seed(1)
+    found = predict(*apart, x.double(), num_samples=3).mean
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, predict(model, guide, x, num_samples=3).mean.double(), atol=1e-4, rtol=1e-4)
 
 
 def test_a_fit_with_copies_made_apart_is_resumed(tmp_path):
