@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch.distributions.transforms import Transform
 from bayeshnet.checks import require_count
 from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.entropy.diagnosis import Diagnosis
-from bayeshnet.errors import UsageError
+from bayeshnet.errors import ArgumentTypeError, UsageError
 from bayeshnet.families.base import Family
 from bayeshnet.guides._building import unconditional
 from bayeshnet.guides._pseudo_targets import move_pseudo_targets
@@ -25,6 +26,7 @@ from bayeshnet.inducing.conditional_weights import ConditionalWeights
 from bayeshnet.inducing.layers import InducingLayers
 from bayeshnet.inducing.placement import affordable_inducing, place_inducing
 from bayeshnet.inducing.resampling import CALIBRATION_ROWS, best_exponent, checked_num_proposals, score_proposals
+from bayeshnet.inducing.shared_points import share_points
 from bayeshnet.models.capabilities import has_network
 from bayeshnet.sites.kept_state import restored
 from bayeshnet.sites.rows import check_rows, first_row_data, first_rows
@@ -40,13 +42,16 @@ class FamilyGuide(Guide):
     # Whether the number of inducing points was chosen by the cost of a step, which a fit knows better.
     _adapts: bool = False
 
-    def _set_parts(self, plan: ConditionalPlan | None, family: Family | None, num_proposals: int | None) -> None:
+    def _set_parts(
+        self, plan: ConditionalPlan | None, family: Family | None, num_proposals: int | None, gaussian: Tensor
+    ) -> None:
         """Register a built family and the layers of the plan, and what belongs to them.
 
         Args:
             plan: The conditional layers; None if there are none.
             family: What draws the latents that are not conditional; None if all are conditional.
             num_proposals: Number of proposals of importance resampling; the default if None.
+            gaussian: Where the prior is Gaussian ``[D]``.
         """
         self._plan = plan
         # Registered past PyroModule, which would put the parameters into Pyro's global store at every access.
@@ -64,6 +69,11 @@ class FamilyGuide(Guide):
         # Of a copy, in place of its model's; no part of checkpoints, which are loaded into guides that have a model.
         self.register_buffer("copied_prior_scale", None, persistent=False)
         self.copied_prior_scale: Tensor | None
+        # Spreads that are no standard deviations were found by draws of the prior, with these factors.
+        scales: Any = None if plan is None else getattr(self.original_model, "learned_scales", None)
+        factors = None if scales is None or bool(gaussian.all()) else scales.log_factors().detach()
+        self.register_buffer("built_log_factors", factors)
+        self.built_log_factors: Tensor | None
 
     # ------------------------------------------------------------------ what there is
 
@@ -114,11 +124,45 @@ class FamilyGuide(Guide):
             self._plan = replace(plan, step_rows=rows)
             self.inducing_placed.fill_(plan.num_rows >= affordable)
 
+    def attach(self, model: Callable[..., Any]) -> None:
+        """As in the base class; what comes before a conditional last layer then has the model's own learned points."""
+        super().attach(model)
+        self._share_points(model)
+
+    @contextlib.contextmanager
+    def attached(self, model: Callable[..., Any]) -> Generator[None]:
+        """As in the base class, and with the model's learned points before a conditional last layer."""
+        with super().attached(model):
+            before = self._share_points(model)
+            try:
+                self._check_points()
+                yield
+            finally:
+                if before and self.inducing is not None:
+                    share_points(self.inducing, before)
+
+    def _share_points(self, model: Any) -> dict[str, nn.Parameter]:
+        if self.inducing is None or self.inducing.head_body is None or not has_network(model):
+            return {}
+        net: Any = model.net
+        return share_points(self.inducing, net.learned_values()) if hasattr(net, "learned_values") else {}
+
+    def _check_points(self) -> None:
+        """Raise if learned points and pseudo-inputs are of different dtypes: model or guide alone was converted."""
+        body = None if self.inducing is None else self.inducing.head_body
+        found = set() if body is None else {point.dtype for point in body.parameters()}
+        if self.inducing is not None and found and self.inducing.inputs.dtype not in found:
+            raise ArgumentTypeError(
+                f"guide: has dtype {self.inducing.inputs.dtype}, the model's learned points {found.pop()}; convert "
+                "both of them, model.double() and guide.double()."
+            )
+
     def begin_fit(self, model: Callable[..., Any], data: Any) -> None:
         """As in the base class; and attach the model, and place inducing points that have no rows of their own yet."""
         self._adapts = False
         if has_network(model):
             self.attach(model)  # it may be a copy of the one that the guide was built for
+            self._check_points()
         if self.wants_rows and (rows := first_rows(data, self.wants_rows, model)) is not None:
             self.place_inducing(*rows)
         super().begin_fit(model, data)
@@ -260,6 +304,11 @@ class FamilyGuide(Guide):
             return self.copied_prior_scale
         if getattr(model, "learned_scales", None) is None or not has_network(model):
             return None
+        if self.built_log_factors is not None:
+            scales: Any = model.learned_scales
+            ratio = (scales.log_factors() - self.built_log_factors).exp()
+            rest = ratio.new_ones(len(self.scale) - len(ratio))
+            return unconditional(torch.cat([ratio, rest]), self._plan.layout)
         priors: Any = model.weight_priors()
         learned = torch.cat([prior.stddev.reshape(-1) for prior in priors.values()])
         return unconditional(torch.cat([learned, self.scale[len(learned) :]]) / self.scale, self._plan.layout)

@@ -124,7 +124,7 @@ class AutoHypernet(OldNames):
         refuse_family(chosen, start, self.latent_dim)
         self._why_family = why_by_size(start, self.latent_dim) if asked is None and large else None
         self._adapts = large and num_inducing is None
-        self._set_parts(plan, built_family(chosen, start), num_proposals)
+        self._set_parts(plan, built_family(chosen, start), num_proposals, prior.gaussian)
 
     # ------------------------------------------------------------------ what there is
 

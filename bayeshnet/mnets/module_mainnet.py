@@ -172,6 +172,11 @@ class ModuleMainNet(nn.Module, MainNetInterface):
         """Those parameters, by name."""
         return {slot.name: param for slot in self._learned if (param := slot.read()) is not None}
 
+    def set_learned(self, values: Mapping[str, nn.Parameter]) -> None:
+        """Have these, themselves, in place of those parameters, by name."""
+        for slot in self._learned:
+            slot.write(values[slot.name])
+
     @property
     def tied_names(self) -> dict[str, str]:
         """The parameter, by its own name, that each name stands for, for those that several modules have."""

@@ -151,8 +151,6 @@ class Columns(Configured):
             raise ArgumentError(
                 f"frame: has columns {_listed(new)} that the model was not built for; pass frame[columns.names]."
             )
-        if twice := sorted({str(name) for name in there if there.count(name) > 1}):
-            raise ArgumentError(f"frame: has several columns of the names {twice}; give each a name of its own.")
         _refuse_missing(frame, self.names)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         parts = [self._numbers(name, frame[name]) for name in self.numeric]
@@ -303,6 +301,9 @@ def _check_frame(frame: Any) -> None:
         raise ArgumentTypeError(f"frame: is {kind_of(frame)}; pass a pandas.DataFrame.")
     if not len(frame):
         raise ArgumentError("frame: has no rows; pass at least one.")
+    there = list(frame.columns)
+    if twice := sorted({str(name) for name in there if there.count(name) > 1}):
+        raise ArgumentError(f"frame: has several columns of the names {twice}; give each a name of its own.")
 
 
 def _is_numeric(column: Any) -> bool:

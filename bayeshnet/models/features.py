@@ -90,6 +90,9 @@ class Features(Tensor):
             if func not in _KEEPS:
                 return out.as_subclass(Tensor) if type(out) is cls else out
             source = _source(args)
+            # Columns that are fewer are refused by the network; as many in another order would not be.
+            if _chooses_columns(func, args, kwargs or {}) and out.shape[1:] == source.shape[1:]:
+                return out
             if isinstance(out, Tensor):
                 return cls.of(out, source.trunk, source.off)
             return type(out)(cls.of(part, source.trunk, source.off) for part in out)
@@ -109,12 +112,25 @@ class Features(Tensor):
         return Features.of, (self.plain(), self.trunk, self.off)
 
 
+def _chooses_columns(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation may leave out columns of features, or put them into another order."""
+    if func is Tensor.__getitem__:
+        index = args[1][1:] if isinstance(args[1], tuple) else ()
+        return any(isinstance(part, Tensor) or (part is not Ellipsis and part != slice(None)) for part in index)
+    if func in (Tensor.index_select, torch.index_select):
+        return (args[1] if len(args) > 1 else kwargs.get("dim")) != 0
+    return False
+
+
 def _source(args: tuple[Any, ...]) -> Features:
     """The features that an operation gets, which are all of one trunk."""
     found: list[Features] = []
     for arg in args:
         parts = arg if isinstance(arg, tuple | list) else arg.values() if isinstance(arg, Mapping) else (arg,)
         found += [part for part in parts if isinstance(part, Features)]
+    joined = args[0] if isinstance(args[0], tuple | list) else ()
+    if not all(isinstance(part, Features) for part in joined):
+        raise ArgumentError("features: are joined with plain numbers; join features, or numbers, features.plain().")
     trunks = {part.trunk for part in found}
     if len(trunks) > 1:
         raise ArgumentError(f"features: are of different trunks, {sorted(trunks)}; compute them with one model.")

@@ -236,6 +236,12 @@ def _of_array(value: Any, argument: str, like: Tensor, keep: bool) -> Tensor:
             "numbers, such as pandas.Categorical(labels).codes, and pass columns of a frame that hold categories "
             "by BayesianModel(..., columns=Columns(frame))."
         )
+    if np.ma.is_masked(value):  # what lies under a mask is any number
+        if array.dtype.kind != "f":
+            raise ArgumentError(f"{argument}: has masked entries; remove these rows, or impute the values.")
+        array = value.filled(np.nan)
+    if not array.dtype.isnative:  # as in files of other machines
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:

@@ -55,6 +55,13 @@ class LearnedPoints:
                     f"others: the prior of {name!r} learns its scale, which has no maximum together with a point; pass "
                     "a prior with a scale that is known."
                 )
+            latents: Any = getattr(prior, "latents", None)
+            like = next(iter(net.learned_values().values())).detach().new_zeros(())
+            if latents is not None and latents({name: roles.records[name]}, like=like):
+                raise ArgumentError(
+                    f"others: the prior of {name!r}, {type(prior).__name__}, has scales that are inferred, and a point "
+                    "has none; pass a prior with a scale that is known, such as priors.Laplace or priors.StudentT."
+                )
         self._net = (net,)  # no submodule
         self.has_priors = any(prior is not None for prior in roles.learned.values())
         self.log_prior()

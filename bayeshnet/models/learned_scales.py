@@ -78,9 +78,13 @@ class LearnedScales(nn.Module):
         if {name: fn.event_shape for name, fn in start.items()} == self._shapes:
             return {name: fn.scaled(factors[name]) if name in factors else fn for name, fn in start.items()}
         ((name, fn),) = start.items()
-        nothing = self.log_factor.new_zeros(())
-        parts = [factors.get(key, nothing).expand(shape).reshape(-1) for key, shape in self._shapes.items()]
-        return {name: fn.scaled(torch.cat(parts))}
+        return {name: fn.scaled(self.log_factors())}
+
+    def log_factors(self) -> Tensor:
+        """Logarithms of the factors of all weights, in the order of the flat vector; 0 for those without one."""
+        factors, nothing = self._by_name(), self.log_factor.new_zeros(())
+        parts = [factors.get(name, nothing).expand(shape).reshape(-1) for name, shape in self._shapes.items()]
+        return torch.cat(parts)
 
     @staticmethod
     def check(name: str, fn: Any) -> Any:

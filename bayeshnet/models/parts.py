@@ -249,12 +249,18 @@ def _others(others: Any, rest: Sequence[str], aliases: Mapping[str, tuple[str, .
     if not isinstance(others, Mapping):
         return dict.fromkeys(rest, _checked_kind(others, "others"))
     found: dict[str, Any] = {}
-    for pattern, kind in others.items():
+    # As in the mappings of priors: a name counts before patterns, and of these the first that fits.
+    names = {name for aliased in aliases.values() for name in aliased}
+    for pattern, kind in sorted(others.items(), key=lambda item: item[0] not in names):
         matched = _matched(str(pattern), rest, aliases)
         if not matched:
             raise ArgumentError(f"others: {pattern!r} matches nothing; the other parameters are {list(rest)}.")
+        if matched <= found.keys():
+            raise ArgumentError(
+                f"others: {pattern!r} has no effect, as what comes before it matches {sorted(matched)}; put it first."
+            )
         checked = _checked_kind(kind, f"others[{pattern!r}]")
-        found = {**dict.fromkeys(matched, checked), **found}  # what comes first counts
+        found = {**dict.fromkeys(matched, checked), **found}
     return {name: found.get(name, "learned") for name in rest}
 
 

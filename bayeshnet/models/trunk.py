@@ -242,6 +242,8 @@ def _fitting(model: BayesianModel, candidates: Sequence[tuple[str, ...]], x: Any
         features, num = _recorded(net, paths[0], few)
         if num != 1 or not features.dim() or len(features) != num_rows(few):
             continue
+        if not bool(features.isfinite().all()):
+            raise ArgumentError("x: the trunk makes NaN or infinite numbers of its first rows; remove or impute them.")
         with contextlib.suppress(RuntimeError, ValueError, TypeError, IndexError):  # then it is no such place
             whole, again = batched_forward(net, weights, few), batched_forward(_head(model, paths), weights, features)
             same = isinstance(whole, Tensor) and whole.shape == again.shape

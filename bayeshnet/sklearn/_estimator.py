@@ -90,7 +90,7 @@ class BayesianEstimator(BaseEstimator, ABC):
             inputs = _inputs(model, x)
             data = (inputs, _targets(model, y))
             if (weight != 1.0).any():
-                data = (*data, torch.tensor(weight, dtype=_dtype(model)))
+                data = (*data, torch.tensor(np.ascontiguousarray(weight), dtype=_dtype(model)))
             guide = built_guide(self.guide, model, data)
             steps, batch_size = self.steps, self.batch_size
             if batch_size is None and len(x) > _MOST_ROWS:
@@ -181,7 +181,7 @@ def as_array(values: Tensor) -> Array:
 
 def _inputs(model: BayesianModel, x: Array) -> Tensor:
     """Inputs in their own precision where the model standardises them, and in the network's otherwise."""
-    found = torch.tensor(x)  # a copy: an array may be read-only
+    found = torch.tensor(np.ascontiguousarray(x))  # a copy: an array may be read-only
     return found if model.units.takes_any_float("0") else found.to(_dtype(model))
 
 
@@ -191,7 +191,7 @@ def _targets(model: BayesianModel, y: Array) -> Tensor:
         return torch.tensor(y.astype(np.int64))
     units = model.units.standardization
     rescaled = units is not None and units.targets is not None
-    return torch.tensor(y, dtype=torch.float64 if rescaled else _dtype(model))
+    return torch.tensor(np.ascontiguousarray(y), dtype=torch.float64 if rescaled else _dtype(model))
 
 
 def _dtype(model: BayesianModel) -> torch.dtype:

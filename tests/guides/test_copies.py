@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 
 import pyro.distributions as dist
 import pytest
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, importance_sample, likelihoods, load, predict, priors, save
+from bayeshnet.errors import ArgumentTypeError
 
 
 def problem(noise=0.3):
@@ -123,3 +125,97 @@ def test_a_copy_moves_to_another_dtype():
     copied = copy.deepcopy(guide).double()
     assert copied.copied_prior_scale.dtype == torch.float64
     assert copied.sample_posterior(3)["0.weight"].dtype == torch.float64
+
+
+class Named(nn.Module):
+    """A network whose output is a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv1d(1, 2, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(8, 1))
+
+    def forward(self, x):
+        return {"mean": self.body(x)}
+
+
+def with_points(output):
+    """A network whose convolution is learned as points, before a conditional last layer."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 1, 4)
+    net = Named().body if output is None else Named()
+    likelihood = likelihoods.Normal(scale=0.3)
+    model = BayesianModel(net, likelihood=likelihood, bayesian="last_layer", output=output)
+    return model, AutoHypernet(model, example=(x, x.sum((1, 2)).sin())), (x, x.sum((1, 2)).sin())
+
+
+@pytest.mark.parametrize("output", [None, "mean"])
+def test_features_follow_the_points_of_the_copied_model(output):
+    """Before, a guide that was copied alone kept points of its own, which were trained apart from its model's."""
+    model, guide, data = with_points(output)
+    pairs = {name: copied((model, guide)) for name, copied in COPIES.items() if name not in {"model", "guide"}}
+    found = []
+    for pair in ((model, guide), *pairs.values()):
+        torch.manual_seed(1)
+        losses = fit(*pair, data, steps=8, lr=0.05, progress=False).losses
+        torch.manual_seed(2)
+        found.append((losses, predict(*pair, data[0], num_samples=20).mean))
+        assert {id(p) for p in pair[1].inducing.head_body.parameters()} <= {id(p) for p in pair[0].parameters()}
+    for losses, mean in found[1:]:
+        assert losses == found[0][0]
+        assert torch.equal(mean, found[0][1])
+
+
+def test_predictions_go_by_the_points_of_the_model_that_is_given():
+    model, guide, data = with_points(None)
+    fit(model, guide, data, steps=8, progress=False)
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        for point in changed.net.learned_values().values():
+            point.add_(0.3)
+    attached = copy.deepcopy(guide)
+    attached.attach(changed)
+    found = []
+    for one in (guide, copy.deepcopy(guide), attached):
+        torch.manual_seed(1)
+        found.append(predict(changed, one, data[0], num_samples=20).draws)
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[2])
+    own = {id(param) for param in model.parameters()}
+    assert {id(param) for param in guide.inducing.head_body.parameters()} <= own  # one call's points are not kept
+
+
+def test_points_and_guide_are_converted_together():
+    model, guide, (x, y) = with_points(None)
+    apart = copy.deepcopy(model).double(), copy.deepcopy(guide)
+    for pair in (apart, (apart[0], guide)):
+        with pytest.raises(ArgumentTypeError, match=re.escape("convert both of them")):
+            predict(*pair, x.double(), num_samples=3)
+    with pytest.raises(ArgumentTypeError, match=re.escape("convert both of them")):
+        fit(*apart, (x.double(), y.double()), steps=1, progress=False)
+    apart[1].double()
+    torch.manual_seed(1)
+    found = predict(*apart, x.double(), num_samples=3).mean
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, predict(model, guide, x, num_samples=3).mean.double(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_fit_with_copies_made_apart_is_resumed(tmp_path):
+    model, guide, data = with_points(None)
+
+    class Crash(Exception):
+        pass
+
+    def crash(step, history):
+        if step == 4:
+            raise Crash
+
+    options = {"steps": 8, "checkpoint": tmp_path / "fit", "every": 2, "progress": False}
+    torch.manual_seed(1)
+    whole = COPIES["apart"]((model, guide))
+    losses = fit(*whole, data, steps=8, progress=False).losses
+    torch.manual_seed(1)
+    with pytest.raises(Crash):
+        fit(*COPIES["apart"]((model, guide)), data, callbacks=[crash], **options)
+    again = COPIES["apart"]((model, guide))
+    assert fit(*again, data, **options).losses == losses
+    assert all(torch.equal(*both) for both in zip(whole[1].parameters(), again[1].parameters(), strict=True))

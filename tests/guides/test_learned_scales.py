@@ -166,3 +166,55 @@ def test_copies_where_a_plain_models_prior_is_learned(make):
     other = copy.deepcopy(guide)
     assert math.isfinite(fit(model, other, (y,), steps=2, num_particles=1, progress=False).losses[-1])
     pyro.clear_param_store()
+
+
+class BeforeNormal(priors.Prior):
+    """A prior for the hidden layer, and a Normal one for the last."""
+
+    def __init__(self, hidden: priors.Prior) -> None:
+        self.hidden, self.last = hidden, priors.Normal(scale=0.5)
+
+    def distribution(self, name, record, *, like):
+        return (self.hidden if name.startswith("0") else self.last).distribution(name, record, like=like)
+
+    def factor_shape(self, name, record):
+        return self.hidden.factor_shape(name, record) if name.startswith("0") else None
+
+
+@pytest.mark.parametrize(
+    "hidden", [priors.Laplace(0.5, learn=True), priors.StudentT(0.5, df=1.5, learn=True)], ids=repr
+)
+def test_what_hidden_layers_have_learned_is_a_factor_whatever_their_prior(hidden, tmp_path):
+    """The ratio to the prior at the start, of priors whose spread is no standard deviation, or that have none.
+
+    Before, the ratio was that of a standard deviation to a spread by quartiles of draws: 1.4 for a Laplace prior that
+    had learned nothing, infinite for two degrees of freedom or less.
+    """
+
+    def built():
+        torch.manual_seed(0)
+        x = torch.randn(30, 2)
+        net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+        model = BayesianModel(net, BeforeNormal(hidden), likelihood=likelihoods.Normal(scale=0.3))
+        return model, (x, x[:, 0].sin())
+
+    def ratio(guide):
+        return guide.get_posterior().prior_scale
+
+    model, data = built()
+    guide = AutoHypernet(model, example=data)
+    with torch.no_grad():
+        assert torch.equal(ratio(guide), torch.ones(12))
+        model.learned_scales.log_factor.copy_(torch.tensor([2.0, 3.0]).log())
+        expected = torch.tensor([2.0] * 8 + [3.0] * 4)
+        torch.testing.assert_close(ratio(guide), expected)
+        torch.testing.assert_close(ratio(copy.deepcopy(guide)), expected)
+        later = AutoHypernet(model, example=data)
+        torch.testing.assert_close(ratio(later), torch.ones(12))
+        model.learned_scales.log_factor.add_(math.log(1.5))
+        save(tmp_path / "run", model=model, guide=later)
+        other, _ = built()
+        loaded = AutoHypernet(other, example=data)
+        load(tmp_path / "run", model=other, guide=loaded)
+        torch.testing.assert_close(ratio(loaded), torch.full((12,), 1.5))
+    assert math.isfinite(fit(model, guide, data, steps=3, progress=False).losses[-1])

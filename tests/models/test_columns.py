@@ -195,3 +195,9 @@ def test_targets_in_a_frame_are_the_tensor():
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     with pytest.raises(ArgumentTypeError, match="holds no numbers"):
         pred.log_prob(inputs)
+
+
+def test_a_name_of_two_columns_is_refused_when_they_are_learned():
+    twice = pd.DataFrame(np.zeros((3, 2)), columns=["a", "a"])
+    with pytest.raises(ArgumentError, match=re.escape("several columns of the names ['a']")):
+        Columns(twice)

@@ -196,3 +196,16 @@ def test_scores_take_arrays():
     assert rmse(draws.mean(0), pd.Series(y.numpy())) == rmse(draws.mean(0), y)
     probs, labels = torch.rand(8, 3).softmax(-1), torch.randint(3, (8,))
     assert brier_score(probs, labels.numpy()) == brier_score(probs, labels)
+
+
+def test_arrays_of_other_byte_orders_and_with_masks():
+    x, y = data()
+    model = made()
+    assert torch.equal(model.as_inputs(x.astype(">f8")), model.as_inputs(x))
+    assert torch.equal(model.as_targets(np.arange(3, dtype=">i4")), torch.arange(3, dtype=torch.int32))
+    # Before, what lies under a mask was taken for data.
+    masked = np.ma.masked_array(y, mask=np.arange(len(y)) == 2)
+    assert model.as_targets(masked).isnan().nonzero().flatten().tolist() == [2]
+    assert not model.as_targets(np.ma.masked_array(y, mask=False)).isnan().any()
+    with pytest.raises(ArgumentError, match="has masked entries"):
+        model.as_targets(np.ma.masked_array([1, 2], mask=[True, False]))

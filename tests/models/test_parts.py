@@ -420,3 +420,20 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
 
 def test_rows_of_the_page_name_tests():
     check_rows("Parts", least=10)
+
+
+def test_names_count_before_patterns_and_the_first_pattern_that_fits():
+    """As in the mappings of priors; before, the entry of a name after a pattern had no effect."""
+    kind = built(bayesian="last_layer", others={"0.*": priors.Normal(), "0.weight": "frozen", "*": "learned"})
+    assert kind.net.frozen_names == ("0.weight",)
+    assert "learned under a prior ['0.bias']" in repr(kind)
+    with pytest.raises(ArgumentError, match=re.escape("others: '0.*' has no effect, as what comes before it")):
+        built(bayesian="last_layer", others={"*": "learned", "0.*": "frozen"})
+
+
+@pytest.mark.parametrize("prior", [priors.Horseshoe(), priors.Hierarchical()], ids=lambda p: type(p).__name__)
+def test_points_have_no_prior_with_scales_that_are_inferred(prior):
+    """Before, the scales were 1, without a word."""
+    for others in (prior, {"0.*": prior}):
+        with pytest.raises(ArgumentError, match="has scales that are inferred, and a point has none"):
+            built(bayesian="last_layer", others=others)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -222,3 +224,35 @@ def test_the_posterior_of_the_last_layer_is_bayesian_linear_regression():
     # Standard errors: sd / sqrt(4000) = 1.6 % of a mean, 1.1 % of a standard deviation; the fit adds a little.
     assert float(((w.mean(0) - mean) / sd).abs().max()) < 0.1
     assert float((w.std(0) / sd - 1.0).abs().max()) < 0.1
+
+
+def test_every_form_of_inputs_has_the_features_of_its_numbers():
+    """Before, a frame went in with its columns as they came, and views of arrays that run backwards failed."""
+    torch.manual_seed(0)
+    network, (x, y) = nested(), data(dtype=torch.float32)
+    frame = pd.DataFrame(x.numpy(), columns=["a", "b"])
+    model = BayesianModel(network, columns=Columns(frame), **OPTIONS)
+    expected = model.precompute(x)
+    for given in (frame, frame[["b", "a"]], x.numpy(), x.double().numpy(), x.numpy()[::-1][::-1]):
+        assert torch.equal(model.precompute(given), expected)
+    assert torch.equal(model.precompute(x.numpy()[::-1]), expected.flip(0))
+    features, targets = model.precompute([(frame[["b", "a"]], y.numpy())])
+    assert torch.equal(features, expected)
+    assert torch.equal(targets, y)
+    scaled = BayesianModel(network, standardize=(x.double() + 1e6, y), **OPTIONS)  # rounded to float32 after that
+    large = x.double() + 1e6
+    assert torch.equal(scaled.precompute(large.numpy()), scaled.precompute(large))
+    with pytest.raises(ArgumentError, match="NaN or infinite"):
+        model.precompute(np.full((3, 2), np.nan))
+
+
+def test_what_is_joined_with_numbers_or_has_its_columns_in_another_order_are_no_features():
+    model = BayesianModel(nested(), **OPTIONS)
+    features = model.precompute(torch.randn(6, 2, dtype=torch.float32))
+    back = torch.arange(7, -1, -1)
+    for kept in (features[1:3, ...], features[back[-3:], :], features.index_select(0, back[-3:])):
+        assert kept.trunk == features.trunk
+    for other in (features[:, back], features[:, back.tolist()], features.index_select(1, back)):
+        assert type(other) is torch.Tensor
+    with pytest.raises(ArgumentError, match="joined with plain numbers"):
+        torch.cat([features, torch.zeros(2, 8)])

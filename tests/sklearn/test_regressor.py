@@ -233,3 +233,16 @@ class TestParameters:
             fitted.sample_y(x, 0)
         with pytest.raises(ArgumentError, match="^targets: |^y: "):
             fitted.log_prob(x, y[:5])
+
+
+def test_arrays_that_run_backwards_or_are_of_another_byte_order(fitted):
+    """Before, torch refused the views."""
+    x, y = data()
+    expected = fitted.predict(x)
+    assert np.array_equal(fitted.predict(x[::-1]), fitted.predict(x[::-1].copy()))
+    assert np.array_equal(fitted.predict(x.astype(">f8")), expected)
+    one, other = (BayesianRegressor(steps=3, random_state=0) for _ in range(2))
+    weight = np.ones(len(y))
+    one.fit(x[::-1], y[::-1], sample_weight=weight[::-1])
+    other.fit(x[::-1].copy(), y[::-1].copy(), sample_weight=weight)
+    assert np.array_equal(one.predict(x), other.predict(x))
