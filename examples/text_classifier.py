@@ -4,7 +4,8 @@ Writes short sentences about cooking, sailing and gardening from lists of words.
 that some sentences tell little of their topic; sentences about space, whose own words are in no training sentence, are
 shown to the classifiers only in the end. The network gets tokens and a padding mask, from a ``DataLoader`` that pads
 each batch to its longest sentence. It is trained once as usual and once with a posterior over its weights, for as many
-epochs. Prints a table of scores and saves a picture.
+epochs. Prints a table of scores and saves a picture: the plain network is sure of what it gets wrong; the posterior is
+as accurate with a far better log-likelihood, and errs on the other side, with less confidence than it could have.
 
 Run: ``python examples/text_classifier.py [--epochs 250] [--out text_classifier.png]``.
 """
