@@ -11,7 +11,7 @@ import torch
 from pyro.infer import Predictive
 from torch import Tensor
 
-from bayeshnet.arviz._variables import Draws, Groups, Variables, Weights, arrays, latents, own_dims
+from bayeshnet.arviz._variables import Draws, Groups, Selection, Variables, arrays, latents, own_dims
 from bayeshnet.deprecation import stacklevel_of_user
 from bayeshnet.errors import BayeshnetWarning, UsageError
 from bayeshnet.evaluation import posterior_draws, predict
@@ -35,7 +35,7 @@ class Network:
     def draws(self, guide: Any, num_samples: int) -> Mapping[str, Tensor]:
         return posterior_draws(self.model, guide, self.x, num_samples, parallel=self.parallel)
 
-    def groups(self, draws: Draws, *, weights: Weights, functions: bool) -> tuple[Groups, dict[str, Any]]:
+    def groups(self, draws: Draws, *, weights: Selection, functions: bool) -> tuple[Groups, dict[str, Any]]:
         pred = self._predicted(draws)
         conditional = pred.conditional
         event = [f"output_{i}" if i else "output" for i in range(len(conditional.event_shape))]
@@ -65,7 +65,7 @@ class Network:
                 found["functions"]["mean"] = draws.variable(mean, ("row", *event, *classes))
         return found, {"weights": kept, **self._facts()}
 
-    def prior_groups(self, num: int, *, weights: Weights) -> Groups:
+    def prior_groups(self, num: int, *, weights: Selection) -> Groups:
         given = {name: value for name, value in self.of_rows.items() if name != "weight"}
         made = Predictive(self.model, num_samples=num, parallel=True)(self.x, **given)
         draws = Draws(self.draws(made, num), "the prior")

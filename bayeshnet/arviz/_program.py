@@ -12,7 +12,7 @@ from pyro.infer import Predictive
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from bayeshnet.arviz._variables import Draws, Groups, Variables, Weights, arrays, latents, own_dims
+from bayeshnet.arviz._variables import Draws, Groups, Selection, Variables, arrays, latents, own_dims
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.guides.base import with_model
@@ -80,7 +80,7 @@ class Program:
             found[name] = given[name].reshape((num, *shape))
         return found
 
-    def groups(self, draws: Draws, *, weights: Weights, functions: bool) -> tuple[Groups, dict[str, Any]]:
+    def groups(self, draws: Draws, *, weights: Selection, functions: bool) -> tuple[Groups, dict[str, Any]]:
         num = len(next(iter(draws.values.values())))
         scores: dict[str, list[Tensor]] = {name: [] for name in self.observed}
         samples: dict[str, list[Tensor]] = {name: [] for name in self.observed}
@@ -115,7 +115,7 @@ class Program:
         if mask.dim() == 1:
             self.counted[dims[0]] = self.counted.get(dims[0], False) | mask.cpu().numpy()
 
-    def prior_groups(self, num: int, *, weights: Weights) -> Groups:
+    def prior_groups(self, num: int, *, weights: Selection) -> Groups:
         made = Predictive(poutine.uncondition(self.model), num_samples=num)(*self.args, **self.kwargs)
         draws = Draws(self.draws(made, num), "the prior")
         observed = {name: made[name].reshape((num, *self.sites[name]["value"].shape)) for name in self.observed}

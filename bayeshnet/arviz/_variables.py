@@ -24,13 +24,13 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("bayeshnet.arviz needs ArviZ. Try: pip install 'bayeshnet[arviz]'") from error
 
-__all__ = ["Draws", "Groups", "Variables", "Weights", "arrays", "assembled", "latents", "own_dims"]
+__all__ = ["Draws", "Groups", "Selection", "Variables", "arrays", "assembled", "latents", "own_dims"]
 
 # Draws of more numbers than this are kept by their root mean square: a summary of millions of weights takes hours.
 _MOST_NUMBERS = 10_000_000
 _OF_OBSERVATIONS = ("log_likelihood", "posterior_predictive", "observed_data", "prior_predictive")
 
-Weights: TypeAlias = "Literal['auto', 'all', 'rms'] | Sequence[str]"
+Selection: TypeAlias = Literal["auto", "all", "rms"] | Sequence[str]
 Variables: TypeAlias = "dict[str, tuple[tuple[str, ...], Any]]"  # names of the dimensions, and the array, by name
 Groups: TypeAlias = "dict[str, Variables]"
 
@@ -51,7 +51,7 @@ class Draws:
         return ("chain", "draw", *dims), array.reshape((self.chains, -1, *array.shape[1:]))
 
 
-def latents(draws: Draws, weights: Weights, dims: Callable[[str], Sequence[str]]) -> tuple[Variables, str]:
+def latents(draws: Draws, weights: Selection, dims: Callable[[str], Sequence[str]]) -> tuple[Variables, str]:
     """The posterior or prior, and what of it was kept."""
     beside = [name for name in draws.values if name.startswith("likelihood.")]
     others = [name for name in draws.values if name not in beside]

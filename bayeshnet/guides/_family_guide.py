@@ -71,8 +71,9 @@ class FamilyGuide(Guide):
         self.copied_prior_scale: Tensor | None
         # Spreads that are no standard deviations were found by draws of the prior, with these factors.
         scales: Any = None if plan is None else getattr(self.original_model, "learned_scales", None)
-        factors = None if scales is None or bool(gaussian.all()) else scales.log_factors().detach()
-        self.register_buffer("built_log_factors", factors)
+        factors = None if scales is None else scales.log_factors().detach()
+        known = factors is None or bool(gaussian[: len(factors)].all())  # of the weights, which come first
+        self.register_buffer("built_log_factors", None if known else factors)
         self.built_log_factors: Tensor | None
 
     # ------------------------------------------------------------------ what there is

@@ -24,7 +24,7 @@ from bayeshnet.checks import require_count, require_flag
 from bayeshnet.evaluation import Prediction, PredictionSummary, posterior_draws, predict, predict_summary
 from bayeshnet.models import BayesianModel
 from bayeshnet.sklearn._parts import built_guide, built_network, own_random_numbers
-from bayeshnet.sklearn._rows import Array, Weights, merged, standardization_of
+from bayeshnet.sklearn._rows import Array, RowWeights, merged, standardization_of
 from bayeshnet.training import fit
 
 __all__ = ["BayesianEstimator", "as_array", "validated"]
@@ -68,10 +68,10 @@ class BayesianEstimator(BaseEstimator, ABC):
     def _observed(self, y: Any) -> Array:
         """Targets ``[n]`` or ``[n, T]`` as numbers, or as codes of labels, of a fitted estimator."""
 
-    def _weights(self, sample_weight: Any, x: Array) -> Weights:
+    def _weights(self, sample_weight: Any, x: Array) -> RowWeights:
         return np.asarray(_check_sample_weight(sample_weight, x), dtype=np.float64)
 
-    def _fit(self, x: Array, y: Array, weight: Weights, likelihood: Any, outputs: int) -> None:
+    def _fit(self, x: Array, y: Array, weight: RowWeights, likelihood: Any, outputs: int) -> None:
         """Fit model and guide to rows with weights, and draw from the guide."""
         require_count("num_samples", self.num_samples)
         require_flag("standardize", self.standardize)

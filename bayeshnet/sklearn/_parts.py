@@ -20,8 +20,8 @@ from bayeshnet.models import BayesianModel
 
 __all__ = ["Guide", "Net", "built_guide", "built_network", "own_random_numbers", "precision"]
 
-Net: TypeAlias = "nn.Module | Callable[[int, int], nn.Module]"
-Guide: TypeAlias = "str | Family | Callable[..., Any]"
+Net: TypeAlias = nn.Module | Callable[[int, int], nn.Module]
+Guide: TypeAlias = str | Family | Callable[..., Any]
 
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}

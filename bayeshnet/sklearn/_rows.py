@@ -11,16 +11,16 @@ import torch
 from bayeshnet.errors import ArgumentError
 from bayeshnet.models import Standardization, Statistics
 
-__all__ = ["Array", "Weights", "merged", "standardization_of"]
+__all__ = ["Array", "RowWeights", "merged", "standardization_of"]
 
-Array: TypeAlias = "npt.NDArray[Any]"
-Weights: TypeAlias = "npt.NDArray[np.float64]"
+Array: TypeAlias = npt.NDArray[Any]
+RowWeights: TypeAlias = npt.NDArray[np.float64]
 
 # A column whose spread is below so many roundings of its largest entry is constant.
 _ROUNDINGS = 16.0
 
 
-def merged(x: Array, y: Array, weight: Weights) -> tuple[Array, Array, Weights]:
+def merged(x: Array, y: Array, weight: RowWeights) -> tuple[Array, Array, RowWeights]:
     """Different rows only, each with the sum of the weights of its copies.
 
     The likelihood stays what it is, and a row with weight 3 is the same as three rows, to the bit: what comes back is
@@ -29,7 +29,7 @@ def merged(x: Array, y: Array, weight: Weights) -> tuple[Array, Array, Weights]:
     Args:
         x: Inputs ``[n, K]``.
         y: Targets ``[n]`` or ``[n, T]``; numbers, or codes of labels.
-        weight: Weights ``[n]``, 0 or more; rows of weight 0 are left out.
+        weight: RowWeights ``[n]``, 0 or more; rows of weight 0 are left out.
 
     Returns:
         Inputs, targets and weights of m rows, m at most n.
@@ -55,13 +55,13 @@ def merged(x: Array, y: Array, weight: Weights) -> tuple[Array, Array, Weights]:
     return x[first], y[first], np.add.reduceat(weight[order], np.flatnonzero(new))
 
 
-def standardization_of(x: Array, y: Array | None, weight: Weights) -> Standardization:
+def standardization_of(x: Array, y: Array | None, weight: RowWeights) -> Standardization:
     """Weighted means and standard deviations, one for each column and target.
 
     Args:
         x: Inputs ``[n, K]``.
         y: Targets ``[n]`` or ``[n, T]``; None to leave them as they are.
-        weight: Weights ``[n]``.
+        weight: RowWeights ``[n]``.
 
     Example:
         >>> found = standardization_of(np.array([[0.0, 7.0], [3.0, 7.0]]), None, np.array([1.0, 2.0]))
@@ -74,7 +74,7 @@ def standardization_of(x: Array, y: Array | None, weight: Weights) -> Standardiz
     )
 
 
-def _statistics(values: Array, weight: Weights, what: str) -> Statistics:
+def _statistics(values: Array, weight: RowWeights, what: str) -> Statistics:
     values = values.astype(np.float64)
     loc = np.average(values, axis=0, weights=weight)
     scale = np.sqrt(np.average((values - loc) ** 2, axis=0, weights=weight))

@@ -17,7 +17,7 @@ from bayeshnet.errors import ArgumentError
 from bayeshnet.models import likelihoods
 from bayeshnet.sklearn._estimator import BayesianEstimator, as_array, validated
 from bayeshnet.sklearn._parts import Guide, Net
-from bayeshnet.sklearn._rows import Array, Weights
+from bayeshnet.sklearn._rows import Array, RowWeights
 
 __all__ = ["BayesianClassifier"]
 
@@ -127,7 +127,7 @@ class BayesianClassifier(ClassifierMixin, BayesianEstimator):
         self._fit(x, codes, weight, likelihoods.Categorical(), len(self.classes_))
         return self
 
-    def _factors(self, codes: Array, weight: Weights) -> Array:
+    def _factors(self, codes: Array, weight: RowWeights) -> Array:
         """The weight of each class."""
         if isinstance(self.class_weight, str) and self.class_weight == "balanced":
             totals = np.bincount(codes, weight, minlength=len(self.classes_))

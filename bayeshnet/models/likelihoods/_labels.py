@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bayeshnet.errors import ArgumentError
 
-__all__ = ["Labels", "refuse_labels"]
+__all__ = ["LabelDistribution", "refuse_labels"]
 
 
-class Labels(dist.Categorical):
+class LabelDistribution(dist.Categorical):
     """Labels; one that does not exist is named even where Pyro's validation is off.
 
     Args:
@@ -21,7 +21,7 @@ class Labels(dist.Categorical):
         ignore_index: A label that means there is none: its log-probability is 0.
 
     Example:
-        >>> Labels(logits=torch.zeros(2, 3)).log_prob(torch.tensor([0, 2])).exp()
+        >>> LabelDistribution(logits=torch.zeros(2, 3)).log_prob(torch.tensor([0, 2])).exp()
         tensor([0.3333, 0.3333])
     """
 
@@ -29,7 +29,7 @@ class Labels(dist.Categorical):
         self.ignore_index = ignore_index
         super().__init__(logits=logits, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Labels:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LabelDistribution:
         """The same distribution for every place of ``batch_shape``."""
         new = type(self).__new__(type(self)) if _instance is None else _instance
         new.ignore_index = self.ignore_index

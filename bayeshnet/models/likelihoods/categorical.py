@@ -13,7 +13,7 @@ from torch import Size, Tensor, nn
 from bayeshnet.checks import kind_of
 from bayeshnet.errors import ArgumentError, ArgumentTypeError
 from bayeshnet.models._repr import positive
-from bayeshnet.models.likelihoods._labels import Labels, refuse_labels
+from bayeshnet.models.likelihoods._labels import LabelDistribution, refuse_labels
 from bayeshnet.models.likelihoods.base import Likelihood
 
 __all__ = ["Categorical"]
@@ -93,7 +93,7 @@ class Categorical(Likelihood):
 
     def conditional(self, f: Tensor, params: Mapping[str, Tensor], *, batch_dims: int) -> TorchDistributionMixin:
         """See :meth:`Likelihood.conditional`."""
-        return Labels(logits=f, ignore_index=self.ignore_index).to_event(f.dim() - batch_dims - 1)
+        return LabelDistribution(logits=f, ignore_index=self.ignore_index).to_event(f.dim() - batch_dims - 1)
 
     def target_event(self, event_shape: Size) -> Size:
         """See :meth:`Likelihood.target_event`."""
