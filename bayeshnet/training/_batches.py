@@ -113,6 +113,8 @@ class Batches:
         self._generators = generators_of(data)
         self._at = Position(count=self._model is not None)
         self._warned = False
+        if self._model is not None and isinstance(data, tuple) and len(data) > 2 and _more_inputs(self._model, data[0]):
+            warnings.warn(_third(data[2], self._model), RowDataWarning, stacklevel=stacklevel_of_user())
 
     def __iter__(self) -> Batches:
         return self
@@ -301,6 +303,14 @@ def _raw_targets(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return batch.get("y", batch)
     return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else batch
+
+
+def _more_inputs(model: Any, first: Any) -> bool:
+    """Whether what follows inputs ``first`` may be a further input of the network, which its forward does not require."""
+    wanted = getattr(model, "inputs_taken", None)
+    if wanted is None or wanted.chosen or isinstance(first, tuple | list | Mapping):
+        return False
+    return wanted.num == 1 and len(wanted.names) > 1
 
 
 def _third(value: Any, model: Any) -> str:

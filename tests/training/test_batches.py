@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, predict
-from bayeshnet.errors import ArgumentError, DatasetSizeWarning, TargetShapeWarning
+from bayeshnet.errors import ArgumentError, DatasetSizeWarning, RowDataWarning, TargetShapeWarning
 from bayeshnet.sites.rows import check_rows
 
 N, SIZE = 60, 10
@@ -202,3 +202,23 @@ def test_rows_are_checked_without_a_trace():
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
     assert model.net.training
+
+
+class Masked(torch.nn.Module):
+    """An input that may be left out: a batch (x, mask, y) looks like (x, y, weight)."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 1)
+
+    def forward(self, x, mask=None):
+        return self.linear(x if mask is None else x * mask)
+
+
+def test_a_tuple_of_three_is_doubtful_where_the_network_has_another_input():
+    x, mask, y = torch.randn(4, 2), torch.ones(4, 2), torch.rand(4)
+    model = BayesianModel(Masked(), likelihood=likelihoods.Normal(scale=0.1))
+    with pytest.warns(RowDataWarning, match="inputs=2"):
+        Batches((x, y, torch.ones(4)), model)
+    Batches(((x, mask), y, torch.ones(4)), model)
+    Batches((x, mask, y), BayesianModel(Masked(), likelihood=likelihoods.Normal(scale=0.1), inputs=2))
