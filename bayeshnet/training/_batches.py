@@ -306,7 +306,7 @@ def _raw_targets(batch: Any) -> Any:
 
 
 def _more_inputs(model: Any, first: Any) -> bool:
-    """Whether what follows inputs ``first`` may be a further input of the network, which its forward does not require."""
+    """Whether what follows inputs ``first`` may be one that the network's forward takes and does not require."""
     wanted = getattr(model, "inputs_taken", None)
     if wanted is None or wanted.chosen or isinstance(first, tuple | list | Mapping):
         return False

@@ -217,8 +217,12 @@ class Masked(torch.nn.Module):
 
 def test_a_tuple_of_three_is_doubtful_where_the_network_has_another_input():
     x, mask, y = torch.randn(4, 2), torch.ones(4, 2), torch.rand(4)
-    model = BayesianModel(Masked(), likelihood=likelihoods.Normal(scale=0.1))
+
+    def once(data, **options):
+        model = BayesianModel(Masked(), likelihood=likelihoods.Normal(scale=0.1), **options)
+        fit(model, AutoHypernet(model, example=((x, mask), y), family="mean_field"), data, steps=1, progress=False)
+
     with pytest.warns(RowDataWarning, match="inputs=2"):
-        Batches((x, y, torch.ones(4)), model)
-    Batches(((x, mask), y, torch.ones(4)), model)
-    Batches((x, mask, y), BayesianModel(Masked(), likelihood=likelihoods.Normal(scale=0.1), inputs=2))
+        once((x, y, torch.ones(4)))
+    once(((x, mask), y, torch.ones(4)))
+    once((x, mask, y), inputs=2)
