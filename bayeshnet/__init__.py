@@ -23,6 +23,7 @@ from bayeshnet.hnets import HMLP, HPerturbWrapper
 from bayeshnet.mnets import ModuleMainNet, batched_forward
 from bayeshnet.mnets.mlp import MLP
 from bayeshnet.models import BayesianModel, RandomModule, flipout, likelihoods, local_reparameterisation, priors
+from bayeshnet.sampling import Refined, refine
 from bayeshnet.training import (
     EarlyStopping,
     FlatElbo,
@@ -54,6 +55,7 @@ __all__ = [
     "Prediction",
     "PredictionSummary",
     "RandomModule",
+    "Refined",
     "Validation",
     "batched_forward",
     "diagnose",
@@ -75,6 +77,7 @@ __all__ = [
     "predict_summary",
     "prior_predictive",
     "priors",
+    "refine",
     "sample_networks",
     "save",
     "start_from",

@@ -36,6 +36,7 @@ ROOMS = (
     "inducing",
     "guides",
     "training",
+    "sampling",
     "evaluation",
     "distributions",
     "infer",
