@@ -15,6 +15,7 @@ _TARGET_ACCEPTANCE = 0.8
 _MOST_LEAPFROG_STEPS = 200
 # An energy that grows so much has left the trajectory: a divergence, as in Stan.
 _DIVERGENT = 1000.0
+_MOST_HALVINGS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,9 @@ class ChEES:
         self._target, self._scale = target, scale
         self.u = start.detach().clone()
         self.log_density, self._gradient = target(self.u)
-        self.step_size, self.trajectory_length = step_size, 25.0 * step_size
+        self.step_size = step_size
+        self.step_size = step_size = self._first_step_size()
+        self.trajectory_length = 25.0 * step_size
         self._shrink_towards = math.log(10.0 * step_size)
         self._averaged_log_step, self._error_sum = math.log(step_size), 0.0
         self._adam = (0.0, 0.0)
@@ -119,6 +122,18 @@ class ChEES:
         if self._adapted:
             self.step_size = math.exp(self._averaged_log_step)
 
+    def _first_step_size(self) -> float:
+        """The step size, halved until half of the trajectories of one step are accepted."""
+        for _ in range(_MOST_HALVINGS):
+            momentum = torch.randn_like(self.u)
+            _, moved, log_density, _ = self._leapfrog(momentum, 1)
+            change = 0.5 * (momentum.double().square() - moved.double().square()).sum(1)
+            change = change + log_density - self.log_density
+            if float(torch.nan_to_num(change.clamp(max=0.0).exp(), 0.0).mean()) >= 0.5:
+                break
+            self.step_size *= 0.5
+        return self.step_size
+
     def _leapfrog(self, momentum: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         u, log_density, gradient = self.u, self.log_density, self._gradient
         half = 0.5 * self.step_size * self._scale
@@ -139,15 +154,17 @@ class ChEES:
         weight = n**-0.75
         self._averaged_log_step = weight * log_step + (1.0 - weight) * self._averaged_log_step
         # The criterion's gradient, weighted by acceptance.
-        good = torch.isfinite(u).all(1) & torch.isfinite(momentum).all(1)
+        # Rejected ends may be anything, up to overflow, and count nothing.
+        good = acceptance > 0.0
         rows = good.unsqueeze(1)
-        before, after = self.u / self._scale, torch.where(rows, u, self.u) / self._scale
-        direction = torch.where(rows, momentum, 0.0)
-        weights = torch.where(good, acceptance, 0.0).to(u)
+        before, after = self.u.double() / self._scale, torch.where(rows, u, self.u).double() / self._scale
+        direction = torch.where(rows, momentum, 0.0).double()
+        weights = acceptance
         weights = weights / weights.sum().clamp(min=1e-9)
         centred = after - (weights.unsqueeze(1) * after).sum(0)
         change = centred.square().sum(1) - (before - before.mean(0)).square().sum(1)
         slope = float((weights * change * (centred * direction).sum(1)).sum()) * share * self.trajectory_length
+        slope = slope if math.isfinite(slope) else 0.0
         mean, square = self._adam
         mean, square = 0.9 * mean + 0.1 * slope, 0.95 * square + 0.05 * slope**2
         self._adam = mean, square

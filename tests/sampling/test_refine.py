@@ -199,6 +199,22 @@ def test_chees_lengthens_trajectories_that_are_too_short() -> None:
     assert 0.65 < float(found.mean()) < 0.98
 
 
+def test_steps_that_overflow_are_no_obstacle() -> None:
+    """A guide a thousand times too wide in one of two coordinates, in float32."""
+
+    def model() -> None:
+        pyro.sample("z", dist.Normal(torch.zeros(2), torch.tensor([1e-3, 1.0])).to_event(1))
+
+    torch.manual_seed(0)
+    draws = {"z": torch.randn(200, 2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        refined = refine(model, draws, (), num_draws=640, num_warmup=100, max_transitions=20, progress=False)
+    assert bool(torch.isfinite(refined["z"]).all())
+    assert float(refined["z"][:, 0].std()) < 3e-3
+    assert refined.diagnostics["acceptance"] > 0.5
+
+
 def bad(**changed: Any) -> Callable[[], Any]:
     given: dict[str, Any] = {"model": linear_model(), "guide": narrow, "data": linear_data(), "progress": False}
     given.update(changed)
