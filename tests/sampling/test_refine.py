@@ -132,6 +132,7 @@ def test_latents_beside_the_weights_against_quadrature() -> None:
     assert abs((draws.std() / std).log()) < 4 / 40 / math.sqrt(2)
 
 
+@pytest.mark.slow
 def test_network_with_every_kind_of_start_and_prediction(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.linspace(-1, 1, 24).unsqueeze(1)
