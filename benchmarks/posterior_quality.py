@@ -48,15 +48,21 @@ QUICK_BUDGET = Budget(
 )
 
 
-def command_line() -> argparse.ArgumentParser:
-    made = parser(__doc__ or "")
+def problems_command_line(description: str) -> argparse.ArgumentParser:
+    """Problems, seeds, steps and the cache."""
+    made = parser(description)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--npz", type=Path, action="append", default=[], metavar="FILE", help="a problem with its draws")
     made.add_argument("--problems", nargs="+", metavar="NAME", help="stems of the files, toy2, moons, moons2, multi")
-    made.add_argument("--methods", nargs="+", metavar="NAME", choices=list(METHODS), help=", ".join(METHODS))
     made.add_argument("--seeds", nargs="+", type=int, metavar="N", help="by default 0 1 2; with --quick 0")
     made.add_argument("--steps", type=int, metavar="N", help="of the guides of this package; by default 3000")
     made.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR", help="where draws are kept")
+    return made
+
+
+def command_line() -> argparse.ArgumentParser:
+    made = problems_command_line(__doc__ or "")
+    made.add_argument("--methods", nargs="+", metavar="NAME", choices=list(METHODS), help=", ".join(METHODS))
     made.add_argument("--out", type=Path, metavar="PICTURE", help="draw bands and spreads there")
     return made
 

@@ -1,8 +1,8 @@
 """How close chains started from the default guide come to NUTS in function space, and what they cost.
 
-The default guide is fitted, and ``refine`` makes 4,000 draws from it. Draws of every function are compared with those
-of NUTS as in ``posterior_quality.py``. The floor is the mean distance between two disjoint random sets of half of the
-draws of NUTS (1,000 of 2,000), over ten divisions. Seconds are processor time on one thread.
+The default guide is fitted (8 samples a step, as in ``posterior_quality.py``), and ``refine`` makes 4,000 draws from it.
+Draws of every function are compared with those of NUTS as there. The floor is the mean distance between two disjoint
+random sets of half of the draws of NUTS (1,000 of 2,000), over ten divisions. Seconds are processor time on one thread.
 
 Keys, medians over seeds: ``PROBLEM/w1_over_floor``, ``/guide_w1_over_floor``: distances of refined draws and of the
 guide over the floor; ``/w1_ratio``: of refined draws over that of the guide; ``/std_ratio``: spread over that of NUTS;
@@ -14,7 +14,6 @@ Run: ``python benchmarks/refine.py [--npz FILE]... [--problems NAME...] [--seeds
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
 from collections.abc import Sequence
@@ -26,13 +25,13 @@ import torch
 from _common import report
 from _posterior_problems import Gold
 from _posteriors import std_ratio, w1
-from posterior_quality import choose_problems, command_line
+from posterior_quality import choose_problems, problems_command_line
 from torch import Tensor
 
 from bayeshnet import AutoHypernet, batched_forward, fit, refine
 from bayeshnet.errors import ConvergenceWarning
 
-PARTICLES = 8  # as for every method of posterior_quality.py
+PARTICLES = 8
 
 
 def half_floor(gold: Tensor, divisions: int = 10) -> float:
@@ -81,8 +80,7 @@ def run(gold: Gold, seed: int, steps: int, num_draws: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    made = command_line()
-    made.description, made.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    made = problems_command_line(__doc__ or "")
     made.add_argument("--draws", type=int, metavar="N", help="by default 4000")
     args = made.parse_args(argv)
     steps = args.steps or (150 if args.quick else 3000)

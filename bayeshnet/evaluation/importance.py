@@ -10,19 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bayeshnet.checks import kind_of, require_count
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, BayeshnetError, DensityError, UsageError
+from bayeshnet.checks import require_count
+from bayeshnet.errors import ArgumentError, DensityError, UsageError
 from bayeshnet.evaluation.psis import Estimate, WeightedDraws
 from bayeshnet.guides.base import with_model
-from bayeshnet.models.forms import is_single
 from bayeshnet.sites.arguments import (
-    call_arguments,
-    call_error,
-    nan_data_error,
+    all_data,
     refuse_second_data,
     require_model_and_guide,
-    require_targets,
 )
+from bayeshnet.sites.data_errors import errors_of_data
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
 from bayeshnet.sites.traces import PairedTraces
@@ -76,11 +73,12 @@ def importance_sample(
     require_model_and_guide(model, guide)
     refuse_second_data("num_samples", num_samples)
     require_count("num_samples", num_samples, least=2, advice="; better 1000 or more")
-    args, kwargs = _all_data(model, data)
+    args, kwargs = all_data(model, data, "importance weights need")
     _require_density(guide)
     with one_thread("importance_sample"), evaluating(model), with_model(guide, model):
         with torch.random.fork_rng(devices=[]):
-            pair = _pair(model, guide, args, kwargs)
+            with errors_of_data(model, args, kwargs, "data"):
+                pair = PairedTraces(model, guide, args, kwargs)
             pair.require_spread()
             trouble = pair.trouble(strict=True)
         if trouble is None:
@@ -142,37 +140,6 @@ def log_evidence(
     weighted = importance_sample(model, guide, data, num_samples)
     weighted.warn_if_unreliable("The log evidence and its error", stacklevel=2)
     return weighted.log_evidence if method == "psis" else weighted.iwae()
-
-
-def _pair(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> PairedTraces:
-    """Model and guide, run once; what is wrong with the data is said."""
-    try:
-        return PairedTraces(model, guide, args, kwargs)
-    except BayeshnetError:
-        raise
-    except TypeError as error:
-        better: Exception | None = call_error(model, args, kwargs, "data")
-        if better is None:
-            raise
-        raise better from error
-    except ValueError as error:  # Pyro's validation of a distribution's parameters, or of what is observed
-        better = nan_data_error(args, kwargs, error, "data")
-        if better is None:
-            raise
-        raise better from error
-
-
-def _all_data(model: Callable[..., Any], data: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if not is_single(data):
-        raise ArgumentTypeError(
-            f"data: is {kind_of(data)}, and importance weights need all observations at once; pass the model's "
-            "arguments as a tuple (x, y), a dict or a tensor; of a loader, its whole data set."
-        )
-    args, kwargs = call_arguments(data, "data", model)
-    require_targets(model, args, kwargs, "data")
-    return args, kwargs
 
 
 def _require_density(guide: Any) -> None:

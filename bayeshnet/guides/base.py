@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from bayeshnet.checks import kind_of, require_trainable
 from bayeshnet.configuration import Configured
-from bayeshnet.errors import ArgumentTypeError, BayeshnetError
+from bayeshnet.errors import ArgumentTypeError
 from bayeshnet.guides._decay import GroupDecay
 from bayeshnet.guides._summaries import Summaries
 from bayeshnet.models.param_sites import emit_param_sites
-from bayeshnet.sites.arguments import call_arguments, call_error, nan_data_error, refuse_nan_data, require_targets
+from bayeshnet.sites.arguments import call_arguments, refuse_nan_data, require_targets
+from bayeshnet.sites.data_errors import errors_of_data
 from bayeshnet.sites.latents import emit_sites, latent_sites, nodes_of
 from bayeshnet.sites.one_thread import one_thread
 from bayeshnet.sites.prototype import CheckedInit, detach_trace, prior_draw, refuse_sampled_layers
@@ -103,21 +104,8 @@ class Guide(Configured, Summaries):
         args, kwargs = call_arguments(example, "example", unwrap(model))
         require_targets(model, args, kwargs, "example")
         show_example(model, args, kwargs)
-        try:
-            with one_thread(type(self).__name__):
-                self._setup_prototype(*args, **kwargs)
-        except BayeshnetError:
-            raise
-        except TypeError as error:
-            wrong_call = call_error(model, args, kwargs, "example")
-            if wrong_call is None:
-                raise
-            raise wrong_call from error
-        except ValueError as error:  # Pyro's validation of a distribution's parameters, computed from the data
-            better = nan_data_error(args, kwargs, error)
-            if better is None:
-                raise
-            raise better from error
+        with errors_of_data(model, args, kwargs, "example"), one_thread(type(self).__name__):
+            self._setup_prototype(*args, **kwargs)
         loc = self._init_loc()
         self.register_buffer("loc", loc)
         self.register_buffer("scale", torch.ones_like(loc))

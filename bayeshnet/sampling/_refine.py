@@ -12,23 +12,24 @@ from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bayeshnet.checks import kind_of, require_count
-from bayeshnet.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, UsageError
+from bayeshnet.checks import require_count, require_flag, require_positive
+from bayeshnet.deprecation import stacklevel_of_user
+from bayeshnet.errors import ArgumentError, ConvergenceWarning, UsageError
 from bayeshnet.guides.base import with_model
 from bayeshnet.models.capabilities import is_predictive
-from bayeshnet.models.forms import is_single
 from bayeshnet.sampling.convergence import nested_rhat
 from bayeshnet.sampling.hmc import ChEES, Transition
 from bayeshnet.sampling.log_joint import LogJoint
 from bayeshnet.sampling.refined import Refined
 from bayeshnet.sites.arguments import (
-    call_arguments,
+    all_data,
     inputs_and_targets,
+    require_model,
     require_model_and_guide,
-    require_targets,
     row_arguments,
 )
 from bayeshnet.sites.latents import latent_nodes
+from bayeshnet.sites.memory import refuse_too_large
 from bayeshnet.sites.modes import evaluating
 from bayeshnet.sites.one_thread import one_thread
 
@@ -73,13 +74,13 @@ def refine(
 
     Args:
         model: Any Pyro model with continuous latents; it is vectorised over chains where that gives the same density.
-        guide: A fitted guide, of this package or of Pyro; or draws ``[S, *shape]`` by site, S >= 2, such as an earlier
-            :class:`Refined`, whose chains then go on from some of its draws.
+        guide: A fitted guide, of this package or of Pyro; or draws ``[S, *shape]`` by site, S >= 2, of Pyro's
+            ``MCMC`` after its run or an earlier :class:`Refined`; new chains start at some of them.
         data: The arguments of the model, with all observations; no minibatch.
         num_chains: Number of chains.
         num_draws: Number of draws in all, at least.
         num_warmup: Transitions that adapt.
-        max_transitions: Most transitions after the warm-up.
+        max_transitions: Most transitions after the warm-up; more only if ``num_draws`` needs them.
         max_rhat: Bound on nested R-hat.
         progress: Show a progress bar.
 
@@ -90,7 +91,8 @@ def refine(
         ``num_gradients``, ``vectorised``.
 
     Raises:
-        ArgumentError: If a number is too small, the data are a minibatch, or latents are discrete or not in the guide.
+        ArgumentError: If a number is too small, the data are a minibatch, latents are discrete or not in the guide, or
+            draws are not finite or do not fit into the memory that there is.
         ArgumentTypeError: If an argument is of another type.
         UsageError: If the guide is a point, or no start has a finite density; or another thread is in a fit.
 
@@ -110,52 +112,51 @@ def refine(
         (True, True)
     """
     given: Any = guide
-    if isinstance(guide, Mapping):
-        if not callable(model):
-            raise ArgumentTypeError(f"model: is {kind_of(model)}; pass a Pyro model, a callable.")
+    draws: Any = given.get_samples() if hasattr(given, "get_samples") else given
+    if isinstance(draws, Mapping):
+        require_model(model)
     else:
         require_model_and_guide(model, guide)
     require_count("num_chains", num_chains, least=4, advice="; better 32 or more")
     require_count("num_draws", num_draws)
     require_count("num_warmup", num_warmup)
     require_count("max_transitions", max_transitions, least=_BLOCK)
-    if not isinstance(max_rhat, int | float) or not max_rhat > 1.0:
-        raise ArgumentError(f"max_rhat: is {max_rhat!r}; pass a number above 1, such as 1.01.")
-    if not is_single(data):
-        raise ArgumentTypeError(
-            f"data: is {kind_of(data)}, and these chains need all observations at once; pass the model's arguments as "
-            "a tuple (x, y), a dict or a tensor; of a loader, its whole data set."
-        )
-    args, kwargs = call_arguments(data, "data", model)
-    require_targets(model, args, kwargs, "data")
+    require_positive("max_rhat", max_rhat)
+    if not max_rhat > 1.0:
+        raise ArgumentError(f"max_rhat: is {max_rhat}; pass a number above 1, such as 1.01.")
+    require_flag("progress", progress)
+    args, kwargs = all_data(model, data, "these chains need")
+    needed = max(_BLOCK, math.ceil(num_draws / num_chains))
     with one_thread("refine"), evaluating(model):
         target = LogJoint(model, args, kwargs)
+        if not isinstance(draws, Mapping):
+            with with_model(guide, model):
+                draws = _drawn(guide, args, kwargs)
+        u = target.unconstrain(draws)
+        refuse_too_large(
+            3 * needed * num_chains * target.dim * u.element_size(),  # as they are kept, together, and constrained
+            f"num_draws: is {num_draws}, draws of {target.dim:,} latents each",
+            ["pass fewer"],
+            device=u.device,
+        )
         groups = _num_groups(num_chains)
-        start, scale = _start_and_scale(target, model, given, groups, args, kwargs)
-        start = start.repeat_interleave(num_chains // groups, dim=0)
-        chains = ChEES(target.with_gradient, start, scale)
-        if not bool(torch.isfinite(chains.log_density).any()):
-            raise UsageError(
-                "model, guide: the model's density is 0 or NaN at all starts; check the data for NaN, and that the "
-                "guide was fitted to this model."
-            )
-        functions = _Functions(model, target, args, kwargs)
-        run = _Run(chains, functions, groups)
-        with tqdm(total=num_warmup + math.ceil(num_draws / num_chains), disable=not progress, desc="refine") as bar:
+        start, scale = _starts(target, u, groups), _scale(u)
+        chains = ChEES(target.with_gradient, start.repeat_interleave(num_chains // groups, dim=0), scale)
+        run = _Run(chains, _Functions(model, target, args, kwargs), groups)
+        with tqdm(total=num_warmup + needed, disable=not progress, desc="refine") as bar:
             for _ in range(num_warmup):
                 run.warm_up()
                 bar.update()
             chains.end_warm_up()
-            needed = max(_BLOCK, math.ceil(num_draws / num_chains))
-            while len(run.draws) < max_transitions:
+            while len(run.draws) < max(needed, max_transitions):
                 run.keep()
                 bar.update()
                 if len(run.draws) >= needed and len(run.draws) % _BLOCK == 0:
                     bar.set_postfix_str(f"R-hat {run.rhat():.3f}")
                     if run.rhat() < max_rhat:
                         break
-    draws = torch.stack(run.draws, dim=1).flatten(0, 1)
-    refined = Refined(target.constrain(draws), num_chains=num_chains, diagnostics=run.diagnostics(target, max_rhat))
+    kept = torch.stack(run.draws, dim=1).flatten(0, 1)
+    refined = Refined(target.constrain(kept), num_chains=num_chains, diagnostics=run.diagnostics(target, max_rhat))
     _warn(refined, max_rhat)
     return refined
 
@@ -230,29 +231,41 @@ def _num_groups(num_chains: int) -> int:
     return next((groups for groups in range(most, 1, -1) if num_chains % groups == 0), num_chains)
 
 
-def _start_and_scale(
-    target: LogJoint, model: Any, guide: Any, num: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """Starts ``[num, D]``, different draws where there are enough, and the spread of the coordinates ``[D]``."""
-    if isinstance(guide, Mapping):
-        draws: Mapping[str, Any] = guide
-        for name, value in draws.items():
-            if not isinstance(value, Tensor) or not value.dim():
-                raise ArgumentTypeError(f"guide: gives {kind_of(value)} for {name!r}; pass draws [S, *shape] by site.")
-    else:
-        with with_model(guide, model):
-            draws = _drawn(guide, args, kwargs)
-    u = target.unconstrain(draws)
-    # Of few draws the spread is a guess, which mixing suffers from, but not the stationary distribution.
+def _starts(target: LogJoint, u: Tensor, num: int) -> Tensor:
+    """Starts ``[num, D]`` with a density, different ones where there are enough.
+
+    Raises:
+        UsageError: If no draw has a density.
+    """
+    u = u[torch.randperm(len(u))]
+    # Looked at in parts, each as many as chains would be: mostly the first one is enough.
+    found: list[Tensor] = []
+    for part in u.split(num):
+        found.append(part[torch.isfinite(target(part))])
+        if sum(map(len, found)) >= num:
+            break
+    good = torch.cat(found)
+    if not len(good):
+        raise UsageError(
+            "model, guide: the model's density is 0 or NaN at all draws of the guide; check the data for NaN, and that "
+            "the guide was fitted to this model."
+        )
+    return good[:num] if len(good) >= num else good[torch.randint(len(good), (num,))]
+
+
+def _scale(u: Tensor) -> Tensor:
+    """The spread of the coordinates ``[D]``. A wrong one costs time, but does not move the stationary distribution.
+
+    Raises:
+        UsageError: If there is none.
+    """
     scale = u.double().std(0).to(u) if len(u) > 1 else torch.zeros_like(u[0])
     if not bool((scale > 0).any()):
         raise UsageError(
             "guide: gives the same latents at every draw; a point has no spread to start chains from. Pass a guide "
             "with a spread, such as AutoHypernet or AutoNormal, or two or more different draws."
         )
-    scale = scale.clamp(min=1e-3 * float(scale[scale > 0].median()))
-    chosen = torch.randperm(len(u), device=u.device) if len(u) >= num else torch.randint(len(u), (num,))
-    return u[chosen[:num]], scale
+    return scale.clamp(min=1e-3 * float(scale[scale > 0].median()))
 
 
 def _drawn(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -276,12 +289,12 @@ def _warn(refined: Refined, max_rhat: float) -> None:
             "differ, so the draws are better than the guide's but not those of the posterior. Raise max_transitions "
             "or num_warmup; if it stays so, the posterior may have modes between which chains do not cross.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=stacklevel_of_user(),
         )
     if divergences > 0.01:
         warnings.warn(
             f"{100 * divergences:.1f} % of the transitions diverged: a region of strong curvature is left out. Use a "
             "parametrisation that is not centred for hierarchical scales, or float64.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=stacklevel_of_user(),
         )

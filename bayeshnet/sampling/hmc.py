@@ -83,8 +83,7 @@ class ChEES:
         self._target, self._scale = target, scale
         self.u = start.detach().clone()
         self.log_density, self._gradient = target(self.u)
-        self.step_size = step_size
-        self.step_size = step_size = self._first_step_size()
+        self.step_size = step_size = self._halved(step_size)
         self.trajectory_length = 25.0 * step_size
         self._shrink_towards = math.log(10.0 * step_size)
         self._averaged_log_step, self._error_sum = math.log(step_size), 0.0
@@ -103,10 +102,10 @@ class ChEES:
         number = math.ceil(share * self.trajectory_length / self.step_size)
         number = max(1, min(number, _MOST_LEAPFROG_STEPS))
         momentum = torch.randn_like(self.u)
-        energy = 0.5 * momentum.double().square().sum(1) - self.log_density
-        u, moved, log_density, gradient = self._leapfrog(momentum, number)
-        end = 0.5 * moved.double().square().sum(1) - log_density
-        acceptance = torch.nan_to_num((energy - end).clamp(max=0.0).exp(), 0.0)
+        energy = _energy(momentum, self.log_density)
+        u, moved, log_density, gradient = self._leapfrog(momentum, number, self.step_size)
+        end = _energy(moved, log_density)
+        acceptance = _acceptance(energy, end)
         accepted = torch.rand_like(acceptance) < acceptance
         if adapt:
             self._adapt(u, moved, acceptance, share)
@@ -122,24 +121,23 @@ class ChEES:
         if self._adapted:
             self.step_size = math.exp(self._averaged_log_step)
 
-    def _first_step_size(self) -> float:
-        """The step size, halved until half of the trajectories of one step are accepted."""
+    def _halved(self, step_size: float) -> float:
+        """A step size, halved until half of the trajectories of one step are accepted."""
         for _ in range(_MOST_HALVINGS):
             momentum = torch.randn_like(self.u)
-            _, moved, log_density, _ = self._leapfrog(momentum, 1)
-            change = 0.5 * (momentum.double().square() - moved.double().square()).sum(1)
-            change = change + log_density - self.log_density
-            if float(torch.nan_to_num(change.clamp(max=0.0).exp(), 0.0).mean()) >= 0.5:
+            energy = _energy(momentum, self.log_density)
+            _, moved, log_density, _ = self._leapfrog(momentum, 1, step_size)
+            if float(_acceptance(energy, _energy(moved, log_density)).mean()) >= 0.5:
                 break
-            self.step_size *= 0.5
-        return self.step_size
+            step_size *= 0.5
+        return step_size
 
-    def _leapfrog(self, momentum: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _leapfrog(self, momentum: Tensor, number: int, step_size: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         u, log_density, gradient = self.u, self.log_density, self._gradient
-        half = 0.5 * self.step_size * self._scale
+        half = 0.5 * step_size * self._scale
         momentum = momentum + half * gradient
         for i in range(number):
-            u = u + self.step_size * self._scale * momentum
+            u = u + 2.0 * half * momentum
             log_density, gradient = self._target(u)
             momentum = momentum + (half if i == number - 1 else 2.0 * half) * gradient
         return u, momentum, log_density, gradient
@@ -153,26 +151,33 @@ class ChEES:
         log_step = self._shrink_towards - 20.0 * math.sqrt(n) * self._error_sum
         weight = n**-0.75
         self._averaged_log_step = weight * log_step + (1.0 - weight) * self._averaged_log_step
-        # The criterion's gradient, weighted by acceptance.
-        # Rejected ends may be anything, up to overflow, and count nothing.
-        good = acceptance > 0.0
-        rows = good.unsqueeze(1)
+        # The criterion's gradient, weighted by acceptance: ends that are rejected for certain may be anything, up to
+        # overflow, and count nothing.
+        rows = (acceptance > 0.0).unsqueeze(1)
         before, after = self.u.double() / self._scale, torch.where(rows, u, self.u).double() / self._scale
-        direction = torch.where(rows, momentum, 0.0).double()
-        weights = acceptance
-        weights = weights / weights.sum().clamp(min=1e-9)
+        velocity = torch.where(rows, momentum, 0.0).double()
+        weights = acceptance / acceptance.sum().clamp(min=1e-9)
         centred = after - (weights.unsqueeze(1) * after).sum(0)
         change = centred.square().sum(1) - (before - before.mean(0)).square().sum(1)
-        slope = float((weights * change * (centred * direction).sum(1)).sum()) * share * self.trajectory_length
-        slope = slope if math.isfinite(slope) else 0.0
+        slope = float((weights * change * (centred * velocity).sum(1)).sum()) * share * self.trajectory_length
+        slope = slope if math.isfinite(slope) else 0.0  # of chains that leave for infinity
         mean, square = self._adam
         mean, square = 0.9 * mean + 0.1 * slope, 0.95 * square + 0.05 * slope**2
         self._adam = mean, square
-        direction_size = (mean / (1.0 - 0.9**n)) / (math.sqrt(square / (1.0 - 0.95**n)) + 1e-12)
-        log_length = math.log(self.trajectory_length) + 0.05 * direction_size
+        direction = (mean / (1.0 - 0.9**n)) / (math.sqrt(square / (1.0 - 0.95**n)) + 1e-12)
+        log_length = math.log(self.trajectory_length) + 0.05 * direction
         self.step_size = math.exp(log_step)
         longest = 0.5 * _MOST_LEAPFROG_STEPS * self.step_size
         self.trajectory_length = min(max(math.exp(log_length), self.step_size), longest)
+
+
+def _energy(momentum: Tensor, log_density: Tensor) -> Tensor:
+    return 0.5 * momentum.double().square().sum(1) - log_density
+
+
+def _acceptance(start: Tensor, end: Tensor) -> Tensor:
+    """Acceptance probability of trajectories between these energies; 0 where one is not defined."""
+    return torch.nan_to_num((start - end).clamp(max=0.0).exp(), 0.0)
 
 
 def _halton(index: int) -> float:

@@ -10,11 +10,15 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from bayeshnet.errors import ArgumentError
+from bayeshnet.checks import kind_of
+from bayeshnet.errors import ArgumentError, ArgumentTypeError
+from bayeshnet.sites.data_errors import errors_of_data
 from bayeshnet.sites.latents import LatentSite, constrained, latent_sites, nodes_of
 from bayeshnet.sites.prototype import detach_trace
+from bayeshnet.sites.traces import log_prob_per_draw, plate_nesting, require_all_rows, total_log_prob
 
 __all__ = ["LogJoint"]
 
@@ -38,7 +42,8 @@ class LogJoint:
         vectorised: Whether the model runs once for all chains.
 
     Raises:
-        ArgumentError: If latents are discrete or absent, or the data are a minibatch.
+        ArgumentError: If latents are discrete or absent, or the data are a minibatch or make the model fail.
+        ArgumentTypeError: If the model does not take these arguments.
 
     Example:
         >>> import pyro.distributions as dist
@@ -53,9 +58,11 @@ class LogJoint:
     ) -> None:
         self._model, self._args, self._kwargs = model, args, dict(kwargs or {})
         with torch.random.fork_rng(devices=[]):
-            trace = poutine.trace(model).get_trace(*self._args, **self._kwargs)
+            with errors_of_data(model, self._args, self._kwargs, "data"):
+                trace = poutine.trace(model).get_trace(*self._args, **self._kwargs)
             detach_trace(trace)
-            self._nesting = _require_all_rows(trace)
+            require_all_rows(trace, "chains")
+            self._nesting = plate_nesting(trace)
             self.sites: list[LatentSite] = latent_sites(trace)
             nodes = nodes_of(trace)
             starts = [site.unconstrain(nodes[site.name]["value"]).reshape(-1) for site in self.sites]
@@ -68,24 +75,36 @@ class LogJoint:
         return constrained(self.sites, u)
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the coordinates ``[C, D]`` of values ``[C, *shape]`` by site.
+        """Return the coordinates ``[C, D]`` of draws ``[C, *shape]`` by site.
 
         Raises:
-            ArgumentError: If a site is missing, or has another shape.
+            ArgumentError: If a site is missing, has another shape or number of draws than the others, or values that
+                are NaN, infinite or outside of its support.
+            ArgumentTypeError: If draws are no tensor.
         """
         missing = [site.name for site in self.sites if site.name not in values]
         if missing:
             raise ArgumentError(f"guide: gives no draws of the model's latents {missing}, only of {list(values)}.")
         parts: list[Tensor] = []
         for site in self.sites:
-            value = values[site.name]
+            value: Any = values[site.name]
+            if not isinstance(value, Tensor) or not value.dim():
+                raise ArgumentTypeError(f"guide: gives {kind_of(value)} for {site.name!r}; pass draws [S, *shape].")
             found = site.unconstrain(value)
-            if found[0].numel() != site.numel:
+            if found.numel() != len(value) * site.numel or not len(value):
                 raise ArgumentError(
                     f"guide: its draws of {site.name!r} have shape {tuple(value.shape)}, which are not draws of that "
                     f"latent: its coordinates are {tuple(site.shape)}. Pass draws [S, *shape] by site."
                 )
+            if not bool(torch.isfinite(found).all()):
+                raise ArgumentError(
+                    f"guide: gives draws of {site.name!r} that are NaN, infinite or outside of the latent's support; "
+                    "remove them, or fit the guide again."
+                )
             parts.append(found.reshape(len(value), -1))
+        numbers = {site.name: len(part) for site, part in zip(self.sites, parts, strict=True)}
+        if len({*numbers.values()}) > 1:
+            raise ArgumentError(f"guide: gives different numbers of draws, {numbers}; pass as many of each site.")
         return torch.cat(parts, dim=1).to(self._prototype)
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -118,14 +137,7 @@ class LogJoint:
             outside = value.dim() - 1 - site.value_event_dim  # dimensions of the site's own plates
             values[site.name] = value.reshape(num, *(1,) * (self._nesting - outside), *value.shape[1:])
         model = pyro.plate("_chains", num, dim=-1 - self._nesting)(self._model)
-        for log_prob in self._log_probs(model, values):
-            if log_prob.dim() <= self._nesting:  # the same for all chains
-                total = total + log_prob.sum()
-            elif log_prob.dim() == self._nesting + 1:
-                total = total + log_prob.reshape(len(log_prob), -1).sum(1)
-            else:
-                raise ValueError(f"a log density of shape {tuple(log_prob.shape)} for {num} chains")
-        return total
+        return total + log_prob_per_draw(self._trace(model, values), num, self._nesting + 1)
 
     def _alone(self, u: Tensor) -> Tensor:
         total = u.new_zeros((), dtype=torch.float64)
@@ -136,17 +148,15 @@ class LogJoint:
             jacobian = site.log_jacobian(unconstrained, value)
             if jacobian is not None:
                 total = total + jacobian.double().sum()
-        for log_prob in self._log_probs(self._model, values):
-            total = total + log_prob.sum()
-        return total
+        return total + total_log_prob(self._trace(self._model, values))
 
-    def _log_probs(self, model: Callable[..., Any], values: dict[str, Tensor]) -> list[Tensor]:
+    def _trace(self, model: Callable[..., Any], values: dict[str, Tensor]) -> Trace:
         conditioned = poutine.condition(model, data=values)
         # Far from the posterior a constraint may be broken by rounding, which is a rejection and not an error.
         with pyro.validation_enabled(False):
-            trace = poutine.trace(conditioned).get_trace(*self._args, **self._kwargs)
+            trace = prune_subsample_sites(poutine.trace(conditioned).get_trace(*self._args, **self._kwargs))
             trace.compute_log_prob()
-        return [site["log_prob"].double() for site in nodes_of(trace).values() if site["type"] == "sample"]
+        return trace
 
     def _vectorises(self) -> bool:
         u = self._prototype + 0.1 * torch.randn(3, self.dim).to(self._prototype)
@@ -162,21 +172,3 @@ class LogJoint:
         if not same:
             _LOGGER.info("the model gives other densities for several chains together, which run in turn")
         return same
-
-
-def _require_all_rows(trace: Trace) -> int:
-    """Number of plate dimensions of a trace.
-
-    Raises:
-        ArgumentError: If a plate has a part of its rows.
-    """
-    nesting = 0
-    for site in nodes_of(trace).values():
-        for frame in site.get("cond_indep_stack", ()):
-            if frame.full_size not in (None, frame.size):
-                raise ArgumentError(
-                    f"data: are {frame.size} of {frame.full_size} rows (plate {frame.name!r}); these chains need the "
-                    "density of all rows. Pass all of them."
-                )
-            nesting = max(nesting, -frame.dim) if frame.vectorized else nesting
-    return nesting

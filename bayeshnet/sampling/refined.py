@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
-from bayeshnet.errors import CheckpointError
+from bayeshnet.checks import kind_of, require_count
+from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from bayeshnet.training.files import read_file, write_file
 
 __all__ = ["Refined"]
 
-_FORMAT = "bayeshnet.Refined 1"
+_FORMAT = 1
 
 
 class Refined(Mapping[str, Tensor]):
@@ -33,6 +31,10 @@ class Refined(Mapping[str, Tensor]):
         num_chains: Number of chains.
         diagnostics: Numbers by name.
 
+    Raises:
+        ArgumentError: If there are no draws, or not as many of each site and chain.
+        ArgumentTypeError: If draws are no tensors, or ``num_chains`` is not an integer.
+
     Example:
         >>> import torch
         >>> refined = Refined({"mu": torch.zeros(6, 2)}, num_chains=3, diagnostics={"rhat": 1.0})
@@ -41,6 +43,16 @@ class Refined(Mapping[str, Tensor]):
     """
 
     def __init__(self, draws: Mapping[str, Tensor], *, num_chains: int, diagnostics: Mapping[str, float]) -> None:
+        require_count("num_chains", num_chains)
+        for name, value in draws.items():
+            if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - what a user gives
+                raise ArgumentTypeError(f"draws: gives {kind_of(value)} for {name!r}; pass a tensor [S, *shape].")
+        numbers = {name: len(value) if value.dim() else 0 for name, value in draws.items()}
+        if len({*numbers.values()}) != 1 or not min(numbers.values()) or min(numbers.values()) % num_chains:
+            raise ArgumentError(
+                f"draws: are {numbers} by site, of num_chains={num_chains}; pass as many draws of each site, and as "
+                "many of each chain."
+            )
         self._draws, self.num_chains, self.diagnostics = dict(draws), num_chains, dict(diagnostics)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -69,7 +81,13 @@ class Refined(Mapping[str, Tensor]):
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write draws and diagnostics into one safetensors file, whole or not at all.
+        """Write draws and diagnostics into one checksummed safetensors file, whole or not at all.
+
+        Args:
+            path: The file; its folder has to be there.
+
+        Raises:
+            OSError: If it cannot be written; the message says what to do.
 
         Example:
             >>> import os, tempfile, torch
@@ -79,37 +97,27 @@ class Refined(Mapping[str, Tensor]):
             ...     Refined.load(os.path.join(folder, "draws.safetensors"))
             Refined(6 draws of 3 chains, sites=['mu'], rhat=1)
         """
-        about = {"num_chains": self.num_chains, "diagnostics": self.diagnostics, "sites": list(self._draws)}
-        metadata = {"format": _FORMAT, "about": json.dumps(about)}
-        place = Path(path)
-        beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self._draws.items()}
-        try:
-            safetensors.torch.save_file(tensors, str(beside), metadata)
-            beside.replace(place)
-        finally:
-            beside.unlink(missing_ok=True)
+        # JSON has no numbers that are not finite, which r-hat of chains that stand still is.
+        found = {name: repr(value) for name, value in self.diagnostics.items()}
+        about = {"refined": _FORMAT, "num_chains": self.num_chains, "diagnostics": found, "sites": list(self._draws)}
+        write_file(Path(path), {name: value.detach() for name, value in self._draws.items()}, about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Refined:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, onto the CPU.
+
+        Args:
+            path: The file.
 
         Raises:
-            CheckpointError: If it is another file, or is damaged.
-            FileNotFoundError: If there is none.
+            CheckpointError: If a bit differs from what was written, or it is another file.
+            OSError: If there is none, or it cannot be read.
         """
-        place = Path(path)
-        if not place.is_file():
-            raise FileNotFoundError(f"path: there is no file {place}.")
-        opened: Any = safetensors.safe_open
-        try:
-            with opened(str(place), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except safetensors.SafetensorError as error:
-            raise CheckpointError(f"path: {place} is damaged or no safetensors file ({error}).") from None
-        if metadata.get("format") != _FORMAT:
-            raise CheckpointError(f"path: {place} has no draws written by Refined.save.")
-        about: dict[str, Any] = json.loads(metadata["about"])
+        tensors, about = read_file(Path(path))
+        if about.get("refined") != _FORMAT:
+            raise CheckpointError(
+                f"path: {path} has no draws written by Refined.save of this version; a model or guide is read by load."
+            )
+        found = {name: float(value) for name, value in about["diagnostics"].items()}
         draws = {name: tensors[name] for name in about["sites"]}
-        return cls(draws, num_chains=about["num_chains"], diagnostics=about["diagnostics"])
+        return cls(draws, num_chains=about["num_chains"], diagnostics=found)

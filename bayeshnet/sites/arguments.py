@@ -23,6 +23,7 @@ from bayeshnet.models.given_data import ROW_DATA
 
 __all__ = [
     "ROW_DATA",
+    "all_data",
     "call_arguments",
     "call_error",
     "inputs_and_targets",
@@ -30,6 +31,7 @@ __all__ = [
     "non_finite_places",
     "refuse_nan_data",
     "refuse_second_data",
+    "require_model",
     "require_model_and_guide",
     "require_targets",
     "row_arguments",
@@ -55,6 +57,32 @@ def call_arguments(data: Any, argument: str, model: Any = None) -> tuple[tuple[A
     args, kwargs = _call_arguments(data, argument)
     own = getattr(model, "as_arguments", None)
     return (args, kwargs) if own is None else own(args, kwargs)
+
+
+def all_data(model: Any, data: Any, what: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and keyword arguments that all observations stand for, with targets.
+
+    Args:
+        model: The model that they are for.
+        data: As for :func:`call_arguments`; no loader.
+        what: What needs them all, for the message.
+
+    Raises:
+        ArgumentTypeError: If ``data`` are batches, or are not what the model takes.
+        ArgumentError: If targets are missing.
+
+    Example:
+        >>> all_data(lambda x: x, torch.ones(2), "importance weights need")
+        ((tensor([1., 1.]),), {})
+    """
+    if not is_single(data):
+        raise ArgumentTypeError(
+            f"data: is {kind_of(data)}, and {what} all observations at once; pass the model's arguments as a tuple "
+            "(x, y), a dict or a tensor; of a loader, its whole data set."
+        )
+    args, kwargs = call_arguments(data, "data", model)
+    require_targets(model, args, kwargs, "data")
+    return args, kwargs
 
 
 def _call_arguments(data: Any, argument: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -172,15 +200,35 @@ def require_model_and_guide(model: Any, guide: Any) -> None:
         ...
         bayeshnet.errors.ArgumentTypeError: guide: is an int; pass a Pyro guide, a callable.
     """
-    for name, part in (("model", model), ("guide", guide)):
-        if not callable(part):
-            raise ArgumentTypeError(f"{name}: is {kind_of(part)}; pass a Pyro {name}, a callable.")
-        if isinstance(part, type):
-            raise ArgumentTypeError(f"{name}: is the class {part.__name__}; pass what it makes, {part.__name__}(...).")
-    wrong = [("model", model, "a guide")] if isinstance(model, AutoGuide) else []
-    wrong += [("guide", guide, "a model")] if hasattr(guide, "latent_shapes") else []
-    for name, part, kind in wrong:
-        raise ArgumentTypeError(f"{name}: is {kind} ({type(part).__name__}); pass the model first, then its guide.")
+    require_model(model)
+    _require_program("guide", guide)
+    if hasattr(guide, "latent_shapes"):
+        raise _wrong_order("guide", guide, "a model")
+
+
+def require_model(model: Any) -> None:
+    """Raise unless this is a model.
+
+    Raises:
+        ArgumentTypeError: If it cannot be called, is a class, or is a guide.
+
+    Example:
+        >>> require_model(lambda: None)
+    """
+    _require_program("model", model)
+    if isinstance(model, AutoGuide):
+        raise _wrong_order("model", model, "a guide")
+
+
+def _require_program(name: str, part: Any) -> None:
+    if not callable(part):
+        raise ArgumentTypeError(f"{name}: is {kind_of(part)}; pass a Pyro {name}, a callable.")
+    if isinstance(part, type):
+        raise ArgumentTypeError(f"{name}: is the class {part.__name__}; pass what it makes, {part.__name__}(...).")
+
+
+def _wrong_order(name: str, part: Any, kind: str) -> ArgumentTypeError:
+    return ArgumentTypeError(f"{name}: is {kind} ({type(part).__name__}); pass the model first, then its guide.")
 
 
 def refuse_second_data(argument: str, value: Any) -> None:

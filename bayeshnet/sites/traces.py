@@ -17,7 +17,14 @@ from torch import Tensor
 from bayeshnet.errors import ArgumentError, UsageError
 from bayeshnet.sites.latents import latent_nodes, nodes_of
 
-__all__ = ["PairedTraces", "require_same_latents"]
+__all__ = [
+    "PairedTraces",
+    "log_prob_per_draw",
+    "plate_nesting",
+    "require_all_rows",
+    "require_same_latents",
+    "total_log_prob",
+]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -59,10 +66,10 @@ class PairedTraces:
         self._subsamples: dict[str, Tensor] = {}
         guide_trace, model_trace = self.run(None)
         if not partial:
-            _require_all_rows(model_trace)
+            require_all_rows(model_trace, "importance weights")
         self._latents = _latents(guide_trace, model_trace, partial=partial and not all_latents)
         self.shapes = {name: site["value"].shape for name, site in self._latents.items()}
-        self.nesting = 1 + _plate_nesting(guide_trace, model_trace)
+        self.nesting = 1 + plate_nesting(guide_trace, model_trace)
         self._random = list(self.shapes)
 
     def require_spread(self) -> None:
@@ -115,14 +122,15 @@ class PairedTraces:
         guide_trace, model_trace = self.run(num)
         nodes = nodes_of(guide_trace)
         draws = {name: nodes[name]["value"].reshape((num, *shape)) for name, shape in self.shapes.items()}
-        return draws, self._per_draw(model_trace, num), self._per_draw(guide_trace, num)
+        log_p, log_q = (log_prob_per_draw(trace, num, self.nesting) for trace in (model_trace, guide_trace))
+        return draws, log_p, log_q
 
     def draw_one(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Make one draw without a plate around it; returns what :meth:`draw` does, for S = 1."""
         guide_trace, model_trace = self.run(None)
         nodes = nodes_of(guide_trace)
         draws = {name: nodes[name]["value"].unsqueeze(0) for name in self.shapes}
-        return draws, _total(model_trace).reshape(1), _total(guide_trace).reshape(1)
+        return draws, total_log_prob(model_trace).reshape(1), total_log_prob(guide_trace).reshape(1)
 
     def trouble(self, num: int = 3, *, strict: bool = False) -> str | None:
         """Compare log p of vectorised draws with log p of the same draws one by one.
@@ -163,21 +171,7 @@ class PairedTraces:
         conditioned = poutine.condition(self.model, data={**self._subsamples, **values})
         trace = prune_subsample_sites(poutine.trace(conditioned).get_trace(*self.args, **self.kwargs))
         trace.compute_log_prob()
-        return _total(trace)
-
-    def _per_draw(self, trace: Trace, num: int) -> Tensor:
-        """Return the log density of each draw of a vectorised trace ``[num]``, in float64."""
-        totals: list[Tensor] = []
-        for name, log_prob in _log_probs(trace):
-            if log_prob.dim() < self.nesting:  # the same for all draws
-                totals.append(log_prob.sum().expand(num))
-            elif log_prob.dim() == self.nesting and log_prob.shape[0] in (1, num):
-                totals.append(log_prob.reshape(log_prob.shape[0], -1).sum(1).expand(num))
-            else:
-                raise UsageError(
-                    f"model, guide: the log density of site {name!r} has shape {tuple(log_prob.shape)} for {num} draws."
-                )
-        return torch.stack(totals).sum(0)
+        return total_log_prob(trace)
 
 
 def require_same_latents(wanted: Sequence[str], given: Sequence[str], *, partial: bool = False) -> None:
@@ -219,16 +213,69 @@ def _log_probs(trace: Trace) -> list[tuple[str, Tensor]]:
     return [(name, site["log_prob"].double()) for name, site in sites if site["type"] == "sample"]
 
 
-def _total(trace: Trace) -> Tensor:
+def log_prob_per_draw(trace: Trace, num: int, nesting: int) -> Tensor:
+    """Return the log density of each draw of a vectorised trace ``[num]``, in float64.
+
+    Args:
+        trace: The trace, with log densities.
+        num: Number of draws.
+        nesting: Number of dimensions of plates, the leftmost one of which is that of the draws.
+
+    Raises:
+        UsageError: If a site has another number of densities.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> model = pyro.plate("draws", 3, dim=-1)(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))
+        >>> trace = poutine.trace(model).get_trace()
+        >>> trace.compute_log_prob()
+        >>> log_prob_per_draw(trace, 3, 1).shape
+        torch.Size([3])
+    """
+    totals: list[Tensor] = []
+    for name, log_prob in _log_probs(trace):
+        if log_prob.dim() < nesting:  # the same for all draws
+            totals.append(log_prob.sum().expand(num))
+        elif log_prob.dim() == nesting and log_prob.shape[0] in (1, num):
+            totals.append(log_prob.reshape(log_prob.shape[0], -1).sum(1).expand(num))
+        else:
+            raise UsageError(
+                f"model, guide: the log density of site {name!r} has shape {tuple(log_prob.shape)} for {num} draws."
+            )
+    return torch.stack(totals).sum(0)
+
+
+def total_log_prob(trace: Trace) -> Tensor:
+    """Return the log density of a trace, in float64.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> trace = poutine.trace(lambda: pyro.sample("z", dist.Normal(0.0, 1.0), obs=torch.zeros(()))).get_trace()
+        >>> trace.compute_log_prob()
+        >>> total_log_prob(trace)
+        tensor(-0.9189, dtype=torch.float64)
+    """
     return torch.stack([log_prob.sum() for _, log_prob in _log_probs(trace)]).sum()
 
 
-def _require_all_rows(model_trace: Trace) -> None:
+def require_all_rows(model_trace: Trace, what: str) -> None:
+    """Raise if a plate has a part of its rows.
+
+    Args:
+        model_trace: The trace of the model.
+        what: What would mean nothing of a minibatch, for the message.
+
+    Raises:
+        ArgumentError: If there is such a plate.
+
+    Example:
+        >>> require_all_rows(Trace(), "importance weights")
+    """
     for site in nodes_of(model_trace).values():
         for frame in site.get("cond_indep_stack", ()):
             if frame.full_size not in (None, frame.size):
                 raise ArgumentError(
-                    f"data: are {frame.size} of {frame.full_size} rows (plate {frame.name!r}); importance weights of a "
+                    f"data: are {frame.size} of {frame.full_size} rows (plate {frame.name!r}); {what} of a "
                     "minibatch mean nothing. Pass all rows."
                 )
 
@@ -241,8 +288,13 @@ def _latents(guide_trace: Trace, model_trace: Trace, *, partial: bool) -> dict[s
     return {name: in_guide[name] for name in in_model if name in in_guide}
 
 
-def _plate_nesting(*traces: Trace) -> int:
-    """Return the number of plate dimensions in use."""
+def plate_nesting(*traces: Trace) -> int:
+    """Return the number of plate dimensions in use.
+
+    Example:
+        >>> plate_nesting(Trace())
+        0
+    """
     frames = [
         frame for trace in traces for site in nodes_of(trace).values() for frame in site.get("cond_indep_stack", ())
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayeshnet.configuration import unpacked
 from bayeshnet.errors import CheckpointError
-from bayeshnet.training._files import has_checksum, parsed_json, read_file
+from bayeshnet.training.files import has_checksum, parsed_json, read_file
 
 __all__ = ["CONFIGURATION", "FORMAT", "Contents", "Entry", "old_description", "read_contents", "tensors_file"]
 

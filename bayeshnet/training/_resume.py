@@ -20,12 +20,12 @@ from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, 
 from bayeshnet.models.forms import is_single
 from bayeshnet.sites.arguments import call_arguments
 from bayeshnet.training._batches import Batches, Position
-from bayeshnet.training._files import read_file, write_file
 from bayeshnet.training._learned_state import learned_tensors, write_back
 from bayeshnet.training._plain import packed, unpacked
 from bayeshnet.training._random import RandomStates, own_stream
 from bayeshnet.training._same_fit import require_same
 from bayeshnet.training._trainer import Trainer
+from bayeshnet.training.files import read_file, write_file
 from bayeshnet.training.history import History
 
 if TYPE_CHECKING:

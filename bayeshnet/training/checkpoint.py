@@ -22,9 +22,9 @@ from bayeshnet.guides.base import Guide
 from bayeshnet.models.bayesian_model import BayesianModel
 from bayeshnet.models.capabilities import has_network, latents_of
 from bayeshnet.training._contents import CONFIGURATION, FORMAT, Entry, old_description, read_contents, tensors_file
-from bayeshnet.training._files import write_file
 from bayeshnet.training._old_keys import renamed_class, renamed_state
 from bayeshnet.training._stand_in import example_shapes
+from bayeshnet.training.files import write_file
 
 __all__ = ["check_and_fill", "load", "save", "stem"]
 

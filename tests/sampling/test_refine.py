@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from bayeshnet import AutoHypernet, BayesianModel, Refined, fit, likelihoods, predict, priors, refine
+from bayeshnet import AutoHypernet, BayesianModel, Refined, fit, likelihoods, predict, priors, refine, save
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, ConvergenceWarning, UsageError
 from bayeshnet.sampling import ChEES, LogJoint, nested_rhat
 
@@ -236,6 +238,15 @@ def discrete() -> None:
         (bad(guide={"weight": torch.zeros(5, 1, 3)}), ArgumentError, "bias"),
         (bad(guide={"weight": torch.zeros(5, 1, 2), "bias": torch.zeros(5, 1)}), ArgumentError, "weight"),
         (bad(guide={"weight": torch.zeros(5, 1, 3), "bias": torch.zeros(5, 1)}), UsageError, "point"),
+        (bad(guide={"weight": torch.zeros(5, 1, 3), "bias": torch.full((5, 1), math.nan)}), ArgumentError, "NaN"),
+        (bad(guide={"weight": torch.zeros(5, 1, 3), "bias": torch.zeros(4, 1)}), ArgumentError, "different numbers"),
+        (bad(guide={"weight": torch.zeros(0, 1, 3), "bias": torch.zeros(0, 1)}), ArgumentError, "weight"),
+        (bad(guide={"weight": 1.0, "bias": torch.zeros(4, 1)}), ArgumentTypeError, "a float"),
+        (bad(model=3), ArgumentTypeError, "model"),
+        (bad(model=narrow, guide=linear_model()), ArgumentTypeError, "model first"),
+        (bad(max_rhat="1"), ArgumentTypeError, "max_rhat"),
+        (bad(progress=1), ArgumentTypeError, "progress"),
+        (bad(num_draws=10**13), ArgumentError, "num_draws.*memory"),
         (bad(data=[linear_data()]), ArgumentTypeError, "all observations"),
         (bad(data=(linear_data()[0],)), ArgumentError, "y"),
         (bad(model=discrete, guide={"k": torch.zeros(5)}, data=()), ArgumentError, "discrete"),
@@ -252,3 +263,85 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "broken").write_bytes(b"12345")
     with pytest.raises(CheckpointError, match="damaged"):
         Refined.load(tmp_path / "broken")
+    path = tmp_path / "draws"
+    Refined({"z": torch.arange(4.0)}, num_chains=2, diagnostics={"rhat": math.inf}).save(path)
+    assert Refined.load(path).diagnostics == {"rhat": math.inf}
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match="damaged"):
+        Refined.load(path)
+    model = linear_model()
+    save(tmp_path / "model", model=model)
+    with pytest.raises(CheckpointError, match=r"Refined\.save"):
+        Refined.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "draws", [{}, {"a": torch.zeros(4), "b": torch.zeros(6)}, {"a": torch.zeros(5)}, {"a": torch.zeros(())}]
+)
+def test_draws_that_are_no_draws_of_these_chains(draws: dict[str, Tensor]) -> None:
+    with pytest.raises(ArgumentError, match="num_chains=2"):
+        Refined(draws, num_chains=2, diagnostics={})
+
+
+def bounded() -> None:
+    """A model without a density at negative values, which its latent may have."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.factor("positive", torch.where(z > 0, 0.0, -torch.inf))
+
+
+def test_starts_without_a_density_are_left_out() -> None:
+    torch.manual_seed(0)
+    draws = {"z": torch.cat([torch.full((300,), -1.0), torch.rand(20) + 0.1])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of trajectories that end beyond the wall
+        refined = refine(bounded, draws, (), num_draws=64, num_warmup=10, max_transitions=10, progress=False)
+    assert bool((refined["z"] > 0).all())
+    with pytest.raises(UsageError, match="density is 0"):
+        refine(bounded, {"z": -torch.rand(20)}, (), progress=False)
+
+
+def test_there_are_as_many_draws_as_asked_for_and_those_of_nuts_are_a_start() -> None:
+    def model() -> None:
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    torch.manual_seed(0)
+    chain = MCMC(NUTS(model), num_samples=30, warmup_steps=100, disable_progbar=True)
+    chain.run()
+    # 63 transitions, more than max_transitions.
+    refined = refine(model, chain, (), num_chains=16, num_draws=1000, max_transitions=10, progress=False)
+    assert len(refined["z"]) >= 1000
+
+
+def test_data_that_the_model_cannot_be_run_on_are_named() -> None:
+    def model(y: Tensor) -> None:
+        pyro.sample("obs", dist.Normal(pyro.sample("mu", dist.Normal(0.0, 1.0)), y.mean()), obs=y[0])
+
+    draws = {"mu": torch.randn(10)}
+    with pytest.raises(ArgumentTypeError, match="data: are no arguments of the model"):
+        refine(model, draws, (torch.ones(2), 1), progress=False)
+    with pytest.raises(ArgumentError, match=r"NaN in data\[0\]"):
+        refine(model, draws, torch.tensor([1.0, math.nan]), progress=False)
+
+
+def test_a_part_of_the_rows_is_refused() -> None:
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 10, subsample=torch.arange(len(y))):
+            pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(ArgumentError, match="4 of 10 rows"):
+        refine(model, {"mu": torch.randn(10)}, torch.zeros(4), progress=False)
+
+
+def test_the_page_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "refine.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(block, names)
+    assert names["prediction"].mean.shape == (5,)
+    assert names["refined"].by_chain()["weight"].shape[0] == 64
+    assert names["refined"].converged

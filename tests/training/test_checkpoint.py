@@ -17,7 +17,7 @@ from torch import nn
 
 from bayeshnet import AutoHypernet, BayesianModel, fit, likelihoods, load, load_posterior, predict, priors, save
 from bayeshnet.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, UsageError
-from bayeshnet.training._files import read_file
+from bayeshnet.training.files import read_file
 from tests.problems import bnn
 from tests.training.files import with_description
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from bayeshnet.errors import ArgumentTypeError, CheckpointError
 from bayeshnet.training import _replacing
-from bayeshnet.training._files import DTYPES, has_checksum, parsed_json, read_file, write_file
 from bayeshnet.training._replacing import TEMPORARY, replacing
+from bayeshnet.training.files import DTYPES, has_checksum, parsed_json, read_file, write_file
 from tests.training.files import signed, with_description
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

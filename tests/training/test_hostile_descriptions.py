@@ -11,7 +11,7 @@ from torch import nn
 
 from bayeshnet import AutoHypernet, BayesianModel, families, likelihoods, load_posterior, save
 from bayeshnet.errors import CheckpointError
-from bayeshnet.training._files import read_file, write_file
+from bayeshnet.training.files import read_file, write_file
 
 
 def net():
