@@ -1,8 +1,8 @@
 """How close chains started from the default guide come to NUTS in function space, and what they cost.
 
-The default guide is fitted (8 samples a step, as in ``posterior_quality.py``), and ``refine`` makes 4,000 draws from it.
-Draws of every function are compared with those of NUTS as there. The floor is the mean distance between two disjoint
-random sets of half of the draws of NUTS (1,000 of 2,000), over ten divisions. Seconds are processor time on one thread.
+The default guide is fitted, with 8 samples a step as in ``posterior_quality.py``, and ``refine`` makes 4,000 draws from
+it. Draws of every function are compared with those of NUTS as there. The floor is the mean distance of two disjoint
+random halves of the draws of NUTS (1,000 of 2,000 each), over ten divisions. Seconds are processor time on one thread.
 
 Keys, medians over seeds: ``PROBLEM/w1_over_floor``, ``/guide_w1_over_floor``: distances of refined draws and of the
 guide over the floor; ``/w1_ratio``: of refined draws over that of the guide; ``/std_ratio``: spread over that of NUTS;

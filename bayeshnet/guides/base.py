@@ -21,8 +21,8 @@ from bayeshnet.errors import ArgumentTypeError
 from bayeshnet.guides._decay import GroupDecay
 from bayeshnet.guides._summaries import Summaries
 from bayeshnet.models.param_sites import emit_param_sites
-from bayeshnet.sites.arguments import call_arguments, refuse_nan_data, require_targets
-from bayeshnet.sites.data_errors import errors_of_data
+from bayeshnet.sites.arguments import call_arguments, require_targets
+from bayeshnet.sites.data_errors import errors_of_data, refuse_nan_data
 from bayeshnet.sites.latents import emit_sites, latent_sites, nodes_of
 from bayeshnet.sites.one_thread import one_thread
 from bayeshnet.sites.prototype import CheckedInit, detach_trace, prior_draw, refuse_sampled_layers

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bayeshnet.errors import BayeshnetError
 from bayeshnet.models.capabilities import vectorises
-from bayeshnet.sites.arguments import call_error, require_targets
+from bayeshnet.sites.arguments import require_targets
+from bayeshnet.sites.data_errors import call_error
 from bayeshnet.training._batches import Batches
 from bayeshnet.training._checks import checked_elbo
 from bayeshnet.training._learned_state import copied, learned_tensors, write_back

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bayeshnet.entropy.protocol import BOUND_THE_GRADIENT
 from bayeshnet.errors import BayeshnetError
-from bayeshnet.sites.arguments import non_finite_places
+from bayeshnet.sites.data_errors import non_finite_places
 
 __all__ = ["BAD_PARAMETER", "UNKNOWN_CAUSE", "gradient_cause", "non_finite_cause"]
 

@@ -310,7 +310,7 @@ def test_there_are_as_many_draws_as_asked_for_and_those_of_nuts_are_a_start() ->
     chain = MCMC(NUTS(model), num_samples=30, warmup_steps=100, disable_progbar=True)
     chain.run()
     # 63 transitions, more than max_transitions.
-    refined = refine(model, chain, (), num_chains=16, num_draws=1000, max_transitions=10, progress=False)
+    refined = refine(model, chain, (), num_chains=16, num_draws=1000, max_transitions=10, max_rhat=1.1, progress=False)
     assert len(refined["z"]) >= 1000
 
 
