@@ -61,6 +61,7 @@ def all_data(model: Any, data: Any, what: str) -> tuple[tuple[Any, ...], dict[st
         ArgumentError: If targets are missing.
 
     Example:
+        >>> import torch
         >>> all_data(lambda x: x, torch.ones(2), "importance weights need")
         ((tensor([1., 1.]),), {})
     """
@@ -128,6 +129,7 @@ def require_targets(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
         ArgumentError: If they are not.
 
     Example:
+        >>> import torch
         >>> from bayeshnet import BayesianModel, likelihoods
         >>> model = BayesianModel(torch.nn.Linear(2, 1), likelihood=likelihoods.Normal(scale=0.1))
         >>> require_targets(model, (torch.zeros(3, 2),), {}, "example")
